@@ -1,0 +1,3 @@
+from ovseg.cli import main
+
+main()

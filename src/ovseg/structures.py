@@ -1,0 +1,125 @@
+"""Batches, results and the vocabulary: the words in which data, models and tasks talk to each other.
+
+Nothing here computes or reads a file. `B` batch, `N` regions, `Q` queries, `K` classes, `D` width of the
+joint CLIP space, `H, W` the image as stored on disk, `h, w` the image as a network sees it.
+Images are RGB floats in [0, 1]; normalisation belongs to the networks.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from torch import Tensor
+
+IGNORE_INDEX = 255
+
+
+class InputError(ValueError):
+    """What a user gave cannot be used; the message is one sentence that names the thing and what to do next.
+
+    The command line prints it without a traceback.
+    """
+
+
+@dataclass(frozen=True)
+class Vocabulary:
+    """Class names in index order.
+
+    Args:
+        names: K distinct, non-empty names.
+        synonyms: per class the phrases that stand for it; the name alone where not given.
+        seen: per class whether the training data has it; all unknown where not given.
+
+    Raises:
+        InputError: no names, an empty or repeated name, or lists of another length.
+    """
+
+    names: tuple[str, ...]
+    synonyms: tuple[tuple[str, ...], ...] = ()
+    seen: tuple[bool, ...] | None = None
+
+    def __post_init__(self) -> None:
+        names = tuple(self.names)
+        if not names:
+            raise InputError("the vocabulary is empty; give at least one class name, for example 'cat, sofa'")
+        if any(not isinstance(name, str) or not name.strip() for name in names):
+            raise InputError(f"the vocabulary has an empty name (entry {[not str(n).strip() for n in names].index(True) + 1})")
+        if repeated := [name for name, count in Counter(names).items() if count > 1]:
+            raise InputError(f"the vocabulary names {', '.join(map(repr, repeated))} more than once; keep one of each")
+        synonyms = tuple(tuple(phrases) for phrases in self.synonyms) or tuple((name,) for name in names)
+        if len(synonyms) != len(names) or not all(synonyms):
+            raise InputError(f"{len(names)} class names need as many non-empty lists of synonyms, got {len(synonyms)}")
+        if self.seen is not None and len(self.seen) != len(names):
+            raise InputError(f"{len(names)} class names need as many seen flags, got {len(self.seen)}")
+        object.__setattr__(self, "names", names)
+        object.__setattr__(self, "synonyms", synonyms)
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+
+class SegmentationBatch(NamedTuple):
+    """Training images with one class index per pixel."""
+
+    images: Tensor  # (B, 3, h, w) in [0, 1]
+    labels: Tensor  # (B, h, w) int64, IGNORE_INDEX where unlabelled
+
+
+class EvalBatch(NamedTuple):
+    """Images at network resolution, to be answered at their own size."""
+
+    images: list[Tensor]  # B × (3, h, w) in [0, 1]
+    sizes: list[tuple[int, int]]  # B × (H, W)
+    names: list[str]  # B file names
+    labels: list[Tensor]  # B × (H, W) int64, empty where there is no ground truth
+
+
+class CaptionBatch(NamedTuple):
+    """Images with the nouns of their captions; masks where ground truth proposes the regions."""
+
+    images: list[Tensor]  # B × (3, h, w) in [0, 1]
+    sizes: list[tuple[int, int]]  # B × (H, W)
+    names: list[str]  # B file names, relative to the image folder
+    image_ids: list[int]
+    nouns: list[list[str]]  # per image, unique
+    caption_ids: list[list[int]]  # per noun, the first caption that has it
+    masks: list[Tensor] | None  # B × (M, H, W) bool
+
+
+class RegionTextBatch(NamedTuple):
+    """Masked image regions with the text that names each."""
+
+    regions: Tensor  # (N, 3, s, s) in [0, 1], filled outside the mask
+    region_masks: Tensor  # (N, s, s) bool
+    texts: list[str]  # N
+
+
+class Proposals(NamedTuple):
+    """What one decoder layer of a proposal network says; see `ovseg.models.MaskProposer`."""
+
+    mask_logits: Tensor  # (B, Q, h / 4, w / 4) of the padded input
+    query_embeddings: Tensor  # (B, Q, D), not normalised
+    class_logits: Tensor | None  # (B, Q, K + 1), no-object last; None until a vocabulary is set
+
+
+class RegionTextPair(NamedTuple):
+    """One mined pair: a region of an image and the noun that names it."""
+
+    image_id: int
+    file_name: str  # relative to the image folder
+    size: tuple[int, int]  # (H, W) of the image and of the mask
+    counts: bytes  # compressed COCO run lengths of the mask at `size`
+    box: tuple[int, int, int, int]  # x0, y0, x1, y1, ends exclusive
+    noun: str
+    caption_id: int
+    similarity: float  # cosine of region and noun
+    margin: float  # to the second-best region of the image; equal to `similarity` where there is only one
+    proposal_score: float  # 1 for ground-truth masks
+
+
+def names_of(vocabulary: Vocabulary | Sequence[str]) -> Vocabulary:
+    """A vocabulary from a vocabulary or a list of names."""
+    return vocabulary if isinstance(vocabulary, Vocabulary) else Vocabulary(tuple(vocabulary))
