@@ -1,0 +1,143 @@
+"""Segmentation metrics, each defined where it stands."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+from torchmetrics import Metric
+
+from ovseg.structures import IGNORE_INDEX
+
+
+class MeanIoU(Metric):
+    """The field's mIoU and its companions, all from one confusion matrix over the whole data set.
+
+    Two definitions of the mean are in use, and they differ where classes are absent:
+    `miou_union` divides by the number of classes in ground truth *or* prediction (a class predicted but absent
+    counts 0), `miou_target` by the number of classes in the ground truth. Counts are int64 and summed over
+    processes, so the result is exact under DDP.
+
+    Args:
+        class_names: K names.
+        ignore_index: label of pixels that count nowhere.
+        seen: per class whether training had it; adds the means over seen and unseen classes.
+    """
+
+    is_differentiable = False
+    higher_is_better = True
+    full_state_update = False
+    confusion: Tensor
+
+    def __init__(
+        self, class_names: Sequence[str], ignore_index: int = IGNORE_INDEX, seen: Sequence[bool] | None = None
+    ) -> None:
+        super().__init__()
+        self.class_names = tuple(class_names)
+        self.ignore_index = ignore_index
+        self.seen = None if seen is None else torch.tensor([bool(flag) for flag in seen])
+        k = len(self.class_names)
+        self.add_state("confusion", torch.zeros((k, k), dtype=torch.int64), dist_reduce_fx="sum")  # [target, pred]
+
+    def update(self, preds: Tensor, target: Tensor) -> None:
+        """Count pixels.
+
+        Args:
+            preds: class indices, any shape.
+            target: class indices or `ignore_index`, the shape of `preds`.
+
+        Raises:
+            ValueError: shapes differ, or a label that is counted lies outside 0 … K − 1.
+        """
+        if preds.shape != target.shape:
+            raise ValueError(f"predictions {tuple(preds.shape)} and labels {tuple(target.shape)} differ in shape")
+        k = len(self.class_names)
+        keep = target != self.ignore_index
+        preds, target = preds[keep].long(), target[keep].long()
+        for name, labels in (("prediction", preds), ("label", target)):
+            if labels.numel() and not 0 <= int(labels.min()) <= int(labels.max()) < k:
+                raise ValueError(f"a {name} lies outside the {k} classes: {int(labels.min())} … {int(labels.max())}")
+        self.confusion += torch.bincount(target * k + preds, minlength=k * k).view(k, k)
+
+    def per_class(self) -> dict[str, Tensor]:
+        """Per class `iou`, `accuracy` (both NaN where the class is not in the ground truth) and `pixels`, each (K,)."""
+        hit, in_target, in_pred = self._counts()
+        nan = torch.full_like(hit, float("nan"))
+        return {
+            "iou": torch.where(in_target > 0, hit / (in_target + in_pred - hit), nan),
+            "accuracy": torch.where(in_target > 0, hit / in_target, nan),
+            "pixels": in_target.long(),
+        }
+
+    def compute(self) -> dict[str, Tensor]:
+        """Fractions: `miou_union`, `miou_target`, `fwiou`, `macc`, `pacc`; NaN where nothing was counted.
+
+        `fwiou` weighs each class's IoU by its share of ground-truth pixels, `macc` is the mean accuracy of the classes
+        in the ground truth, `pacc` the share of pixels that are right. With `seen` given, both mIoU also as
+        `…_seen`, `…_unseen` and `…_harmonic` (the harmonic mean of the two).
+        """
+        hit, in_target, in_pred = self._counts()
+        union = in_target + in_pred - hit
+        present, either = in_target > 0, union > 0
+        iou = torch.where(either, hit / union.clamp(min=1), torch.zeros_like(hit))
+        result = {
+            "miou_union": iou[either].mean(),
+            "miou_target": iou[present].mean(),
+            "fwiou": (iou * in_target).sum() / in_target.sum(),
+            "macc": (hit / in_target)[present].mean(),
+            "pacc": hit.sum() / in_target.sum(),
+        }
+        if self.seen is not None:
+            seen = self.seen.to(iou.device)
+            for name, counted in (("miou_union", either), ("miou_target", present)):
+                both = iou[counted & seen].mean(), iou[counted & ~seen].mean()
+                result[f"{name}_seen"], result[f"{name}_unseen"] = both
+                total = both[0] + both[1]
+                result[f"{name}_harmonic"] = torch.where(total > 0, 2 * both[0] * both[1] / total, total)
+        return result
+
+    def _counts(self) -> tuple[Tensor, Tensor, Tensor]:
+        """Pixels right, in the ground truth, and predicted, each (K,) double."""
+        confusion = self.confusion.double()
+        return confusion.diagonal(), confusion.sum(dim=1), confusion.sum(dim=0)
+
+
+class MeanBestIoU(Metric):
+    """Recall of class-agnostic proposals: the mean over ground-truth segments of the best IoU any proposal has with it.
+
+    A segment is the whole area of one class in one image, as in the training of the proposals.
+    """
+
+    is_differentiable = False
+    higher_is_better = True
+    full_state_update = False
+    total: Tensor
+    segments: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.add_state("total", torch.zeros((), dtype=torch.float64), dist_reduce_fx="sum")
+        self.add_state("segments", torch.zeros((), dtype=torch.int64), dist_reduce_fx="sum")
+
+    def update(self, proposals: Tensor, labels: Tensor, ignore_index: int = IGNORE_INDEX) -> None:
+        """Count the segments of one image.
+
+        Args:
+            proposals: (Q, H, W) bool.
+            labels: (H, W) class indices or `ignore_index`; ignored pixels count in no mask.
+        """
+        counted = labels != ignore_index
+        classes = labels[counted].unique()
+        if not len(classes):
+            return
+        segments = (labels[counted][None] == classes[:, None]).double()  # (S, P)
+        masks = proposals[:, counted].double()  # (Q, P)
+        overlap = segments @ masks.T  # (S, Q)
+        union = segments.sum(1)[:, None] + masks.sum(1)[None] - overlap
+        self.total += (overlap / union).max(dim=1).values.sum() if len(masks) else 0.0
+        self.segments += len(classes)
+
+    def compute(self) -> Tensor:
+        """Fraction in [0, 1]; NaN without segments."""
+        return self.total / self.segments

@@ -1,0 +1,37 @@
+"""Golden arrays: what the released implementation computed from random weights (see README.md beside them)."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+
+FOLDER = Path(__file__).parent / "goldens"
+
+
+def arrays(name: str) -> dict[str, Tensor]:
+    with np.load(FOLDER / f"{name}.npz") as file:
+        return {key: torch.from_numpy(file[key]) for key in file.files}
+
+
+def details(name: str) -> dict[str, Any]:
+    return json.loads((FOLDER / f"{name}.json").read_text(encoding="utf-8"))
+
+
+def state(name: str) -> dict[str, Tensor]:
+    """Weights; stored as float16 without loss."""
+    return {
+        key: tensor.float() if tensor.is_floating_point() else tensor
+        for key, tensor in load_file(FOLDER / f"{name}.safetensors").items()
+    }
+
+
+def unpack(packed: Tensor, *shape: int) -> Tensor:
+    """Bits as `numpy.packbits` wrote them, to a bool tensor."""
+    bits = np.unpackbits(packed.numpy(), axis=-1)
+    return torch.from_numpy(bits).bool().reshape(*shape)

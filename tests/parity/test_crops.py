@@ -1,0 +1,78 @@
+"""Regions from masks against the released implementation (golden g2)."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from ovseg.ops import CLIP_MEAN, crop_regions, expand_boxes, masks_to_boxes
+from tests.parity import goldens
+
+G2 = goldens.arrays("g2_crops")
+IMAGE = G2["image"].float()
+MEAN = tuple(255 * value for value in CLIP_MEAN)
+BLACK = (0.0, 0.0, 0.0)
+CHOSEN = [0, 1, 2, 6, 7]  # the masks of variant D
+VARIANTS = [
+    ("A", MEAN, 1.0, 0.5, range(9)),
+    ("B", BLACK, 1.0, 0.4, range(9)),
+    ("C", MEAN, 1.5, 0.5, range(9)),
+    ("D", BLACK, 0.7, 0.5, CHOSEN),
+]
+
+
+@pytest.mark.parametrize(("variant", "fill", "ratio", "threshold", "chosen"), VARIANTS)
+def test_crops_equal_the_release(
+    variant: str, fill: tuple[float, float, float], ratio: float, threshold: float, chosen: list[int]
+) -> None:
+    masks = G2["mask_prob"][list(chosen)] > threshold
+    regions, region_masks, valid = crop_regions(IMAGE, masks, 224, fill, ratio)
+    boxes = masks_to_boxes(masks)
+    assert torch.equal(valid, G2[f"{variant}_valid"])
+    assert torch.equal(boxes[valid].int(), G2[f"{variant}_bbox"])
+    assert torch.equal(expand_boxes(boxes, ratio, *IMAGE.shape[1:])[valid].int(), G2[f"{variant}_crop_box_ltrb"])
+    assert torch.equal(region_masks[valid], goldens.unpack(G2[f"{variant}_masks_packed"], -1, 224, 224))
+    # the release stores normalised regions as well; `_unnorm_s8` is the scale of 0 … 255
+    torch.testing.assert_close(regions[valid][..., ::8, ::8], G2[f"{variant}_unnorm_s8"], rtol=0, atol=1e-3)
+    mean, std = torch.tensor(MEAN), 255 * torch.tensor((0.26862954, 0.26130258, 0.27577711))
+    normalised = (regions[valid][..., ::4, ::4] - mean[:, None, None]) / std[:, None, None]
+    torch.testing.assert_close(normalised, G2[f"{variant}_regions_s4"], rtol=0, atol=2e-5)
+
+
+def test_whole_first_region_equals_the_release() -> None:
+    regions, _, _ = crop_regions(IMAGE, G2["mask_prob"] > 0.5, 224, MEAN)
+    mean, std = torch.tensor(MEAN), 255 * torch.tensor((0.26862954, 0.26130258, 0.27577711))
+    torch.testing.assert_close(
+        (regions[0] - mean[:, None, None]) / std[:, None, None], G2["A_region0_full"], rtol=0, atol=2e-5
+    )
+
+
+def test_empty_masks_keep_their_row_as_plain_fill() -> None:
+    masks = torch.zeros(3, 60, 84, dtype=torch.bool)
+    masks[1, 5:9, 7:20] = True
+    regions, region_masks, valid = crop_regions(IMAGE, masks, 8, MEAN)
+    assert valid.tolist() == [False, True, False]
+    torch.testing.assert_close(regions[0], torch.tensor(MEAN)[:, None, None].expand(3, 8, 8))
+    assert not region_masks[0].any() and bool(region_masks[1].all())
+
+
+@pytest.mark.parametrize("shape", [(1, 1), (1, 9), (9, 1)])
+def test_thin_images(shape: tuple[int, int]) -> None:
+    image = torch.rand(3, *shape)
+    regions, region_masks, valid = crop_regions(image, torch.ones(1, *shape, dtype=torch.bool), 4)
+    assert valid.all() and region_masks.all() and bool(regions.isfinite().all())
+    if shape == (1, 1):
+        torch.testing.assert_close(regions[0], image.expand(3, 4, 4))
+
+
+def test_no_masks() -> None:
+    regions, region_masks, valid = crop_regions(IMAGE, torch.zeros(0, 60, 84, dtype=torch.bool), 4)
+    assert regions.shape == (0, 3, 4, 4) and region_masks.shape == (0, 4, 4) and valid.shape == (0,)
+
+
+def test_boxes_by_hand() -> None:
+    masks = torch.zeros(3, 5, 7, dtype=torch.bool)
+    masks[0, 1:3, 2:6] = True
+    masks[1, 4, 6] = True
+    assert masks_to_boxes(masks).tolist() == [[2, 1, 6, 3], [6, 4, 7, 5], [0, 0, 0, 0]]
+    assert expand_boxes(torch.tensor([[2, 1, 6, 3]]), 2.0, 5, 7).tolist() == [[0, 0, 7, 4]]
