@@ -34,55 +34,50 @@ def seeded(*entropy: int) -> Iterator[None]:
 
 
 class EpochSampler(DistributedSampler[int]):
-    """This process's share of a permutation drawn from (seed, epoch), as keys, without the samples already served.
+    """This process's share of a permutation drawn from (seed, epoch), as keys, without the first `skipped` of it.
 
     Being a `DistributedSampler` keeps Lightning from wrapping it in one of its own, which would not pass the epoch on.
     """
 
-    skipped = 0  # samples of this epoch that the next pass leaves out
-
-    def set_epoch(self, epoch: int) -> None:
-        if epoch != self.epoch:
-            self.skipped = 0
-        super().set_epoch(epoch)
+    skipped = 0
 
     def __iter__(self) -> Iterator[int]:
         first_key = self.epoch * len(self.dataset)  # type: ignore[arg-type]
-        skipped, self.skipped = self.skipped, 0
-        return (first_key + index for index in list(super().__iter__())[skipped:])
+        return (first_key + index for index in list(super().__iter__())[self.skipped :])
 
 
 class ResumableLoader(DataLoader[Any]):
-    """A `DataLoader` whose state is the epoch and the number of batches served in it.
+    """A `DataLoader` that knows its place, an epoch and the batches served in it, and goes on from there.
 
-    Lightning stores and restores it with every checkpoint. The state is the same in every process: resuming is exact
-    with the same batch size, seed and number of processes.
+    Each pass starts where the one before stopped: in the next epoch if that one was complete, in the middle if it was
+    not. The place is in every checkpoint of Lightning's. It is kept here because Lightning's own count of epochs, which
+    a new loader starts from, runs ahead after resuming a run limited by `max_steps` from a checkpoint at an epoch's end.
+    Resuming is exact with the same batch size, seed and number of processes; not so where `limit_train_batches` cuts
+    epochs short in a run limited by `max_epochs`, for which Lightning restores no place at an epoch's end.
     """
 
-    epoch = 0
-    served = 0
+    place: tuple[int, int] | None = None  # epoch, batches served; None before the first pass
 
     def __iter__(self) -> Iterator[Any]:  # type: ignore[override]
         # A generator, because Lightning asks for the iterator before it tells the epoch: nothing runs until `next`.
-        if isinstance(self.sampler, EpochSampler):
-            self.epoch, self.served = self.sampler.epoch, self.sampler.skipped // self._batch
-        for batch in super().__iter__():
-            self.served += 1
+        sampler = self.sampler
+        if not isinstance(sampler, EpochSampler):  # `overfit_batches` puts in a plain one
+            yield from super().__iter__()
+            return
+        epoch, served = self.place or (sampler.epoch, 0)
+        if served >= len(self):
+            epoch, served = epoch + 1, 0
+        sampler.set_epoch(epoch)
+        sampler.skipped = served * (self.batch_size or 1)
+        for served, batch in enumerate(super().__iter__(), start=served + 1):
+            self.place = epoch, served
             yield batch
 
-    def state_dict(self) -> dict[str, int]:
-        return {"epoch": self.epoch, "served": self.served}
+    def state_dict(self) -> dict[str, tuple[int, int] | None]:
+        return {"place": self.place}
 
-    def load_state_dict(self, state: dict[str, int]) -> None:
-        self.epoch, self.served = state["epoch"], state["served"]
-        if isinstance(self.sampler, EpochSampler):
-            self.sampler.set_epoch(self.epoch)
-            self.sampler.skipped = self.served * self._batch
-
-    @property
-    def _batch(self) -> int:
-        assert self.batch_size is not None  # only a batch_sampler would leave it out
-        return self.batch_size
+    def load_state_dict(self, state: dict[str, tuple[int, int] | None]) -> None:
+        self.place = state["place"]
 
 
 def train_loader(
