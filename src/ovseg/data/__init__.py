@@ -1,0 +1,1 @@
+"""Files on disk: images, labels, captions, pairs and vocabularies, as datamodules."""

@@ -1,0 +1,43 @@
+"""What every loader for evaluation shares: one image a batch, each read by exactly one process."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+from torch import distributed
+from torch.utils.data import DataLoader, Dataset, DistributedSampler
+
+from ovseg.structures import EvalBatch
+
+
+class ShardSampler(DistributedSampler[int]):
+    """Every sample in exactly one process: rank r takes r, r + world, …
+
+    Torch's own sampler repeats samples until all processes have equally many, and a metric would count them twice.
+    Being a `DistributedSampler` keeps Lightning from replacing it.
+    """
+
+    def __iter__(self) -> Iterator[int]:
+        return iter(range(self.rank, len(self.dataset), self.num_replicas))  # type: ignore[arg-type]
+
+    def __len__(self) -> int:
+        return len(range(self.rank, len(self.dataset), self.num_replicas))  # type: ignore[arg-type]
+
+
+def eval_loader(dataset: Dataset[EvalBatch], num_workers: int) -> DataLoader[EvalBatch]:
+    """A loader of one image a batch, in order, sharded over the processes without padding."""
+    processes = distributed.get_world_size() if distributed.is_initialized() else 1
+    rank = distributed.get_rank() if distributed.is_initialized() else 0
+    return DataLoader(
+        dataset,
+        batch_size=1,
+        sampler=ShardSampler(dataset, num_replicas=processes, rank=rank, shuffle=False),
+        num_workers=num_workers,
+        collate_fn=_only,
+        pin_memory=torch.cuda.is_available(),
+    )
+
+
+def _only(batches: list[EvalBatch]) -> EvalBatch:
+    return batches[0]

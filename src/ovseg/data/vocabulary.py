@@ -1,0 +1,100 @@
+"""Class names from the lists that come with the package, from files, or as typed on the command line."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+from ovseg.structures import InputError, Vocabulary
+
+
+def builtin_vocabularies() -> list[str]:
+    """The names that `read_vocabulary` knows without a file."""
+    folder = resources.files("ovseg.data") / "vocabularies"
+    return sorted(file.name.removesuffix(".json") for file in folder.iterdir() if file.name.endswith(".json"))
+
+
+def read_vocabulary(spec: str, synonyms: bool = False) -> Vocabulary:
+    """The class names, exactly as written in the list, with its synonyms only where asked for.
+
+    Args:
+        spec: a built-in name ("ade20k_150"), a .json file of the same format, a text file (one class a line, synonyms
+            after ";", a comma is part of the name), or names separated by commas ("cat, sofa, potted plant").
+        synonyms: also take the list's synonyms; other people chose them, and some change a name's meaning.
+
+    Raises:
+        InputError: no such list or file, or one that is empty, damaged or has duplicates.
+    """
+    if spec in builtin_vocabularies() or spec.endswith(".json"):
+        content = _read_json(spec)
+        flags = content.get("seen_in_coco_stuff", content.get("seen"))
+        return _named(
+            spec,
+            content["classes"],
+            content.get("synonyms", []) if synonyms else [],
+            None if flags is None else tuple(bool(flag) for flag in flags),
+        )
+    if spec.endswith(".txt") or ("," not in spec and Path(spec).is_file()):
+        entries = _read_lines(Path(spec))
+        return _named(spec, [entry[0] for entry in entries], entries if synonyms else [])
+    if "," not in spec and (
+        "_" in spec or "/" in spec or any(n.startswith(f"{spec}_") for n in builtin_vocabularies())
+    ):
+        raise InputError(
+            f"there is no vocabulary '{spec}'; take one of {', '.join(builtin_vocabularies())}, "
+            "a .json or .txt file that exists, or type the names: 'cat, sofa'"
+        )
+    names = [name.strip() for name in spec.split(",")]
+    return _named("given", names if spec.strip(" ,") else [], [])
+
+
+def read_dataset_ids(spec: str) -> list[int] | None:
+    """Per class its id in the data set's label files; None for a vocabulary that does not say."""
+    if spec not in builtin_vocabularies() and not spec.endswith(".json"):
+        return None
+    content = _read_json(spec)
+    ids = content.get("dataset_ids")
+    if ids is not None and (len(ids) != len(content["classes"]) or len(set(ids)) != len(ids)):
+        raise InputError(f"vocabulary {spec}: 'dataset_ids' needs one id of its own per class; correct the file")
+    return ids
+
+
+def _named(
+    source: str, names: list[str], synonyms: list[list[str]], seen: tuple[bool, ...] | None = None
+) -> Vocabulary:
+    try:
+        return Vocabulary(tuple(names), tuple(tuple(phrases) for phrases in synonyms), seen)
+    except InputError as error:
+        raise InputError(f"vocabulary {source}: {error}") from error
+
+
+def _read_json(spec: str) -> Mapping[str, Any]:
+    packaged = resources.files("ovseg.data") / "vocabularies" / f"{spec}.json"
+    file = packaged if packaged.is_file() else Path(spec)
+    if not file.is_file():
+        raise InputError(f"{spec} does not exist; take one of {', '.join(builtin_vocabularies())}, or type the names")
+    try:
+        content = json.loads(file.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise InputError(f"{spec} is not JSON ({error}); correct it or use a text file with one name a line") from error
+    if not isinstance(content, dict) or not isinstance(content.get("classes"), list):
+        raise InputError(f"{spec} has no list of names under 'classes'; see the lists in ovseg/data/vocabularies")
+    return content
+
+
+def _read_lines(path: Path) -> list[list[str]]:
+    """Per line the name and its synonyms."""
+    if not path.is_file():
+        raise InputError(f"{path} does not exist; give a text file with one class name a line, or type the names")
+    try:
+        lines = path.read_text(encoding="utf-8-sig").splitlines()
+    except UnicodeDecodeError as error:
+        raise InputError(f"{path} is not a text file in UTF-8; give one class name a line") from error
+    entries = [[phrase.strip() for phrase in line.split(";")] for line in lines]
+    for number, entry in enumerate(entries, start=1):
+        if not all(entry):
+            raise InputError(f"{path} line {number} has no name or an empty synonym; delete or complete it")
+    return entries
