@@ -1,0 +1,157 @@
+"""Training data for a tiny CLIP: windows of toy scenes, each with a few words about what it shows."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from lightning import LightningDataModule
+from numpy.typing import NDArray
+from PIL import Image
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+from tqdm import tqdm
+
+from ovseg.data.loading import ResumableLoader, train_loader
+from ovseg.data.toy.captions import Style, label, sentence
+from ovseg.data.toy.nouns import NOUNS
+from ovseg.data.toy.scenes import Region, Scene, make_scene, scene_rng
+from ovseg.structures import InputError, RegionTextBatch
+
+SPLIT = "windows"  # scenes that are neither trained nor tested on elsewhere
+WHOLE, AROUND = 0.20, 0.45  # shares of whole scenes and of windows around a thing; the others are anywhere
+LABELS = 0.60  # share of captions that are bare nouns; adjectives in all of them kept CLIP from learning nouns
+SENTENCES = Style(attributes=0.2, absent=0.0)
+
+
+class Box(NamedTuple):
+    """A square window: left, top and side in pixels."""
+
+    x: int
+    y: int
+    side: int
+
+
+def choose_window(rng: np.random.Generator, scene: Scene) -> Box:
+    """A window of a scene: all of it, 1.3 to 2.6 times a thing, or any part from a quarter of the side."""
+    size = scene.image.shape[0]
+    kind = rng.random()
+    things = [region for region in scene.regions if not NOUNS[region.noun].stuff]
+    if kind < WHOLE:
+        return Box(0, 0, size)
+    if kind < WHOLE + AROUND and things:
+        y, x = np.nonzero(things[rng.integers(len(things))].mask)
+        extent = max(np.ptp(y), np.ptp(x)) + 1
+        side = int(np.clip(extent * rng.uniform(1.3, 2.6), 16, size))
+        slack = (side - extent) / 2
+        left = (x.min() + x.max() - side) / 2 + slack * rng.uniform(-0.6, 0.6)
+        top = (y.min() + y.max() - side) / 2 + slack * rng.uniform(-0.6, 0.6)
+        return Box(int(np.clip(left, 0, size - side)), int(np.clip(top, 0, size - side)), side)
+    side = int(size * rng.uniform(0.25, 0.8))
+    return Box(int(rng.integers(size - side + 1)), int(rng.integers(size - side + 1)), side)
+
+
+def visible_regions(scene: Scene, window: Box) -> list[Region]:
+    """The regions that one would speak of in a window: an eighth of it, or half of a thing that is no speck in it."""
+    rows, columns = slice(window.y, window.y + window.side), slice(window.x, window.x + window.side)
+    found: list[tuple[float, Region]] = []
+    for region in scene.regions:
+        inside = int(region.mask[rows, columns].sum())
+        share = inside / window.side**2
+        thing = not NOUNS[region.noun].stuff and inside > 0.5 * region.mask.sum() and share > 0.01
+        found.append((share if share > 0.125 or thing else -1 + share, region))
+    kept = [region for share, region in found if share > 0]
+    return kept or [max(found, key=lambda item: item[0])[1]]
+
+
+class _SceneWindows(Dataset[tuple[Tensor, list[str]]]):
+    """Per scene some windows (W, 3, s, s) uint8 with their captions."""
+
+    def __init__(self, counts: list[int], size: int, seed: int) -> None:
+        self.counts, self.size, self.seed = counts, size, seed
+
+    def __len__(self) -> int:
+        return len(self.counts)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, list[str]]:
+        scene = make_scene(self.seed, index, split=SPLIT)
+        picture = Image.fromarray(scene.image)
+        rng = scene_rng(self.seed, index, SPLIT, stream=2)
+        pixels: list[NDArray[np.uint8]] = []
+        texts: list[str] = []
+        for _ in range(self.counts[index]):
+            window = choose_window(rng, scene)
+            box = (window.x, window.y, window.x + window.side, window.y + window.side)
+            cut = picture.resize((self.size, self.size), Image.Resampling.BICUBIC, box=box)
+            pixels.append(np.asarray(cut).transpose(2, 0, 1))
+            regions = visible_regions(scene, window)
+            texts.append(label(rng, regions) if rng.random() < LABELS else sentence(rng, regions, SENTENCES))
+        return torch.from_numpy(np.stack(pixels)), texts
+
+
+class _FlippedWindows(Dataset[tuple[Tensor, str]]):
+    """Windows in memory, half of them mirrored; keys as `ovseg.data.loading` wants them."""
+
+    def __init__(self, pixels: Tensor, texts: list[str], seed: int) -> None:
+        self.pixels, self.texts, self.seed = pixels, texts, seed
+
+    def __len__(self) -> int:
+        return len(self.texts)
+
+    def __getitem__(self, key: int) -> tuple[Tensor, str]:
+        index = key % len(self)
+        pixels = self.pixels[index]
+        mirrored = np.random.default_rng([self.seed, key]).random() < 0.5
+        return pixels.flip(-1) if mirrored else pixels, self.texts[index]
+
+
+class ToyWindowsDataModule(LightningDataModule):
+    """Windows of generated scenes and captions, made by `setup` and kept in memory as bytes.
+
+    Args:
+        scenes: number of scenes to cut from.
+        windows: number of windows; 100,000 of 64 pixels take 1.2 GB.
+        size: side of a window in pixels.
+        num_workers: processes that make the windows; reading them needs none.
+    """
+
+    def __init__(
+        self,
+        scenes: int = 8000,
+        windows: int = 100_000,
+        size: int = 64,
+        batch_size: int = 128,
+        seed: int = 0,
+        num_workers: int = 2,
+    ) -> None:
+        super().__init__()
+        if not 1 <= scenes <= windows:
+            raise InputError(f"{windows} windows cannot be cut from {scenes} scenes; give at least one window a scene")
+        self.scenes, self.windows, self.size = scenes, windows, size
+        self.batch_size, self.seed, self.num_workers = batch_size, seed, num_workers
+        self.data: _FlippedWindows | None = None
+
+    def setup(self, stage: str) -> None:
+        if self.data is not None:
+            return
+        counts = [len(part) for part in np.array_split(np.arange(self.windows), self.scenes)]
+        # the loader is only a pool of processes here: it keeps the order, whichever worker is first
+        loader = DataLoader(_SceneWindows(counts, self.size, self.seed), batch_size=None, num_workers=self.num_workers)
+        pixels = torch.empty(self.windows, 3, self.size, self.size, dtype=torch.uint8)
+        texts: list[str] = []
+        for cut, captions in tqdm(loader, desc="windows of toy scenes", unit="scene"):
+            pixels[len(texts) : len(texts) + len(captions)] = cut
+            texts.extend(captions)
+        self.data = _FlippedWindows(pixels, texts, self.seed)
+
+    def train_dataloader(self) -> ResumableLoader:
+        if self.data is None:
+            raise RuntimeError("setup() makes the windows first")
+        return train_loader(self.data, self.batch_size, self.seed, num_workers=0, collate=_collate)
+
+
+def _collate(items: list[tuple[Tensor, str]]) -> RegionTextBatch:
+    pixels = torch.stack([item[0] for item in items])
+    masks = torch.ones(len(items), *pixels.shape[-2:], dtype=torch.bool)
+    return RegionTextBatch(pixels.float() / 255, masks, [item[1] for item in items])
