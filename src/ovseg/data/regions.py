@@ -1,0 +1,140 @@
+"""Masked regions with the nouns that name them, cut from the original images on the fly."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from lightning import LightningDataModule
+from torch import Tensor
+from torch.utils.data import Dataset
+from torchvision.transforms import InterpolationMode
+from torchvision.transforms.v2 import RandomResizedCrop
+from torchvision.transforms.v2.functional import resized_crop
+
+from ovseg import rle
+from ovseg.data.images import read_image, to_tensor
+from ovseg.data.loading import ResumableLoader, seeded, train_loader
+from ovseg.data.pairs import Pairs, read_pairs
+from ovseg.ops import CLIP_MEAN
+from ovseg.structures import InputError, RegionTextBatch, RegionTextPair
+
+# the paper's augmentation, of the region's box
+SCALE = (0.9, 1.0)
+RATIO = (3 / 4, 4 / 3)
+
+
+class RegionText(NamedTuple):
+    """One sample."""
+
+    region: Tensor  # (3, s, s) in [0, 1]
+    region_mask: Tensor  # (s, s) bool
+    text: str
+
+
+class RegionTextDataModule(LightningDataModule):
+    """Region-text pairs from a store, shuffled, with the paper's random resized crop of region and mask together.
+
+    Args:
+        pairs: the store that `ovseg mine` wrote.
+        images: the folder its file names are relative to.
+        size: side of the regions in pixels: CLIP's resolution.
+        batch_size: pairs a batch and process.
+        min_similarity: leave out pairs less similar.
+        max_per_noun: of each noun use only so many pairs, the most similar.
+        num_workers: processes that read images; what they read does not depend on their number.
+        seed: of order and augmentation.
+    """
+
+    def __init__(
+        self,
+        pairs: Path,
+        images: Path,
+        size: int = 224,
+        batch_size: int = 32,
+        min_similarity: float | None = None,
+        max_per_noun: int | None = None,
+        num_workers: int = 0,
+        seed: int = 0,
+    ) -> None:
+        super().__init__()
+        self.pairs, self.images, self.size = Path(pairs), Path(images), size
+        self.batch_size, self.num_workers, self.seed = batch_size, num_workers, seed
+        self.min_similarity, self.max_per_noun = min_similarity, max_per_noun
+
+    def setup(self, stage: str) -> None:
+        """Read the pairs and look for their images.
+
+        Raises:
+            InputError: there are no pairs, or images are missing.
+        """
+        pairs = read_pairs(self.pairs).filter(self.min_similarity, self.max_per_noun)
+        if not pairs:
+            raise InputError(f"no pair in {self.pairs} is as similar as {self.min_similarity}; lower min_similarity")
+        names = pairs.table["file_name"].unique().to_pylist()
+        if missing := [name for name in names if not (self.images / name).is_file()]:
+            raise InputError(
+                f"{len(missing)} of {len(names)} images of {self.pairs} are not in {self.images}, "
+                f"the first is {missing[0]}; give the folder that they were mined from"
+            )
+        self.dataset = RegionTexts(pairs, self.images, self.size, self.seed)
+
+    def train_dataloader(self) -> ResumableLoader:
+        return train_loader(self.dataset, self.batch_size, self.seed, self.num_workers, join_regions)
+
+
+class RegionTexts(Dataset[RegionText]):
+    """The pairs of a store as samples, by the keys of `ovseg.data.loading`.
+
+    Raises:
+        InputError: an image cannot be read, or changed its size since it was mined.
+    """
+
+    def __init__(self, pairs: Pairs, images: Path, size: int, seed: int) -> None:
+        self.pairs, self.images, self.size, self.seed = pairs, images, size, seed
+
+    def __len__(self) -> int:
+        return len(self.pairs)
+
+    def __getitem__(self, key: int) -> RegionText:
+        pair = self.pairs[key % len(self)]
+        path = self.images / pair.file_name
+        image = read_image(path)
+        if (image.height, image.width) != pair.size:
+            raise InputError(
+                f"{path} is {image.width} x {image.height} pixels but was mined at {pair.size[1]} x {pair.size[0]}; "
+                "bring back the image or mine again"
+            )
+        x0, y0, x1, y1 = pair.box
+        mask = rle.decode([pair.counts], pair.size)[:, y0:y1, x0:x1]
+        with seeded(self.seed, key):
+            region, region_mask = augment(to_tensor(image.crop(pair.box)), mask, self.size)
+        return RegionText(region, region_mask, pair.noun)
+
+
+def augment(crop: Tensor, mask: Tensor, size: int) -> tuple[Tensor, Tensor]:
+    """Fill what the mask leaves out and resize a random part of the box, as `ovseg.ops.crop_regions` does the whole.
+
+    Args:
+        crop: (3, h, w), the box of the mask.
+        mask: (1, h, w) bool.
+
+    Returns:
+        (3, size, size) and (size, size) bool.
+    """
+    top, left, height, width = RandomResizedCrop.get_params(crop, list(SCALE), list(RATIO))
+    if not mask[:, top : top + height, left : left + width].any():  # of a long thin box the centre alone is taken
+        top, left, (height, width) = 0, 0, mask.shape[1:]
+    filled = torch.where(mask, crop, torch.tensor(CLIP_MEAN)[:, None, None])
+    window, square = (top, left, height, width), [size, size]
+    # no antialiasing, so that training sees regions as inference makes them
+    region = resized_crop(filled, *window, square, InterpolationMode.BICUBIC, antialias=False)
+    region_mask = resized_crop(mask.float(), *window, square, InterpolationMode.NEAREST, antialias=False)[0] > 0
+    return region, region_mask
+
+
+def join_regions(samples: list[RegionText]) -> RegionTextBatch:
+    """One batch of samples."""
+    regions, masks, texts = zip(*samples, strict=True)
+    return RegionTextBatch(torch.stack(regions), torch.stack(masks), list(texts))
