@@ -73,8 +73,14 @@ class MaskPromptedViT(nn.Module):
                 "choose an open_clip ViT such as ViT-B-16 or ViT-L-14"
             )
         self.visual = visual
-        grid: tuple[int, int] = visual.grid_size
-        self.prompt = MaskPrompt(prompt_depth, grid, visual.conv1.out_channels, shared_prompt) if prompt_depth else None
+        self.prompt: MaskPrompt | None = None
+        if prompt_depth:
+            self.add_prompt(prompt_depth, shared_prompt)
+
+    def add_prompt(self, depth: int, shared: bool = False) -> None:
+        """Start with new prompts, whatever was there before."""
+        width: int = self.visual.conv1.out_channels
+        self.prompt = MaskPrompt(depth, self.visual.grid_size, width, shared)
 
     @property
     def patch_size(self) -> int:

@@ -1,0 +1,117 @@
+"""Weights on disk: what a checkpoint of ours holds, and loading it with an error that can be read."""
+
+from __future__ import annotations
+
+import logging
+import pickle
+import zipfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from ovseg.structures import InputError
+
+Architecture = dict[str, Any]
+"""JSON-like values that rebuild a network without its weights."""
+
+ARCHITECTURES = "architectures"
+"""Entry of a training checkpoint: name of a network in the task → its `Architecture`, so that a checkpoint is enough to
+rebuild the network, wherever it is moved. Nothing in it overrides a setting of a run."""
+
+
+def toy_weights(part: str = "") -> Path:
+    """The folder of the weights that the package ships, or of one part of them."""
+    return Path(str(files("ovseg") / "weights" / "toy" / part))
+
+
+@contextmanager
+def quiet(logger: str) -> Iterator[None]:
+    """Hold back what a library logs below errors while a network is built."""
+    target = logging.getLogger() if logger == "open_clip" else logging.getLogger(logger)  # open_clip logs to the root
+    level = target.level
+    target.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        target.setLevel(level)
+
+
+def read_state(path: str | Path) -> dict[str, Any]:
+    """Read a checkpoint or a bare state dict, without executing anything in it.
+
+    Raises:
+        InputError: the file is missing, cut short, or holds objects other than tensors and plain values.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise InputError(f"weights not found: {path}; check the path, or train them with `ovseg fit`")
+    try:
+        if path.suffix == ".safetensors":
+            return dict(load_file(path))
+        # mapped, not read: a checkpoint may hold an optimizer three times the size of the weights asked for
+        content = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
+    except pickle.UnpicklingError as error:
+        raise InputError(
+            f"{path} holds Python objects beside its weights, which are never executed here; save its state dict alone"
+        ) from error
+    except Exception as error:  # torch and safetensors raise a dozen kinds for a damaged file
+        raise InputError(f"{path} is not a readable weights file ({_first_line(error)}); fetch or save it again") from error
+    if not isinstance(content, dict):
+        raise InputError(f"{path} holds a {type(content).__name__}, not a state dict")
+    return content
+
+
+def read_architecture(path: str | Path, name: str) -> Architecture:
+    """The architecture of one network of a training checkpoint.
+
+    Raises:
+        InputError: the checkpoint has no such network.
+    """
+    architectures = read_state(path).get(ARCHITECTURES, {})
+    if name not in architectures:
+        known = ", ".join(architectures) or "none of ours"
+        raise InputError(f"{path} holds no network called {name!r} (it has: {known}); give the checkpoint of another stage")
+    architecture: Architecture = architectures[name]
+    return architecture
+
+
+def load_weights(module: nn.Module, path: str | Path, prefix: str = "") -> None:
+    """Load weights from a checkpoint, a state dict or safetensors; every key must be used and every weight given.
+
+    Args:
+        prefix: of the keys in the file that belong to `module`; others are left alone.
+
+    Raises:
+        InputError: names the first keys that are missing, unexpected or of another shape. `module` is unchanged.
+    """
+    content = read_state(path)
+    state = content.get("state_dict", content)
+    check_and_load(module, {key[len(prefix) :]: value for key, value in state.items() if key.startswith(prefix)}, path)
+
+
+def check_and_load(module: nn.Module, weights: Mapping[str, Tensor], source: str | Path) -> None:
+    """`load_state_dict` that changes nothing unless all fits, and says in one sentence what does not."""
+    own = module.state_dict()
+    problems = {
+        "missing": [key for key in own if key not in weights],
+        "unexpected": [key for key in weights if key not in own],
+        "of another shape": [key for key in own if key in weights and own[key].shape != weights[key].shape],
+    }
+    if any(problems.values()):
+        report = "; ".join(
+            f"{len(keys)} {kind} ({', '.join(keys[:3])}{', …' if len(keys) > 3 else ''})"
+            for kind, keys in problems.items()
+            if keys
+        )
+        raise InputError(f"{source} does not fit this {type(module).__name__}: {report}; it is of another architecture")
+    module.load_state_dict(weights)
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0]

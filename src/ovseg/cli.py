@@ -1,0 +1,90 @@
+"""The command line: one door for Trainer verbs (LightningCLI) and for plain commands."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from ovseg import __version__
+
+if TYPE_CHECKING:
+    from ovseg.lightning_cli import OVSegCLI
+
+TRAINER_VERBS = {
+    "fit": "train the proposals or adapt CLIP",
+    "validate": "score a stage on its validation data",
+    "test": "score a segmenter on a benchmark",
+    "predict": "run a task on its data, without writing",
+    "mine": "mine region-text pairs from images and captions",
+    "segment": "segment images into words of your own",
+}
+COMMANDS = {
+    "toy": "write scenes of the embedded toy world, in the layout of COCO",
+    "bundle": "join trained proposals and an adapted CLIP into a segmenter",
+}
+
+
+def main(args: Sequence[str] | None = None) -> None:
+    """Run one verb.
+
+    Args:
+        args: words after `ovseg`; those of the process where not given.
+
+    Raises:
+        SystemExit: 2 after one sentence about unusable input, or as the verb ends.
+    """
+    words = list(sys.argv[1:] if args is None else args)
+    debug = "--debug" in words
+    words = [word for word in words if word != "--debug"]
+    if not words or words[0] in ("-h", "--help"):
+        print(_usage())
+        return
+    if words[0] == "--version":
+        print(f"ovseg {__version__}")
+        return
+    if words[0] not in TRAINER_VERBS and words[0] not in COMMANDS:
+        _refuse(f"there is no verb {words[0]!r}; choose from {', '.join([*TRAINER_VERBS, *COMMANDS])} (ovseg --help)")
+    from jsonargparse import ArgumentError
+
+    from ovseg.structures import InputError
+
+    try:
+        if words[0] in COMMANDS:
+            from ovseg import commands
+
+            commands.run(words)
+        else:
+            run_trainer_verb(words)
+    except (InputError, ArgumentError) as error:
+        if debug:
+            raise
+        _refuse(" ".join(str(error).split()))
+
+
+def run_trainer_verb(words: list[str]) -> OVSegCLI:
+    """Build Trainer, model and data from flags and configs, and run the verb."""
+    from ovseg.lightning_cli import OVSegCLI
+
+    return OVSegCLI.launch(words)
+
+
+def _usage() -> str:
+    rows = [f"  {verb:<10}{text}" for verb, text in {**TRAINER_VERBS, **COMMANDS}.items()]
+    return "\n".join(
+        [
+            "usage: ovseg VERB [--config FILE] [--KEY VALUE …]",
+            "",
+            "Open-vocabulary semantic segmentation with mask-adapted CLIP.",
+            "",
+            *rows,
+            "",
+            "`ovseg VERB --help` lists the flags of a verb, `--print_config` the configuration it would run,",
+            "`--debug` shows where an error comes from.",
+        ]
+    )
+
+
+def _refuse(sentence: str) -> None:
+    print(f"ovseg: {sentence}", file=sys.stderr)
+    raise SystemExit(2)

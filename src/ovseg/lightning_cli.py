@@ -1,0 +1,88 @@
+"""LightningCLI with OVSeg's verbs, run folders and configs; imported only when a Trainer verb runs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import jsonargparse
+from lightning.pytorch import LightningDataModule, LightningModule, Trainer
+from lightning.pytorch.callbacks import LearningRateMonitor, ModelCheckpoint
+from lightning.pytorch.cli import LightningCLI, SaveConfigCallback
+from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
+
+from ovseg.trainer import OVSegTrainer
+
+WRITING_VERBS = ("mine", "segment")
+SEGMENT_DEFAULTS = ["--model", "ovseg.tasks.SegmentationTask", "--data", "ovseg.data.ImagesDataModule"]
+SEGMENT_SHORTHANDS = {"--model": "--model.segmenter", "--images": "--data.images", "--vocabulary": "--data.vocabulary"}
+
+
+class SaveVerbConfig(SaveConfigCallback):
+    """Keeps the configuration of a run as `<verb>.yaml` in its folder, so that `test` leaves `fit.yaml` alone."""
+
+    def save_config(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        folder = Path(trainer.default_root_dir)
+        folder.mkdir(parents=True, exist_ok=True)
+        self.parser.save(self.config, folder / self.config_filename, skip_none=False, overwrite=True)
+
+
+class OVSegCLI(LightningCLI):
+    """Trainer verbs over any task and any datamodule; a run lives in `trainer.default_root_dir`."""
+
+    @classmethod
+    def launch(cls, words: list[str]) -> OVSegCLI:
+        """Parse the words of a command line, build everything and run.
+
+        Raises:
+            jsonargparse.ArgumentError, InputError: before any work, for words and files that cannot be used.
+        """
+        verb = words[0]
+        jsonargparse.set_parsing_settings(omegaconf_absolute_to_relative_paths=True)
+        jsonargparse.set_parsing_settings(docstring_parse_attribute_docstrings=False)
+        options: dict[str, Any] = {"parser_mode": "omegaconf+", "exit_on_error": False}
+        return cls(
+            model_class=LightningModule,
+            subclass_mode_model=True,
+            save_config_callback=SaveVerbConfig,
+            save_config_kwargs={"config_filename": f"{verb}.yaml", "save_to_log_dir": False},
+            trainer_class=OVSegTrainer,
+            seed_everything_default=0,
+            parser_kwargs={**options, **{name: dict(options) for name in cls.subcommands()}},
+            auto_configure_optimizers=False,
+            args=_segment_words(words) if verb == "segment" else words,
+        )
+
+    @staticmethod
+    def subcommands() -> dict[str, set[str]]:
+        return {**LightningCLI.subcommands(), **{verb: {"model", "datamodule"} for verb in WRITING_VERBS}}
+
+    def instantiate_trainer(self, **kwargs: Any) -> Trainer:
+        """The Trainer of the config, with the run folder's loggers and checkpoint where the config names none."""
+        config = self.config_init[self.subcommand]["trainer"]
+        out = self.config_init[self.subcommand].get("out")
+        folder = out if out else config["default_root_dir"] or f"runs/{self.subcommand}"
+        config["default_root_dir"] = folder
+        if config["logger"] is None:
+            written = self.subcommand not in WRITING_VERBS
+            config["logger"] = [CSVLogger(folder, "csv"), TensorBoardLogger(folder, "tensorboard")] if written else False
+        callbacks = config["callbacks"] = list(config["callbacks"] or [])
+        if self.subcommand == "fit":
+            if not any(isinstance(callback, ModelCheckpoint) for callback in callbacks):
+                # one file, replaced in place: a run that is stopped goes on with `--ckpt_path runs/…/last.ckpt`
+                last = ModelCheckpoint(folder, "last", save_on_exception=True, enable_version_counter=False)
+                callbacks.append(last)
+            if config["logger"]:
+                callbacks.append(LearningRateMonitor("step"))
+        return super().instantiate_trainer(**kwargs)
+
+
+def _segment_words(words: list[str]) -> list[str]:
+    """`ovseg segment --model toy --images … --vocabulary …`, put into the flags of the task and the datamodule."""
+    verb, *rest = words
+    rest = [SEGMENT_SHORTHANDS.get(word.split("=")[0], word.split("=")[0]) + word[len(word.split("=")[0]) :] for word in rest]
+    defaults = [] if "--config" in rest or "-c" in rest else SEGMENT_DEFAULTS
+    return [verb, *defaults, *rest]
+
+
+__all__ = ["LightningDataModule", "OVSegCLI", "SaveVerbConfig"]

@@ -1,0 +1,62 @@
+"""Class names as text features: templates, averaging, normalisation (reference of the release: 14 templates)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ovseg.models.clip_adapter import IMAGENET_TEMPLATES, CLIPAdapter
+from ovseg.structures import InputError
+
+PROMPT_TEMPLATES: dict[str, tuple[str, ...]] = {
+    "vild": (
+        "a photo of a {}.",
+        "This is a photo of a {}",
+        "There is a {} in the scene",
+        "There is the {} in the scene",
+        "a photo of a {} in the scene",
+        *(f"a photo of a {size} {{}}." for size in ("small", "medium", "large")),
+        *(f"This is a photo of a {size} {{}}." for size in ("small", "medium", "large")),
+        *(f"There is a {size} {{}} in the scene." for size in ("small", "medium", "large")),
+    ),
+    "imagenet": IMAGENET_TEMPLATES,
+    "single": ("a photo of a {}.",),
+    "bare": ("{}",),  # what the adapter is trained with
+}
+
+
+class TextClassifier:
+    """Text features of class names by a CLIP model.
+
+    Args:
+        clip: holds the text tower.
+        templates: a name in `PROMPT_TEMPLATES`, or sentences with `{}` in the name's place.
+
+    Raises:
+        InputError: no such templates, or a sentence without `{}`.
+    """
+
+    def __init__(self, clip: CLIPAdapter, templates: str | Sequence[str] = "vild") -> None:
+        if isinstance(templates, str):
+            if templates not in PROMPT_TEMPLATES:
+                raise InputError(f"no prompt templates are called {templates!r}; choose from {', '.join(PROMPT_TEMPLATES)}")
+            templates = PROMPT_TEMPLATES[templates]
+        if not templates or any("{}" not in sentence for sentence in templates):
+            raise InputError("prompt templates are sentences with {} where the class name goes")
+        self.clip, self.templates = clip, tuple(templates)
+
+    @torch.no_grad()
+    def __call__(self, names: Sequence[str], batch_size: int = 512) -> Tensor:
+        """L2-normalised mean of the normalised features over all templates, (K, D).
+
+        Args:
+            names: K phrases; each goes into the templates whole, commas included.
+            batch_size: sentences that go through the tower at once.
+        """
+        sentences = [template.replace("{}", name) for name in names for template in self.templates]
+        batches = [sentences[start : start + batch_size] for start in range(0, len(sentences), batch_size)]
+        features = torch.cat([self.clip.encode_text(batch) for batch in batches])
+        return F.normalize(features.unflatten(0, (len(names), len(self.templates))).mean(dim=1), dim=-1)

@@ -1,0 +1,75 @@
+"""Parameter groups and learning rate schedules."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+from torch import nn
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LambdaLR
+
+NORMS = (nn.LayerNorm, nn.GroupNorm, nn.modules.batchnorm._BatchNorm)
+
+
+def param_groups(
+    module: nn.Module,
+    lr: float,
+    weight_decay: float,
+    lr_factors: Mapping[str, float] | None = None,
+    decay_biases: bool = True,
+) -> list[dict[str, Any]]:
+    """Groups of the trainable parameters by learning rate and weight decay.
+
+    Norms, embeddings and single values are never decayed.
+
+    Args:
+        lr_factors: prefix of a parameter's name → factor on `lr`; the longest prefix that fits counts.
+        decay_biases: whether biases are decayed (the proposal networks of the paper do, CLIP does not).
+    """
+    factors = lr_factors or {}
+    groups: dict[tuple[float, float], list[nn.Parameter]] = {}
+    seen: set[nn.Parameter] = set()
+    for module_name, part in module.named_modules():
+        for name, parameter in part.named_parameters(recurse=False):
+            if not parameter.requires_grad or parameter in seen:
+                continue
+            seen.add(parameter)
+            full_name = f"{module_name}.{name}".lstrip(".")
+            fits = [prefix for prefix in factors if full_name.startswith(prefix)]
+            factor = factors[max(fits, key=len)] if fits else 1.0
+            is_bias = parameter.ndim == 1 and name.endswith("bias")
+            undecayed = (
+                isinstance(part, (*NORMS, nn.Embedding))
+                or parameter.ndim == 0
+                or name == "relative_position_bias_table"
+                or (is_bias and not decay_biases)
+            )
+            groups.setdefault((lr * factor, 0.0 if undecayed else weight_decay), []).append(parameter)
+    return [{"params": params, "lr": rate, "weight_decay": decay} for (rate, decay), params in groups.items()]
+
+
+class WarmupPolyLR(LambdaLR):
+    """(1 − step / total)^power, times a linear warm-up from `warmup_factor`."""
+
+    def __init__(
+        self, optimizer: Optimizer, total: int, warmup: int, power: float = 0.9, warmup_factor: float = 1e-6
+    ) -> None:
+        def factor(step: int) -> float:
+            rise = warmup_factor + (1 - warmup_factor) * min(step / max(warmup, 1), 1.0)
+            return float(rise * max(1 - step / total, 0.0) ** power)
+
+        super().__init__(optimizer, factor)
+
+
+class WarmupCosineLR(LambdaLR):
+    """Linear warm-up from 0, then half a cosine down to 0."""
+
+    def __init__(self, optimizer: Optimizer, total: int, warmup: int) -> None:
+        def factor(step: int) -> float:
+            if step < warmup:
+                return (step + 1) / warmup
+            return 0.5 * (1 + math.cos(math.pi * min((step - warmup) / max(total - warmup, 1), 1.0)))
+
+        super().__init__(optimizer, factor)

@@ -1,0 +1,106 @@
+"""Stage 3: adapt CLIP to masked regions, by mask prompt tuning and by fine-tuning (paper §3.2, §3.3)."""
+
+from __future__ import annotations
+
+import math
+from typing import Any, Literal
+
+import lightning as L
+import torch
+from torch import Tensor
+from torch.optim import AdamW
+
+from ovseg.checkpoint import ARCHITECTURES
+from ovseg.losses import RegionTextLoss
+from ovseg.models import CLIPAdapter
+from ovseg.optim import WarmupCosineLR, param_groups
+from ovseg.structures import InputError, RegionTextBatch
+
+
+class AdapterTask(L.LightningModule):
+    """Trains a CLIP on region-text pairs with a symmetric contrastive loss.
+
+    Args:
+        clip: the network to adapt.
+        train: `prompt` trains the mask prompts alone, every weight of CLIP stays as it is to the bit; `visual` the
+            image tower and the temperature; `both` these together; `all` the text tower too, to train a CLIP from
+            scratch.
+        lr: of CLIP's weights.
+        prompt_lr: of the mask prompts, which are never decayed.
+        weight_decay: of CLIP's weights but gains, biases and temperature.
+        warmup_steps: linear, before the cosine.
+        repeated_texts: whether equal texts in a batch are `positives` of each other, or `negatives` as in the release.
+    """
+
+    def __init__(
+        self,
+        clip: CLIPAdapter,
+        train: Literal["prompt", "visual", "both", "all"] = "prompt",
+        lr: float = 5e-6,
+        prompt_lr: float = 0.05,
+        weight_decay: float = 0.2,
+        warmup_steps: int = 100,
+        repeated_texts: Literal["positives", "negatives"] = "positives",
+    ) -> None:
+        super().__init__()
+        if train in ("prompt", "both") and clip.visual.prompt is None:
+            raise InputError(f"train: {train} needs mask prompts and this CLIP has none; set prompt_depth, for example 3")
+        self.clip = clip
+        self.lr, self.prompt_lr, self.weight_decay, self.warmup_steps = lr, prompt_lr, weight_decay, warmup_steps
+        self.loss = RegionTextLoss(repeated_texts)
+        self.text_trained = train == "all"
+        self._text_features: dict[str, Tensor] = {}  # of a frozen text tower, by text
+        clip.requires_grad_(train == "all")
+        clip.visual.requires_grad_(train != "prompt")
+        clip.logit_scale.requires_grad_(train != "prompt")
+        if clip.visual.prompt is not None:
+            clip.visual.prompt.requires_grad_(train in ("prompt", "both"))
+
+    def on_fit_start(self) -> None:
+        self._text_features.clear()  # the weights may have come from a checkpoint since
+
+    def training_step(self, batch: RegionTextBatch, batch_index: int) -> Tensor:
+        texts, text_of_region = _unique(batch.texts)
+        text_features = self.clip.encode_text(texts) if self.text_trained else self._frozen_text(texts)
+        region_features = self.clip.encode_regions(batch.regions, batch.region_masks)
+        target = torch.tensor(text_of_region, device=self.device)
+        scale = self.clip.logit_scale.clamp(max=math.log(100)).exp()
+        logits = scale * region_features @ text_features.T  # (N, U)
+        loss: Tensor = self.loss(logits, target)
+        accuracy = (logits.argmax(dim=1) == target).float().mean()
+        log = {"train/loss": loss, "train/accuracy": accuracy}
+        self.log_dict(log, prog_bar=True, batch_size=len(batch.texts))
+        return loss
+
+    def on_before_zero_grad(self, optimizer: Any) -> None:
+        if self.clip.logit_scale.requires_grad:
+            self.clip.logit_scale.data.clamp_(max=math.log(100))
+
+    def configure_optimizers(self) -> Any:
+        prompts = [] if (prompt := self.clip.visual.prompt) is None else [p for p in prompt.parameters() if p.requires_grad]
+        groups = [{"params": prompts, "lr": self.prompt_lr, "weight_decay": 0.0}] if prompts else []
+        known = set(prompts)
+        for group in param_groups(self.clip, self.lr, self.weight_decay, decay_biases=False):
+            group["params"] = [parameter for parameter in group["params"] if parameter not in known]
+            if group["params"]:
+                groups.append(group)
+        optimizer = AdamW(groups, betas=(0.9, 0.98), eps=1e-6)
+        total = int(self.trainer.estimated_stepping_batches)
+        schedule = WarmupCosineLR(optimizer, total, min(self.warmup_steps, total // 2))
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        checkpoint[ARCHITECTURES] = {"clip": self.clip.architecture()}
+
+    @torch.no_grad()
+    def _frozen_text(self, texts: list[str]) -> Tensor:
+        """Features (U, D) by the frozen text tower, which runs once for each text."""
+        if missing := [text for text in texts if text not in self._text_features]:
+            self._text_features |= zip(missing, self.clip.encode_text(missing), strict=True)
+        return torch.stack([self._text_features[text] for text in texts])
+
+
+def _unique(texts: list[str]) -> tuple[list[str], list[int]]:
+    """Texts without repetition, in order, and the index of each text among them."""
+    index = {text: position for position, text in enumerate(dict.fromkeys(texts))}
+    return list(index), [index[text] for text in texts]

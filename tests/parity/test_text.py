@@ -1,0 +1,79 @@
+"""Text features against the released implementation (golden g5)."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from ovseg.models import PROMPT_TEMPLATES, CLIPAdapter, TextClassifier
+from ovseg.structures import InputError
+from tests.parity import goldens
+
+G5, DETAILS = goldens.arrays("g5_text"), goldens.details("g5_text")
+NAMES = DETAILS["class_names"]
+MODEL = {
+    "embed_dim": 48,
+    "quick_gelu": True,
+    "vision_cfg": {"image_size": 16, "layers": 1, "width": 64, "patch_size": 8},
+    "text_cfg": {"context_length": 77, "vocab_size": 49408, "width": 128, "heads": 2, "layers": 2},
+}
+
+
+@pytest.fixture(scope="module")
+def clip(tmp_path_factory: pytest.TempPathFactory) -> CLIPAdapter:
+    """The golden text tower, through the real loading of a model folder."""
+    folder: Path = tmp_path_factory.mktemp("clip")
+    (folder / "open_clip_config.json").write_text(json.dumps({"model_cfg": MODEL}))
+    adapter = CLIPAdapter(str(folder)).eval()
+    weights = goldens.state("g5_text_state")
+    embedding = torch.zeros(49408, 128)
+    embedding[weights.pop("token_ids")] = weights.pop("token_rows")
+    weights |= {"token_embedding.weight": embedding, "logit_scale": weights["logit_scale"][0]}
+    missing, unexpected = adapter.clip.load_state_dict(weights, strict=False)
+    assert not unexpected and all(key.startswith("visual.") for key in missing)
+    return adapter
+
+
+@pytest.mark.parametrize(("ours", "golden"), [("vild", "vild"), ("imagenet", "imagenet"), ("single", "predefined")])
+def test_templates_are_the_release_s(ours: str, golden: str) -> None:
+    assert list(PROMPT_TEMPLATES[ours]) == DETAILS[golden]
+
+
+@pytest.mark.parametrize(("templates", "golden"), [("vild", "vild"), ("imagenet", "imagenet"), ("single", "predefined")])
+def test_features_equal_the_release(clip: CLIPAdapter, templates: str, golden: str) -> None:
+    torch.testing.assert_close(TextClassifier(clip, templates)(NAMES), G5[f"emb_{golden}"], rtol=1e-4, atol=1e-4)
+
+
+def test_tokens_equal_the_release_exactly(clip: CLIPAdapter) -> None:
+    sentences = [PROMPT_TEMPLATES["vild"][0].format(name) for name in NAMES]
+    assert torch.equal(clip.tokenizer(sentences), G5["tokens_t0"])
+    assert torch.equal(clip.tokenizer([template.format("cat") for template in DETAILS["vild"]]), G5["tokens_vild_cat"])
+
+
+def test_similarities_equal_the_release(clip: CLIPAdapter) -> None:
+    """Logits are 100 · cosine, the non-object row last."""
+    text = TextClassifier(clip, "vild")(NAMES)
+    rows = torch.cat([text, F.normalize(G5["non_object_embedding"], dim=-1)])
+    torch.testing.assert_close(rows, G5["adapter_text_features"], rtol=1e-4, atol=1e-4)
+    logits = 100 * F.normalize(G5["img_feat_raw"], dim=-1) @ rows.T
+    torch.testing.assert_close(logits, G5["sim_logits"], rtol=1e-4, atol=2e-3)
+
+
+def test_batches_do_not_matter(clip: CLIPAdapter) -> None:
+    classifier = TextClassifier(clip, "vild")
+    torch.testing.assert_close(classifier(NAMES, batch_size=5), classifier(NAMES))
+
+
+def test_a_name_with_braces_goes_in_whole(clip: CLIPAdapter) -> None:
+    bare = TextClassifier(clip, "bare")(["{a}, {}"])
+    torch.testing.assert_close(bare, clip.encode_text(["{a}, {}"]))
+
+
+@pytest.mark.parametrize("templates", ["vlid", ["a photo"], []])
+def test_unusable_templates_are_refused(clip: CLIPAdapter, templates: str | list[str]) -> None:
+    with pytest.raises(InputError, match="templates"):
+        TextClassifier(clip, templates)
