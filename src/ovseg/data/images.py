@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from lightning import LightningDataModule
 from numpy.typing import NDArray
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
@@ -25,6 +25,26 @@ MAX_PIXELS = 500_000_000
 
 # what Pillow's readers raise for broken files
 _BROKEN = (OSError, SyntaxError, ValueError, EOFError, struct.error)
+
+
+@contextmanager
+def open_image(path: str | Path) -> Iterator[Image.Image]:
+    """The opened file, its pixels not yet read; whatever is wrong with it becomes an `InputError`."""
+    path = Path(path)
+    if not path.is_file():
+        raise InputError(f"{path} {'is a folder' if path.is_dir() else 'does not exist'}; give an image file")
+    guard, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None  # ours, below, neither warns nor starts so low
+    try:
+        with Image.open(path) as image:
+            if image.width * image.height > MAX_PIXELS:
+                raise InputError(f"{image.width} x {image.height} are more than {MAX_PIXELS:,} pixels")
+            yield image
+    except UnidentifiedImageError as error:
+        raise InputError(f"{path} is not an image; replace it by a file such as photo.jpg or photo.png") from error
+    except _BROKEN as error:
+        raise InputError(f"{path} cannot be used ({error}); replace it by an image that opens in a viewer") from error
+    finally:
+        Image.MAX_IMAGE_PIXELS = guard
 
 
 def read_image(source: str | Path | Image.Image | NDArray[Any]) -> Image.Image:
@@ -42,13 +62,13 @@ def read_image(source: str | Path | Image.Image | NDArray[Any]) -> Image.Image:
         return _to_rgb(_from_array(source))
     if isinstance(source, Image.Image):
         return _to_rgb(source)
-    with _open(source) as image:
+    with open_image(source) as image:
         return _to_rgb(image)
 
 
 def verify_image(path: str | Path) -> None:
     """Check cheaply, by its header, that a file is an image; raises what `read_image` would."""
-    with _open(path) as image:
+    with open_image(path) as image:
         image.verify()
 
 
@@ -163,29 +183,6 @@ class ImagesDataModule(LightningDataModule):
 
     def predict_dataloader(self) -> DataLoader[EvalBatch]:
         return eval_loader(self.dataset, self.num_workers)
-
-
-@contextmanager
-def _open(path: str | Path) -> Iterator[Image.Image]:
-    """The opened file, its pixels not yet read; whatever is wrong with it becomes an `InputError`."""
-    path = Path(path)
-    if not path.is_file():
-        raise InputError(f"{path} {'is a folder' if path.is_dir() else 'does not exist'}; give an image file")
-    guard, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None  # ours, below, neither warns nor starts so low
-    try:
-        with Image.open(path) as image:
-            if image.width * image.height > MAX_PIXELS:
-                raise InputError(
-                    f"{path} has {image.width} x {image.height} pixels, over {MAX_PIXELS:,}; cut or shrink it first"
-                )
-            yield image
-    except InputError:
-        raise
-    except _BROKEN as error:
-        reason = "is not an image" if isinstance(error, Image.UnidentifiedImageError) else f"cannot be read ({error})"
-        raise InputError(f"{path} {reason}; replace it by an image that opens in a viewer") from error
-    finally:
-        Image.MAX_IMAGE_PIXELS = guard
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:

@@ -1,0 +1,111 @@
+"""COCO-Stuff as downloaded: what proposals are trained on."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from lightning import LightningDataModule
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from ovseg.data.base import eval_loader
+from ovseg.data.images import EvalImages, read_image
+from ovseg.data.labels import LabelFiles
+from ovseg.data.loading import ResumableLoader, seeded, train_loader
+from ovseg.data.transforms import SegmentationTransform
+from ovseg.data.vocabulary import read_dataset_ids, read_vocabulary
+from ovseg.structures import EvalBatch, InputError, SegmentationBatch
+
+_SOURCE = (
+    "unpack train2017.zip and val2017.zip of COCO and stuffthingmaps_trainval2017.zip of COCO-Stuff there, "
+    "or make a small world of the same layout by `ovseg toy --out DIR`"
+)
+
+
+class COCOStuffDataModule(LightningDataModule):
+    """Images `train2017/*.jpg` (or `images/train2017`) with labels `stuffthingmaps/train2017/*.png`.
+
+    Label values are COCO-Stuff ids minus 1, as downloaded; a vocabulary without `dataset_ids` has class indices there.
+    A folder `stuffthingmaps_detectron2` is read as the class indices that it holds. Prepared labels under the name of
+    the original ones give themselves away by values that COCO-Stuff does not use, and are refused.
+
+    Args:
+        root: the folder `coco`.
+        vocabulary: see `ovseg.data.vocabulary.read_vocabulary`.
+        batch_size: images per process and step.
+        val_split: folder of the validation images, or how many of the training images, the last by name, to hold back.
+        val_short_side: validation images are resized to this short side and at most four times this long side.
+    """
+
+    def __init__(
+        self,
+        root: str,
+        vocabulary: str = "coco_stuff_171",
+        transform: SegmentationTransform = SegmentationTransform(),  # noqa: B008 (frozen)
+        batch_size: int = 16,
+        num_workers: int = 4,
+        seed: int = 0,
+        val_split: int | str = "val2017",
+        val_short_side: int = 640,
+    ) -> None:
+        super().__init__()
+        self.root, self.vocabulary_spec, self.vocabulary = Path(root), vocabulary, read_vocabulary(vocabulary)
+        self.transform, self.batch_size, self.num_workers, self.seed = transform, batch_size, num_workers, seed
+        self.val_split, self.val_short_side = val_split, val_short_side
+
+    def setup(self, stage: str) -> None:
+        train = self._labels("train2017") if stage == "fit" or isinstance(self.val_split, int) else None
+        if isinstance(self.val_split, str):
+            val = self._labels(self.val_split)
+            train_images, val_images = train.images if train else [], val.images
+        else:
+            assert train is not None  # read above; says so to mypy
+            val, kept = train, len(train.images) - self.val_split
+            if not 0 < kept < len(train.images):
+                raise InputError(
+                    f"val_split holds back {self.val_split} of the {len(train.images)} images in {self.root}/train2017;"
+                    " give a number that leaves some on either side"
+                )
+            train_images, val_images = train.images[:kept], train.images[kept:]
+        self.val_dataset = EvalImages(val_images, self.val_short_side, 4 * self.val_short_side, val)
+        if train:
+            self.train_dataset = TrainImages(train_images, train, self.transform, self.seed)
+
+    def _labels(self, split: str) -> LabelFiles:
+        images, labels = self.root / split, self.root / "stuffthingmaps" / split
+        if not images.is_dir() and (self.root / "images" / split).is_dir():
+            images = self.root / "images" / split
+        prepared = self.root / "stuffthingmaps_detectron2" / split
+        if not labels.is_dir() and prepared.is_dir():
+            return LabelFiles(images, prepared, self.vocabulary_spec, use_ids=False, source=_SOURCE)
+        offset = -1 if read_dataset_ids(self.vocabulary_spec) else 0
+        return LabelFiles(images, labels, self.vocabulary_spec, offset, source=_SOURCE)
+
+    def train_dataloader(self) -> ResumableLoader:
+        return train_loader(self.train_dataset, self.batch_size, self.seed, self.num_workers, _collate)
+
+    def val_dataloader(self) -> DataLoader[EvalBatch]:
+        return eval_loader(self.val_dataset, self.num_workers)
+
+
+class TrainImages(Dataset[tuple[Tensor, Tensor]]):
+    """Augmented images and labels, by the keys of `ovseg.data.loading`."""
+
+    def __init__(self, images: list[Path], labels: LabelFiles, transform: SegmentationTransform, seed: int) -> None:
+        self.images, self.labels, self.transform, self.seed = images, labels, transform, seed
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitem__(self, key: int) -> tuple[Tensor, Tensor]:
+        path = self.images[key % len(self.images)]
+        image = read_image(path)
+        labels = self.labels(path, (image.height, image.width))
+        with seeded(self.seed, key):
+            return self.transform(image, labels)
+
+
+def _collate(items: list[tuple[Tensor, Tensor]]) -> SegmentationBatch:
+    images, labels = zip(*items, strict=True)
+    return SegmentationBatch(torch.stack(images), torch.stack(labels))

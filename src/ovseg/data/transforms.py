@@ -1,0 +1,65 @@
+"""Random views of labelled images for training, by torch's default generator: run them inside `seeded`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+from torch.nn import functional as F
+from torchvision.transforms import v2
+
+from ovseg.data.images import resize_short_side, to_tensor
+from ovseg.structures import IGNORE_INDEX
+
+IMAGE_FILL = 128 / 255  # what the release pads images with
+
+
+def _half(jitter: v2.Transform) -> v2.Transform:
+    return v2.RandomApply([jitter], p=0.5)
+
+
+# The jitter of SSD without its exchange of channels, which detectron2 leaves out too: colours name things.
+_contrast = _half(v2.ColorJitter(contrast=0.5))
+_saturation_hue = v2.Compose([_half(v2.ColorJitter(saturation=0.5)), _half(v2.ColorJitter(hue=0.1))])
+COLOUR_JITTER = v2.Compose(
+    [
+        _half(v2.ColorJitter(brightness=0.125)),
+        v2.RandomChoice([v2.Compose([_contrast, _saturation_hue]), v2.Compose([_saturation_hue, _contrast])]),
+    ]
+)
+
+
+@dataclass(frozen=True)
+class SegmentationTransform:
+    """Resize, crop, colour jitter and mirroring as the paper trains proposals; defaults as for its Swin-B.
+
+    Args:
+        crop_size: side of the square crop; smaller images are padded on the right and bottom.
+        short_sides: the image's short side becomes one of these.
+        long_side: what its long side may not exceed.
+    """
+
+    crop_size: int = 640
+    short_sides: Sequence[int] = (320, 384, 448, 512, 576, 640, 704, 768, 832, 896, 960, 1024, 1088, 1152, 1216, 1280)
+    long_side: int = 2560
+
+    def __call__(self, image: Image.Image, labels: Tensor) -> tuple[Tensor, Tensor]:
+        """An RGB image and its (H, W) int64 labels → (3, c, c) in [0, 1] and (c, c) int64."""
+        short_side = self.short_sides[int(torch.randint(len(self.short_sides), ()))]
+        image = resize_short_side(image, short_side, self.long_side)
+        label_image = Image.fromarray(labels.numpy().astype(np.int32)).resize(image.size, Image.Resampling.NEAREST)
+
+        left, top = (int(torch.randint(max(side - self.crop_size, 0) + 1, ())) for side in image.size)
+        right, bottom = min(left + self.crop_size, image.width), min(top + self.crop_size, image.height)
+        image = COLOUR_JITTER(image.crop((left, top, right, bottom)))
+        pixels = to_tensor(image)
+        target = torch.from_numpy(np.array(label_image.crop((left, top, right, bottom)))).long()
+
+        if torch.rand(()) < 0.5:
+            pixels, target = pixels.flip(-1), target.flip(-1)
+        padding = (0, self.crop_size - image.width, 0, self.crop_size - image.height)
+        return F.pad(pixels, padding, value=IMAGE_FILL), F.pad(target, padding, value=IGNORE_INDEX)
