@@ -169,7 +169,7 @@ class CaptionedImages(Dataset[CaptionBatch]):
         masks = torch.from_numpy(np.stack([self.masks.annToMask(annotation) for annotation in annotations])).bool()
         if tuple(masks.shape[1:]) != size:
             raise InputError(
-                f"{sample.file_name} is {size[1]} x {size[0]} pixels and its masks {masks.shape[2]} x {masks.shape[1]}; "
+                f"{sample.file_name} is {size[1]} x {size[0]} pixels, its masks {masks.shape[2]} x {masks.shape[1]}; "
                 "give the masks file that belongs to these images"
             )
         return masks
@@ -177,10 +177,15 @@ class CaptionedImages(Dataset[CaptionBatch]):
 
 def join_captions(batches: list[CaptionBatch]) -> CaptionBatch:
     """One batch of several."""
-    columns = [
-        [item for column in field for item in column] if field[0] is not None else None for field in zip(*batches)
-    ]
-    return CaptionBatch(*columns)
+    return CaptionBatch(
+        images=[image for batch in batches for image in batch.images],
+        sizes=[size for batch in batches for size in batch.sizes],
+        names=[name for batch in batches for name in batch.names],
+        image_ids=[image_id for batch in batches for image_id in batch.image_ids],
+        nouns=[nouns for batch in batches for nouns in batch.nouns],
+        caption_ids=[caption_ids for batch in batches for caption_ids in batch.caption_ids],
+        masks=None if batches[0].masks is None else [masks for batch in batches for masks in batch.masks or ()],
+    )
 
 
 def _read_coco(path: Path, field: str) -> COCO:
@@ -197,23 +202,28 @@ def _read_coco(path: Path, field: str) -> COCO:
         raise InputError(f"{path} cannot be read ({error.strerror}); {advice}") from error
     except ValueError as error:
         raise InputError(f"{path} is not JSON ({error}); {advice}") from error
-    if not isinstance(content, dict) or not content.get("images") or not content.get("annotations"):
-        raise InputError(f"{path} is not a COCO file: it has no images or no annotations; {advice}")
-    known = {image.get("id") for image in content["images"] if "file_name" in image}
-    for annotation in content["annotations"]:
-        if missing := {"id", "image_id", field} - annotation.keys():
-            raise InputError(
-                f"{path} has no COCO {kind}: an annotation lacks {' and '.join(sorted(missing))}; {advice}"
-            )
-        if annotation["image_id"] not in known:
-            raise InputError(
-                f"{path} has an annotation of image {annotation['image_id']}, which it does not list; {advice}"
-            )
+    if fault := _fault(content, field):
+        raise InputError(f"{path} holds no COCO {kind}: {fault}; {advice}")
     with contextlib.redirect_stdout(io.StringIO()):  # COCO prints its progress
         coco = COCO()
         coco.dataset = content
         coco.createIndex()
     return coco
+
+
+def _fault(content: Any, field: str) -> str | None:
+    """What keeps parsed JSON from being COCO annotations that have `field`."""
+    if not isinstance(content, dict) or not content.get("images") or not content.get("annotations"):
+        return "it has no images or no annotations"
+    known = {image.get("id") for image in content["images"] if isinstance(image.get("file_name"), str)}
+    for annotation in content["annotations"]:
+        if not isinstance(annotation, dict) or not {"id", "image_id", field} <= annotation.keys():
+            return f"an annotation lacks id, image_id or {field}"
+        if annotation["image_id"] not in known:
+            return f"annotation {annotation['id']} is of image {annotation['image_id']}, which is not listed"
+        if field == "caption" and not isinstance(annotation["caption"], str):
+            return f"the caption {annotation['id']} is not a text"
+    return None
 
 
 def _check_images(folder: Path, names: list[str]) -> None:

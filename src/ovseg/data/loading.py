@@ -50,8 +50,9 @@ class ResumableLoader(DataLoader[Any]):
     """A `DataLoader` that knows its place, an epoch and the batches served in it, and goes on from there.
 
     Each pass starts where the one before stopped: in the next epoch if that one was complete, in the middle if it was
-    not. The place is in every checkpoint of Lightning's. It is kept here because Lightning's own count of epochs, which
-    a new loader starts from, runs ahead after resuming a run limited by `max_steps` from a checkpoint at an epoch's end.
+    not. The place is in every checkpoint of Lightning's. It is kept here, and Lightning's count of epochs only starts a
+    new loader, because that count runs ahead in a `max_steps` run resumed from a checkpoint at an epoch's end.
+
     Resuming is exact with the same batch size, seed and number of processes; not so where `limit_train_batches` cuts
     epochs short in a run limited by `max_epochs`, for which Lightning restores no place at an epoch's end.
     """
@@ -69,7 +70,8 @@ class ResumableLoader(DataLoader[Any]):
             epoch, served = epoch + 1, 0
         sampler.set_epoch(epoch)
         sampler.skipped = served * (self.batch_size or 1)
-        for served, batch in enumerate(super().__iter__(), start=served + 1):
+        for batch in super().__iter__():
+            served += 1
             self.place = epoch, served
             yield batch
 

@@ -8,6 +8,7 @@ from contextlib import suppress
 from functools import cached_property
 
 import spacy
+from spacy.about import __version__ as spacy_version
 from spacy.language import Language
 from spacy.tokens import Doc
 from tqdm import tqdm
@@ -90,7 +91,7 @@ class SpacyNounExtractor:
             InputError: the model is not installed.
         """
         meta = self._pipeline.meta
-        version = f"{meta['lang']}_{meta['name']} {meta['version']} in spaCy {spacy.__version__}"
+        version = f"{meta['lang']}_{meta['name']} {meta['version']} in spaCy {spacy_version}"
         return json.dumps({"model": version, "chunks": self.chunks, "stop_nouns": sorted(self.stop_nouns)})
 
     def extract(self, captions: Sequence[str]) -> list[list[str]]:

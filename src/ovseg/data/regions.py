@@ -18,7 +18,7 @@ from ovseg.data.images import read_image, to_tensor
 from ovseg.data.loading import ResumableLoader, seeded, train_loader
 from ovseg.data.pairs import Pairs, read_pairs
 from ovseg.ops import CLIP_MEAN
-from ovseg.structures import InputError, RegionTextBatch, RegionTextPair
+from ovseg.structures import InputError, RegionTextBatch
 
 # the paper's augmentation, of the region's box
 SCALE = (0.9, 1.0)
