@@ -134,21 +134,10 @@ def toy_words() -> list[str]:
 
 
 def _texts() -> Iterator[str]:
-    for texts in (
-        PREFIXES,
-        SIZED_PROMPTS,
-        THINGS_ON_STUFF,
-        THINGS_ONLY,
-        STUFF_ONLY,
-        ANYWHERE,
-        JOINTS,
-        OUTSIDERS,
-        COLOURS,
-    ):
-        yield from texts
-    for table in (PLACES, COUNTS, SIZES, PATTERN_WORDS):
-        for texts in table.values():
-            yield from texts
+    yield from (*PREFIXES, *SIZED_PROMPTS, *THINGS_ON_STUFF, *THINGS_ONLY, *STUFF_ONLY)
+    yield from (*ANYWHERE, *JOINTS, *OUTSIDERS, *COLOURS)
+    for options in (*PLACES.values(), *COUNTS.values(), *SIZES.values(), *PATTERN_WORDS.values()):
+        yield from options
     for noun in NOUNS:
         yield from noun.words
         yield from noun.plurals

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 from pathlib import Path
 from typing import Any
@@ -57,7 +56,7 @@ def write_toy(
     _write_split(partial, "train2017", scenes, seed, size)
     _write_split(partial, "val2017", val_scenes, seed, size)
     _write_json(partial / META, meta)
-    os.replace(partial, out)
+    partial.replace(out)
 
 
 def scene_captions(scene: Scene, seed: int, index: int, split: str) -> list[str]:
@@ -67,7 +66,7 @@ def scene_captions(scene: Scene, seed: int, index: int, split: str) -> list[str]
 
 
 def _is_done(out: Path, meta: dict[str, int]) -> bool:
-    if out.is_dir() and not any(out.iterdir()) or not out.exists():
+    if not out.exists() or (out.is_dir() and not any(out.iterdir())):
         return False
     try:
         found = json.loads((out / META).read_text())

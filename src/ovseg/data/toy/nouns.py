@@ -88,7 +88,7 @@ NOUNS: tuple[Noun, ...] = (
     _thing("moon", False, "yellow grey", "dotted", "crescent", "moons crescents"),
     _thing("arrow", False, "black green", "plain"),
     _thing("gear", False, "grey brown", "plain", "cog cogwheel", "gears cogs cogwheels"),
-    _thing("bolt", False, "purple yellow", "gradient", "lightning", "bolts lightnings"),
+    _thing("bolt", False, "purple yellow", "gradient", "thunderbolt", "bolts thunderbolts"),
     Noun(
         name="grass",
         seen=True,

@@ -196,17 +196,16 @@ def _draw(canvas: Float, owner: NDArray[np.uint8], number: int, thing: _Thing, r
     shadow[drop:, drop:] = soft[:-drop, :-drop]
     patch *= 1 - 0.42 * shadow * (1 - alpha)
 
-    v, u = np.mgrid[: y1 - y0, : x1 - x0].astype(np.float32)
-    u, v = u - float(centre[0]), v - float(centre[1])
-    light = -(u + v) / thing.radius
-    local = np.stack([u, v], axis=-1) @ turn.T.astype(np.float32) / stretch.astype(np.float32)
-    share = pattern(thing.pattern, local[..., 0], local[..., 1], rng.uniform(2.2, 3.2), rng.uniform(0, 2 * np.pi))
+    y, x = np.mgrid[: y1 - y0, : x1 - x0].astype(np.float32)
+    x, y = x - float(centre[0]), y - float(centre[1])
+    light = np.clip(-(x + y) / thing.radius, -1.2, 1.2)
+    u = (float(turn[0, 0]) * x + float(turn[0, 1]) * y) / float(stretch[0])
+    v = (float(turn[1, 0]) * x + float(turn[1, 1]) * y) / float(stretch[1])
+    share = pattern(thing.pattern, u, v, rng.uniform(2.2, 3.2), rng.uniform(0, 2 * np.pi))
     if shape.details:
         share = np.maximum(share, np.asarray(raster(shape.details, ()), dtype=np.float32) / 255)
     first, second = np.asarray(thing.rgb, dtype=np.float32), np.asarray(thing.second, dtype=np.float32)
-    colour = first + share[..., None] * (second - first)
-    colour = (
-        colour * (1 + 0.11 * np.clip(light, -1.2, 1.2))[..., None] * (0.62 + 0.38 * np.clip(1.9 * soft - 0.7, 0, 1))
-    )
+    shade = (1 + 0.11 * light[..., None]) * (0.62 + 0.38 * np.clip(1.9 * soft - 0.7, 0, 1))  # lit side, dark rim
+    colour = (first + share[..., None] * (second - first)) * shade
     patch += alpha * (colour - patch)
     owner[y0:y1, x0:x1][alpha[..., 0] > 0.5] = number

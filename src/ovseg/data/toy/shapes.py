@@ -25,7 +25,8 @@ def _polar(radius: NDArray[np.float64] | float, angle: NDArray[np.float64]) -> P
 
 
 def _disc(radius: float, x: float = 0.0, y: float = 0.0) -> Polygon:
-    return _polar(radius, np.linspace(0, 2 * np.pi, 48, endpoint=False)) + (x, y)
+    centre: Polygon = np.array([x, y])
+    return centre + _polar(radius, np.linspace(0, 2 * np.pi, 48, endpoint=False))
 
 
 def _regular(corners: int, radius: float = 1.0, start: float = 0.0) -> Polygon:
@@ -34,6 +35,16 @@ def _regular(corners: int, radius: float = 1.0, start: float = 0.0) -> Polygon:
 
 def _star() -> Polygon:
     return _polar(np.where(np.arange(10) % 2 == 0, 1.05, 0.45), np.arange(10) * np.pi / 5)
+
+
+def _cross() -> Polygon:
+    arm = np.array([(-1, -1), (-1, -3), (1, -3)]) / 3.1
+    turn = np.array([(0, 1), (-1, 0)])
+    return np.concatenate([arm, arm @ turn, arm @ turn @ turn, arm @ turn @ turn @ turn])
+
+
+def _quad(half: float, top: float, bottom: float) -> Polygon:
+    return np.array([(-half, top), (half, top), (half, bottom), (-half, bottom)])
 
 
 def _flower() -> Polygon:
@@ -50,8 +61,7 @@ def _leaf() -> Polygon:
     along = np.linspace(-1, 1, 24)
     half = 0.52 * (1 - along**2) ** 0.9
     blade = np.concatenate([np.stack([half, along], 1), np.stack([-half, along], 1)[-2:0:-1]])
-    stalk = np.array([[-0.05, 0.9], [-0.05, 1.25], [0.05, 1.25], [0.05, 0.9]])
-    return np.concatenate([blade[:23], stalk[::-1], blade[24:]])
+    return np.concatenate([blade[:23], _quad(0.05, 0.9, 1.25)[[1, 2, 3, 0]], blade[24:]])
 
 
 def _heart() -> Polygon:
@@ -74,33 +84,13 @@ def outline(name: str) -> Outline:
     return {
         "circle": lambda: Outline(_disc(0.92)),
         "square": lambda: Outline(_regular(4, 1.13, np.pi / 4)),
-        "triangle": lambda: Outline(_regular(3, 1.12) + (0, 0.2)),
+        "triangle": lambda: Outline(_regular(3, 1.12) + np.array([0, 0.2])),
         "star": lambda: Outline(_star()),
-        "cross": lambda: Outline(
-            np.array(
-                [
-                    (-1, -3),
-                    (1, -3),
-                    (1, -1),
-                    (3, -1),
-                    (3, 1),
-                    (1, 1),
-                    (1, 3),
-                    (-1, 3),
-                    (-1, 1),
-                    (-3, 1),
-                    (-3, -1),
-                    (-1, -1),
-                ]
-            )
-            / 3.1
-        ),
+        "cross": lambda: Outline(_cross()),
         "diamond": lambda: Outline(np.array([(0, -1.1), (0.68, 0), (0, 1.1), (-0.68, 0)])),
         "flower": lambda: Outline(_flower(), details=(_disc(0.3),)),
         "drop": lambda: Outline(_drop()),
-        "leaf": lambda: Outline(
-            _leaf(), details=(np.array([(-0.035, -0.8), (0.035, -0.8), (0.05, 1.2), (-0.05, 1.2)]),)
-        ),
+        "leaf": lambda: Outline(_leaf(), details=(_quad(0.04, -0.8, 1.2),)),
         "hexagon": lambda: Outline(_regular(6, 1.0, np.pi / 6)),
         "heart": lambda: Outline(_heart()),
         "ring": lambda: Outline(_disc(0.98), holes=(_disc(0.55),)),

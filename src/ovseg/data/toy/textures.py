@@ -11,7 +11,9 @@ from PIL import Image
 from scipy.spatial import cKDTree
 
 Float = NDArray[np.float32]
-Texture = tuple[Float, Float]  # share of the accent colour in [0, 1], relative brightness around 0; both (n, n)
+Texture = tuple[
+    NDArray[np.floating], NDArray[np.floating]
+]  # share of the accent colour in [0, 1], relative brightness around 0; both (n, n)
 
 
 def smooth_noise(rng: np.random.Generator, n: int, rows: int, columns: int) -> Float:
@@ -29,7 +31,7 @@ def _grass(rng: np.random.Generator, n: int, x: Float, y: Float) -> Texture:
 def _sand(rng: np.random.Generator, n: int, x: Float, y: Float) -> Texture:
     ripples = 0.5 + 0.5 * np.sin(2 * np.pi * (y + 5 * smooth_noise(rng, n, 9, 5)) / 11)
     grain = rng.normal(0, 1, (n, n)).astype(np.float32)
-    return 0.55 * ripples**2 + 0 * x, 0.055 * grain
+    return 0.55 * ripples**2, 0.055 * grain
 
 
 def _water(rng: np.random.Generator, n: int, x: Float, y: Float) -> Texture:
@@ -40,12 +42,10 @@ def _water(rng: np.random.Generator, n: int, x: Float, y: Float) -> Texture:
 
 def _wood(rng: np.random.Generator, n: int, x: Float, y: Float) -> Texture:
     plank = (y // 21).astype(int)
-    grain = smooth_noise(rng, n, n // 2, n // 34)
-    seam = (y % 21) < 1.6
-    ends = np.abs(x - rng.integers(0, n, plank.max() + 1)[plank]) < 1.0
-    return np.clip(np.clip(0.7 * grain, 0, 0.5) + 0.9 * (seam | ends), 0, 0.9), rng.uniform(
-        -0.14, 0.14, plank.max() + 1
-    )[plank]
+    grain = np.clip(0.7 * smooth_noise(rng, n, n // 2, n // 34), 0, 0.5)
+    planks = plank.max() + 1
+    seam = (y % 21 < 1.6) | (np.abs(x - rng.integers(0, n, planks)[plank]) < 1.0)
+    return np.clip(grain + 0.9 * seam, 0, 0.9), rng.uniform(-0.14, 0.14, planks)[plank]
 
 
 def _snow(rng: np.random.Generator, n: int, x: Float, y: Float) -> Texture:
@@ -90,7 +90,7 @@ _TEXTURES: dict[str, Callable[[np.random.Generator, int, Float, Float], Texture]
 
 
 @cache
-def texture(name: str) -> Texture:
+def texture(name: str) -> tuple[Float, Float]:
     """The texture of a stuff on a sheet of 384 × 384 pixels, of which every scene shows another part.
 
     The sheet is the same in every run: a scene's own randomness is where it cuts, flips and scales.
@@ -103,15 +103,16 @@ def texture(name: str) -> Texture:
 
 def pattern(name: str, u: Float, v: Float, frequency: float, phase: float) -> Float:
     """Share of a thing's second colour at its own coordinates u, v in about [-1, 1]; edges are soft."""
+    step = np.pi * frequency
     if name == "plain":
-        return np.zeros_like(u)
-    if name == "gradient":
-        return np.clip(0.5 + 0.6 * v, 0, 1)
-    if name == "striped":
-        wave = np.sin(np.pi * frequency * (u + 0.45 * v) + phase)
+        wave = np.full_like(u, -1.0)
+    elif name == "gradient":
+        wave = 0.24 * v
+    elif name == "striped":
+        wave = np.sin(step * (u + 0.45 * v) + phase)
     elif name == "checkered":
-        wave = 2.2 * np.sin(np.pi * frequency * 0.8 * u + phase) * np.sin(np.pi * frequency * 0.8 * v + phase)
+        wave = 2.2 * np.sin(0.8 * step * u + phase) * np.sin(0.8 * step * v + phase)
     else:
-        wave = 2 * np.cos(np.pi * frequency * u + phase) * np.cos(np.pi * frequency * v + phase) ** 1 - 0.7
-        wave = np.abs(wave + 0.7) - 0.9
-    return np.clip(0.5 + 2.5 * wave, 0, 1).astype(np.float32)
+        wave = np.abs(2 * np.cos(step * u + phase) * np.cos(step * v + phase)) - 0.9
+    share: Float = np.clip(0.5 + 2.5 * wave, 0, 1)
+    return share

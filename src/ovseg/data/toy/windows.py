@@ -41,12 +41,13 @@ def choose_window(rng: np.random.Generator, scene: Scene) -> Box:
     if kind < WHOLE:
         return Box(0, 0, size)
     if kind < WHOLE + AROUND and things:
-        y, x = np.nonzero(things[rng.integers(len(things))].mask)
-        extent = max(np.ptp(y), np.ptp(x)) + 1
+        mask = things[rng.integers(len(things))].mask
+        x, y = np.flatnonzero(mask.any(axis=0)), np.flatnonzero(mask.any(axis=1))
+        extent = max(x[-1] - x[0], y[-1] - y[0]) + 1
         side = int(np.clip(extent * rng.uniform(1.3, 2.6), 16, size))
         slack = (side - extent) / 2
-        left = (x.min() + x.max() - side) / 2 + slack * rng.uniform(-0.6, 0.6)
-        top = (y.min() + y.max() - side) / 2 + slack * rng.uniform(-0.6, 0.6)
+        left = (x[0] + x[-1] - side) / 2 + slack * rng.uniform(-0.6, 0.6)
+        top = (y[0] + y[-1] - side) / 2 + slack * rng.uniform(-0.6, 0.6)
         return Box(int(np.clip(left, 0, size - side)), int(np.clip(top, 0, size - side)), side)
     side = int(size * rng.uniform(0.25, 0.8))
     return Box(int(rng.integers(size - side + 1)), int(rng.integers(size - side + 1)), side)
