@@ -26,8 +26,8 @@ class SegmentationBenchmark(LightningDataModule):
         images: folder of images.
         labels: folder of label files.
         vocabulary: see `ovseg.data.vocabulary.read_vocabulary`.
-        label_offset: the value of class 0; smaller values are unlabelled. Where the vocabulary lists `dataset_ids`,
-            what the values exceed the ids by. ADE20K-150 has 1, COCO-Stuff -1.
+        label_offset: the value of class 0 (of id 1 where the vocabulary lists `dataset_ids`); smaller values are
+            unlabelled. ADE20K-150 has 1, COCO-Stuff and the toy world 0.
         label_suffix: how a label file's name goes on after the image's stem.
         short_side: images are resized to it, unless their long side would exceed `long_side`.
 

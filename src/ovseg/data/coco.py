@@ -14,7 +14,7 @@ from ovseg.data.images import EvalImages, read_image
 from ovseg.data.labels import LabelFiles
 from ovseg.data.loading import ResumableLoader, seeded, train_loader
 from ovseg.data.transforms import SegmentationTransform
-from ovseg.data.vocabulary import read_dataset_ids, read_vocabulary
+from ovseg.data.vocabulary import read_vocabulary
 from ovseg.structures import EvalBatch, InputError, SegmentationBatch
 
 _SOURCE = (
@@ -79,8 +79,7 @@ class COCOStuffDataModule(LightningDataModule):
         prepared = self.root / "stuffthingmaps_detectron2" / split
         if not labels.is_dir() and prepared.is_dir():
             return LabelFiles(images, prepared, self.vocabulary_spec, use_ids=False, source=_SOURCE)
-        offset = -1 if read_dataset_ids(self.vocabulary_spec) else 0
-        return LabelFiles(images, labels, self.vocabulary_spec, offset, source=_SOURCE)
+        return LabelFiles(images, labels, self.vocabulary_spec, source=_SOURCE)
 
     def train_dataloader(self) -> ResumableLoader:
         return train_loader(self.train_dataset, self.batch_size, self.seed, self.num_workers, _collate)

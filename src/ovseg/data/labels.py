@@ -20,8 +20,8 @@ _CHECKED = 50  # files that are read before work starts
 class LabelFiles:
     """Label files of images, read as class indices of a vocabulary.
 
-    A pixel's value minus `offset` is its class index or, for a vocabulary that lists `dataset_ids`, its id there.
-    Values below `offset`, and 255 where no class has it, are ignored; any other value is refused.
+    A pixel's value minus `offset` is its class index or, for a vocabulary that lists `dataset_ids`, its id there
+    minus 1. Values below `offset`, and 255 where no class has it, are ignored; any other value is refused.
 
     Args:
         images: folder of images.
@@ -46,7 +46,8 @@ class LabelFiles:
     ) -> None:
         self.vocabulary = vocabulary
         self.ids = read_dataset_ids(vocabulary) if use_ids else None
-        self.table = _table(self.ids or list(range(len(read_vocabulary(vocabulary)))), offset, vocabulary)
+        values = [i - 1 for i in self.ids] if self.ids else list(range(len(read_vocabulary(vocabulary))))
+        self.table = _table(values, offset, vocabulary)
         self.files = _pairs(images, labels, suffix, source)  # image → label file
         paths = list(self.files.values())
         for path in paths[:: -(-len(paths) // _CHECKED)]:
@@ -82,17 +83,17 @@ class LabelFiles:
         return indices
 
 
-def _table(ids: list[int], offset: int, vocabulary: str) -> NDArray[np.int64]:
+def _table(values: list[int], offset: int, vocabulary: str) -> NDArray[np.int64]:
     """Pixel value → class index; -1 for values that are none."""
-    if len(ids) > IGNORE_INDEX:
+    if len(values) > IGNORE_INDEX:
         raise InputError(
-            f"{vocabulary} has {len(ids)} classes but index {IGNORE_INDEX} means unlabelled; "
+            f"{vocabulary} has {len(values)} classes but index {IGNORE_INDEX} means unlabelled; "
             f"use a vocabulary of at most {IGNORE_INDEX}"
         )
     table = np.full(2**16, -1)
     table[: max(offset, 0)] = IGNORE_INDEX
     table[IGNORE_INDEX] = IGNORE_INDEX
-    table[np.array(ids) + offset] = np.arange(len(ids))
+    table[np.array(values) + offset] = np.arange(len(values))
     return table
 
 

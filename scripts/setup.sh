@@ -1,0 +1,48 @@
+#!/usr/bin/env bash
+# Makes sure that ovseg and what it needs is installed, and puts its Python first on PATH.
+# Source it:  . scripts/setup.sh
+#
+# An active virtual or conda environment that can import ovseg is taken as it is. Otherwise .venv is made in the
+# repository and filled by pip; again only when setup.cfg or pyproject.toml has changed.
+
+_repository=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
+
+# looks without importing, which would take seconds
+_has_ovseg='import sys, importlib.util as u; sys.exit(not all(map(u.find_spec, ["lightning", "ovseg"])))'
+
+_find_python() {
+    local candidate
+    for candidate in python3.11 python3 python python3.12 python3.13; do
+        if "$candidate" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; then
+            command -v "$candidate"
+            return
+        fi
+    done
+    return 1
+}
+
+_install() {
+    local environment=$_repository/.venv python wanted
+    wanted=$(cat "$_repository/setup.cfg" "$_repository/pyproject.toml" | cksum)
+    if [ "$(cat "$environment/.installed" 2>/dev/null)" != "$wanted" ]; then
+        if ! [ -x "$environment/bin/pip" ]; then
+            if ! python=$(_find_python); then
+                echo "ovseg needs Python 3.11 or newer and none was found; install it and run this again." >&2
+                return 1
+            fi
+            echo "Making the environment .venv with $("$python" --version) …"
+            "$python" -m venv "$environment" || return 1
+        fi
+        echo "Installing ovseg and what it needs into .venv (several minutes the first time, 2 to 7 GB) …"
+        "$environment/bin/python" -m pip install --quiet --disable-pip-version-check \
+            --editable "$_repository[dev]" || return 1
+        echo "$wanted" >"$environment/.installed"
+    fi
+    export PATH="$environment/bin:$PATH"
+}
+
+if [ -n "${VIRTUAL_ENV:-}${CONDA_PREFIX:-}" ] && python -c "$_has_ovseg" 2>/dev/null; then
+    echo "Using the active environment ${VIRTUAL_ENV:-$CONDA_PREFIX}."
+else
+    _install || exit 1
+fi

@@ -1,0 +1,204 @@
+from __future__ import annotations
+
+import struct
+import warnings
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from ovseg.data.base import ShardSampler
+from ovseg.data.images import (
+    ImagesDataModule,
+    find_images,
+    read_image,
+    resize_short_side,
+    short_side_size,
+    to_tensor,
+    verify_image,
+)
+from ovseg.structures import InputError
+
+
+def colour(image: Image.Image, x: int = 0, y: int = 0) -> Any:
+    return image.getpixel((x, y))
+
+
+def test_greyscale_has_three_equal_channels() -> None:
+    assert colour(read_image(Image.new("L", (2, 2), 90))) == (90, 90, 90)
+
+
+def test_16_bits_are_scaled_and_not_clipped(tmp_path: Path) -> None:
+    values = np.array([[0, 128, 129, 257, 32768, 65535]], np.uint16)
+    Image.fromarray(values).save(tmp_path / "deep.png")
+    Image.fromarray(values).save(tmp_path / "deep.tif")
+    expected = np.round(values / 257)[..., None].repeat(3, -1)
+    for source in (tmp_path / "deep.png", tmp_path / "deep.tif", values, Image.fromarray(values.astype(np.int32))):
+        assert (np.asarray(read_image(source)) == expected).all()
+
+
+def test_cmyk_becomes_rgb(tmp_path: Path) -> None:
+    Image.new("CMYK", (16, 16), (0, 255, 255, 0)).save(tmp_path / "print.jpg", quality=100)
+    red, green, blue = colour(read_image(tmp_path / "print.jpg"), 8, 8)
+    assert red > 240
+    assert max(green, blue) < 15
+
+
+@pytest.mark.parametrize("mode", ["RGBA", "LA", "P"])
+def test_transparent_pixels_are_white(mode: str, tmp_path: Path) -> None:
+    image = Image.new("RGBA", (2, 1), (0, 0, 0, 255))
+    image.putpixel((1, 0), (10, 20, 30, 0))
+    image.convert(mode).save(tmp_path / "logo.png")
+    read = read_image(tmp_path / "logo.png")
+    assert (colour(read, 0), colour(read, 1)) == ((0, 0, 0), (255, 255, 255))
+
+
+def test_palette_is_looked_up() -> None:
+    image = Image.new("P", (1, 1), 1)
+    image.putpalette([0, 0, 0, 200, 100, 50])
+    assert colour(read_image(image)) == (200, 100, 50)
+
+
+def test_exif_rotation_is_applied(tmp_path: Path) -> None:
+    image = Image.new("RGB", (16, 8), "black")
+    image.paste("white", (0, 0, 8, 8))
+    exif = Image.Exif()
+    exif[0x0112] = 6  # the camera was held upright: turn clockwise
+    image.save(tmp_path / "phone.png", exif=exif)
+    read = read_image(tmp_path / "phone.png")
+    assert read.size == (8, 16)
+    assert (colour(read, 4, 2), colour(read, 4, 14)) == ((255,) * 3, (0,) * 3)
+
+
+@pytest.mark.parametrize(
+    "array",
+    [
+        np.full((2, 3), 128, np.uint8),
+        np.full((2, 3, 1), 128, np.uint8),
+        np.full((2, 3, 3), 128 / 255),
+        np.full((2, 3), 128 * 257, np.uint16),
+    ],
+)
+def test_arrays_of_several_kinds_are_the_same_image(array: np.ndarray) -> None:
+    assert (np.asarray(read_image(array)) == np.full((2, 3, 3), 128)).all()
+
+
+def test_extreme_sizes_work_in_silence(tmp_path: Path) -> None:
+    Image.new("1", (8000, 8000)).save(tmp_path / "large.png")
+    Image.new("RGB", (1, 1)).save(tmp_path / "dot.png")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert read_image(tmp_path / "large.png").size == (8000, 8000)
+        assert [batch.sizes for batch in ImagesDataModule(str(tmp_path), "cat", 8, 32).predict_dataloader()] == [
+            [(1, 1)],
+            [(8000, 8000)],
+        ]
+
+
+def test_size_limit_is_ours_and_not_that_of_pillow(tmp_path: Path) -> None:
+    def write(width: int, height: int) -> Path:
+        Image.new("RGB", (1, 1)).save(tmp_path / "huge.bmp")
+        content = bytearray((tmp_path / "huge.bmp").read_bytes())
+        content[18:26] = struct.pack("<ii", width, height)
+        (tmp_path / "huge.bmp").write_bytes(content)
+        return tmp_path / "huge.bmp"
+
+    before = Image.MAX_IMAGE_PIXELS
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        verify_image(write(20000, 20000))  # Pillow would call it a bomb
+    with pytest.raises(InputError, match=r"huge\.bmp .*30000 x 20000"):
+        verify_image(write(30000, 20000))
+    assert before == Image.MAX_IMAGE_PIXELS
+
+
+def test_what_is_not_an_image_is_refused_by_name(tmp_path: Path) -> None:
+    (tmp_path / "notes.jpg").write_text("not an image")
+    (tmp_path / "empty.png").touch()
+    noise = np.random.default_rng(0).integers(0, 256, (64, 64, 3), np.uint8)
+    for suffix in ("jpg", "png"):
+        Image.fromarray(noise).save(tmp_path / f"whole.{suffix}")
+        content = (tmp_path / f"whole.{suffix}").read_bytes()
+        (tmp_path / f"cut.{suffix}").write_bytes(content[: len(content) // 2])
+    for name in ("notes.jpg", "empty.png", "cut.jpg", "cut.png", "missing.jpg"):
+        with pytest.raises(InputError, match=name):
+            read_image(tmp_path / name)
+    with pytest.raises(InputError, match="is a folder"):
+        read_image(tmp_path)
+    with pytest.raises(InputError, match="floating point"):
+        read_image(np.full((2, 2), 7.0))
+    with pytest.raises(InputError, match=r"shape \(2, 2, 5\)"):
+        read_image(np.zeros((2, 2, 5), np.uint8))
+
+
+@pytest.mark.parametrize(
+    ("size", "expected"),
+    [
+        ((480, 640), (640, 853)),  # 640 / 480 * 640 = 853.33
+        ((640, 427), (959, 640)),  # 640 / 427 * 640 = 959.25
+        ((100, 1000), (256, 2560)),  # the long side decides
+        ((1, 1), (640, 640)),
+        ((1, 8000), (1, 2560)),  # 0.32 pixels are one
+        ((8000, 1), (2560, 1)),
+    ],
+)
+def test_short_side_rule(size: tuple[int, int], expected: tuple[int, int]) -> None:
+    assert short_side_size(size, 640, 2560) == expected
+    if max(size) < 2000:
+        resized = resize_short_side(Image.new("RGB", size[::-1]), 640, 2560)
+        assert (resized.height, resized.width) == expected
+
+
+def test_tensor_holds_the_pixels() -> None:
+    image = Image.new("RGB", (3, 2), (255, 0, 51))
+    tensor = to_tensor(image)
+    assert tensor.shape == (3, 2, 3)
+    assert tensor.dtype == torch.float32
+    assert tensor[:, 0, 0].tolist() == pytest.approx([1.0, 0.0, 0.2])
+
+
+def test_folders_and_files_are_found_in_order(tmp_path: Path) -> None:
+    for name in ("b.JPG", "a.png", "notes.txt"):
+        (tmp_path / name).touch()
+    assert [path.name for path in find_images([str(tmp_path / "b.JPG"), str(tmp_path)])] == ["b.JPG", "a.png", "b.JPG"]
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(InputError, match="empty has no image"):
+        find_images(str(tmp_path / "empty"))
+    with pytest.raises(InputError, match=r"c\.png does not exist"):
+        find_images([str(tmp_path / "c.png")])
+    with pytest.raises(InputError, match="no images given"):
+        find_images([])
+
+
+def test_datamodule_yields_images_with_their_sizes(tmp_path: Path) -> None:
+    for name, size in (("a.png", (40, 20)), ("b.jpg", (10, 30))):
+        Image.new("RGB", size, "red").save(tmp_path / name)
+    data = ImagesDataModule([str(tmp_path), str(tmp_path / "a.png")], "cat, sofa", short_side=8, long_side=100)
+    batches = list(data.predict_dataloader())
+    assert data.vocabulary.names == ("cat", "sofa")
+    assert [batch.names for batch in batches] == [["a.png"], ["b.jpg"]]
+    assert [batch.sizes for batch in batches] == [[(20, 40)], [(30, 10)]]
+    assert [tuple(batch.images[0].shape) for batch in batches] == [(3, 8, 16), (3, 24, 8)]
+    assert [batch.labels for batch in batches] == [[], []]
+
+
+def test_datamodule_refuses_before_work_starts(tmp_path: Path) -> None:
+    Image.new("RGB", (4, 4)).save(tmp_path / "a.png")
+    with pytest.raises(InputError, match="empty"):
+        ImagesDataModule(str(tmp_path), "")
+    Image.new("RGB", (4, 4)).save(tmp_path / "a.bmp")
+    with pytest.raises(InputError, match=r"a\.bmp and .*a\.png would be written to the same file"):
+        ImagesDataModule(str(tmp_path), "cat")
+    (tmp_path / "a.bmp").write_text("no")
+    with pytest.raises(InputError, match=r"a\.bmp is not an image"):
+        ImagesDataModule(str(tmp_path), "cat")
+
+
+@pytest.mark.parametrize("samples", [0, 1, 5, 8])
+def test_shards_cover_every_sample_once(samples: int) -> None:
+    shards = [ShardSampler(range(samples), num_replicas=3, rank=rank, shuffle=False) for rank in range(3)]  # type: ignore[arg-type]
+    assert sorted(index for shard in shards for index in shard) == list(range(samples))
+    assert [len(shard) for shard in shards] == [len(list(shard)) for shard in shards]

@@ -1,0 +1,84 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from ovseg.data.loading import seeded
+from ovseg.data.transforms import COLOUR_JITTER, IMAGE_FILL, SegmentationTransform
+from ovseg.structures import IGNORE_INDEX
+
+
+def scene() -> tuple[Image.Image, torch.Tensor]:
+    """Labels 0-9 in columns, each with a grey of its own."""
+    labels = torch.arange(10).repeat_interleave(6)[None].repeat(40, 1)
+    return Image.fromarray((labels * 25).numpy().astype(np.uint8)).convert("RGB"), labels
+
+
+def test_labels_stay_with_their_pixels(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("ovseg.data.transforms.COLOUR_JITTER", lambda image: image)
+    image, labels = scene()
+    for key in range(20):
+        with seeded(0, key):
+            pixels, target = SegmentationTransform(32, [40, 60], 1000)(image, labels)
+        assert pixels.shape == (3, 32, 32)
+        assert target.shape == (32, 32)
+        inner = (target[:, 1:-1] == target[:, :-2]) & (target[:, 1:-1] == target[:, 2:])  # away from blended borders
+        error = (pixels[0, :, 1:-1] * 255 - target[:, 1:-1] * 25).abs()[inner]
+        # a pixel beside a border may still be blended by the resize; none is nearer to another label's grey
+        assert error.max() < 12.5
+
+
+def test_small_images_are_padded_right_and_bottom_and_ignored_there() -> None:
+    image, labels = scene()
+    for key in range(10):
+        with seeded(0, key):
+            pixels, target = SegmentationTransform(64, [20], 1000)(image, labels)  # 20 x 30
+        assert (target[:20, :30] != IGNORE_INDEX).all()
+        assert (target[20:] == IGNORE_INDEX).all()
+        assert (target[:, 30:] == IGNORE_INDEX).all()
+        assert (pixels[:, 20:] == IMAGE_FILL).all()
+        assert (pixels[:, :, 30:] == IMAGE_FILL).all()
+
+
+def test_half_of_the_views_are_mirrored_and_crops_reach_both_edges() -> None:
+    image, labels = scene()
+    first, mirrored = set(), 0
+    for key in range(200):
+        with seeded(1, key):
+            _, target = SegmentationTransform(20, [40], 1000)(image, labels)
+        mirrored += bool(target[0, 0] > target[0, -1])
+        first |= set(target.unique().tolist())
+    assert 70 < mirrored < 130  # 4 standard deviations about 100
+    assert first == set(range(10))
+
+
+def test_a_view_follows_from_its_seed_alone() -> None:
+    image, labels = scene()
+    transform = SegmentationTransform(24, [30, 40, 50], 1000)
+
+    def view(key: int) -> torch.Tensor:
+        with seeded(3, key):
+            return transform(image, labels)[0]
+
+    torch.manual_seed(0)
+    before = view(5)
+    torch.rand(100)
+    assert torch.equal(view(5), before)
+    assert not torch.equal(view(6), before)
+
+
+def test_long_side_is_capped() -> None:
+    image, labels = Image.new("RGB", (100, 10)), torch.zeros(10, 100, dtype=torch.long)
+    _, target = SegmentationTransform(64, [40], 60)(image, labels)
+    assert (target == 0).sum() == 60 * 6
+
+
+def test_jitter_keeps_the_order_of_colours() -> None:
+    # SSD's original also exchanges channels: red things would be called blue
+    red = Image.new("RGB", (1, 1), (220, 60, 40))
+    for key in range(100):
+        with seeded(key):
+            r, g, b = COLOUR_JITTER(red).getpixel((0, 0))
+        assert r > max(g, b)

@@ -1,0 +1,118 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from ovseg.data.vocabulary import builtin_vocabularies, read_dataset_ids, read_vocabulary
+from ovseg.structures import InputError
+
+
+@pytest.mark.parametrize(
+    ("name", "classes", "seen"),
+    [
+        ("ade20k_150", 150, 67),
+        ("ade20k_847", 847, 115),
+        ("pascal_context_459", 459, 94),
+        ("pascal_context_59", 59, 51),
+        ("pascal_voc_20", 20, 20),
+    ],
+)
+def test_benchmarks_have_the_published_counts(name: str, classes: int, seen: int) -> None:
+    vocabulary = read_vocabulary(name)
+    assert len(vocabulary) == classes
+    assert vocabulary.seen is not None
+    assert sum(vocabulary.seen) == seen
+
+
+@pytest.mark.parametrize("name", builtin_vocabularies())
+def test_every_packaged_list_can_be_read(name: str) -> None:
+    vocabulary = read_vocabulary(name, synonyms=True)
+    assert vocabulary.names == read_vocabulary(name).names
+    ids = read_dataset_ids(name)
+    assert ids is None or len(set(ids)) == len(vocabulary)
+
+
+def test_coco_stuff_ids_have_the_known_gaps() -> None:
+    ids = read_dataset_ids("coco_stuff_171")
+    assert ids is not None
+    # 11 ids of COCO's list of objects were never annotated
+    assert sorted(set(range(1, 183)) - set(ids)) == [12, 26, 29, 30, 45, 66, 68, 69, 71, 83, 91]
+    assert read_dataset_ids("ade20k_150") is None
+    assert read_dataset_ids("cat, sofa") is None
+
+
+def test_names_are_kept_and_synonyms_are_a_choice() -> None:
+    assert "window " in read_vocabulary("ade20k_150").names  # what the release gives to CLIP
+    plain, more = read_vocabulary("pascal_voc_20"), read_vocabulary("pascal_voc_20", synonyms=True)
+    assert plain.synonyms[0] == ("aeroplane",)
+    assert more.synonyms[0] == ("aeroplane", "airplane", "aeroplanes", "airplanes")
+
+
+def test_typed_names() -> None:
+    assert read_vocabulary("cat, sofa,potted plant ").names == ("cat", "sofa", "potted plant")
+    assert read_vocabulary("cat").names == ("cat",)
+    long = ", ".join(f"thing {number}" for number in range(300))  # longer than a file name may be
+    assert len(read_vocabulary(long)) == 300
+
+
+def test_text_file(tmp_path: Path) -> None:
+    file = tmp_path / "words.txt"
+    file.write_text("road, route\nsofa; couch ;settee\n", encoding="utf-8-sig")
+    assert read_vocabulary(str(file)).names == ("road, route", "sofa")
+    assert read_vocabulary(str(file)).synonyms == (("road, route",), ("sofa",))
+    assert read_vocabulary(str(file), synonyms=True).synonyms == (("road, route",), ("sofa", "couch", "settee"))
+
+
+def test_json_file(tmp_path: Path) -> None:
+    file = tmp_path / "mine.json"
+    file.write_text(json.dumps({"classes": ["a", "b"], "seen": [1, 0], "dataset_ids": [3, 7]}))
+    assert read_vocabulary(str(file)).seen == (True, False)
+    assert read_dataset_ids(str(file)) == [3, 7]
+
+
+@pytest.mark.parametrize(
+    ("spec", "message"),
+    [
+        ("", "empty"),
+        (" , ", "empty"),
+        ("cat,,dog", "empty name"),
+        ("cat, dog, cat", "'cat' more than once"),
+        ("ade20k", "take one of ade20k_150"),
+        ("ade20k_151", "take one of ade20k_150"),
+        ("lists/words", "there is no vocabulary"),
+        ("words.json", "words.json does not exist"),
+        ("words.txt", "words.txt does not exist"),
+    ],
+)
+def test_refusals(spec: str, message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        read_vocabulary(spec)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("a.txt", "cat\n\ndog\n", "line 2"),
+        ("a.txt", "cat\ndog; \n", "line 2"),
+        ("a.txt", "", "empty"),
+        ("a.txt", "cat\ncat\n", "more than once"),
+        ("a.json", "{", "not JSON"),
+        ("a.json", '["cat"]', "no list of names"),
+        ("a.json", '{"classes": []}', "empty"),
+        ("a.json", '{"classes": ["a", "a"]}', "more than once"),
+        ("a.json", '{"classes": ["a", "b"], "seen": [1]}', "seen flags"),
+    ],
+)
+def test_damaged_files_are_refused_by_name(name: str, content: str, message: str, tmp_path: Path) -> None:
+    (tmp_path / name).write_text(content)
+    with pytest.raises(InputError, match=message) as caught:
+        read_vocabulary(str(tmp_path / name))
+    assert name in str(caught.value)
+
+
+def test_ids_must_be_one_per_class(tmp_path: Path) -> None:
+    (tmp_path / "a.json").write_text('{"classes": ["a", "b"], "dataset_ids": [1, 1]}')
+    with pytest.raises(InputError, match="one id of its own"):
+        read_dataset_ids(str(tmp_path / "a.json"))
