@@ -1,0 +1,155 @@
+"""Captioned images from files as COCO has them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from ovseg import rle
+from ovseg.data.captions import CaptionDataModule
+from ovseg.data.nouns import SpacyNounExtractor
+from ovseg.structures import InputError
+
+CAPTIONS = [  # (id, image, text); not in the order of their ids
+    (12, 3, "Two dogs on the grass"),
+    (10, 3, "A DOG and a cat "),
+    (11, 5, "a photo of it"),
+    (13, 8, "a kite"),
+]
+
+
+@pytest.fixture(autouse=True)
+def _cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OVSEG_CACHE", str(tmp_path / "cache"))
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    for image_id in (3, 5, 8):
+        Image.new("RGB", (30, 20), (image_id, 0, 255)).save(tmp_path / f"{image_id}.png")
+    write_captions(tmp_path / "captions.json")
+    return tmp_path
+
+
+def write_captions(path: Path, captions: Sequence[tuple[int, int, Any]] = CAPTIONS) -> None:
+    images = [{"id": i, "file_name": f"{i}.png", "height": 20, "width": 30} for i in (3, 5, 8)]
+    annotations = [{"id": i, "image_id": image, "caption": text} for i, image, text in captions]
+    path.write_text(json.dumps({"images": images, "annotations": annotations}))
+
+
+def prepared(folder: Path, **options: Any) -> CaptionDataModule:
+    data = CaptionDataModule(folder, folder / "captions.json", short_side=10, **options)
+    data.prepare_data()
+    data.setup("predict")
+    return data
+
+
+def test_nouns_are_unique_per_image_and_know_their_caption(folder: Path) -> None:
+    first, second = prepared(folder, captions_per_image=None, batch_size=1).predict_dataloader()
+    assert first.nouns == [["dog", "cat", "grass"]]
+    assert first.caption_ids == [[10, 10, 12]]
+    assert (first.names, first.image_ids, first.sizes, first.masks) == (["3.png"], [3], [(20, 30)], None)
+    assert first.images[0].shape == (3, 10, 15)
+    assert torch.allclose(first.images[0][:, 0, 0], torch.tensor([3 / 255, 0, 1]))
+    assert (second.nouns, second.image_ids) == ([["kite"]], [8])  # image 5 has no noun left
+
+
+def test_captions_per_image_takes_the_first_by_id(folder: Path) -> None:
+    data = prepared(folder, captions_per_image=1, batch_size=2)
+    (batch,) = data.predict_dataloader()
+    assert batch.nouns == [["dog", "cat"], ["kite"]]
+    assert [tuple(image.shape) for image in batch.images] == [(3, 10, 15)] * 2
+    assert data.statistics() == {"images": 2, "unique_nouns": 3, "candidates": 3}
+
+
+def test_workers_do_not_change_batches(folder: Path) -> None:
+    plain, worked = (list(prepared(folder, num_workers=n).predict_dataloader()) for n in (0, 1))
+    assert [batch.names for batch in plain] == [batch.names for batch in worked]
+    assert all(torch.equal(a.images[0], b.images[0]) for a, b in zip(plain, worked, strict=True))
+
+
+def test_nouns_are_extracted_once(folder: Path) -> None:
+    class Counting(SpacyNounExtractor):
+        calls = 0
+
+        def extract(self, captions: Sequence[str]) -> list[list[str]]:
+            self.calls += 1
+            return super().extract(captions)
+
+    extractor = Counting()
+    for _ in range(2):
+        prepared(folder, nouns=extractor)
+    assert extractor.calls == 1
+    prepared(folder, nouns=extractor, captions_per_image=2)
+    assert extractor.calls == 2
+    other = Counting(stop_nouns=["cat"])
+    assert prepared(folder, nouns=other).dataset.samples[0].nouns == ["dog"]
+    assert other.calls == 1
+
+
+def test_masks_take_the_place_of_proposals(folder: Path) -> None:
+    mask = torch.zeros(1, 20, 30, dtype=torch.bool)
+    mask[:, 5:9, 3:20] = True
+    annotations = [
+        {"id": 1, "image_id": 3, "segmentation": {"size": [20, 30], "counts": rle.encode(mask)[0].decode()}},
+        {"id": 2, "image_id": 3, "segmentation": [[10, 2, 20, 2, 20, 12, 10, 12]]},
+    ]
+    captions = json.loads((folder / "captions.json").read_text())
+    (folder / "masks.json").write_text(json.dumps({"images": captions["images"], "annotations": annotations}))
+    first, second = prepared(folder, masks=folder / "masks.json").predict_dataloader()
+    expected = torch.zeros(20, 30, dtype=torch.bool)
+    expected[2:12, 10:20] = True
+    assert torch.equal(first.masks[0], torch.stack([mask[0], expected]))
+    assert second.masks[0].shape == (0, 20, 30)
+
+    Image.fromarray(np.zeros((30, 20, 3), np.uint8)).save(folder / "3.png")
+    with pytest.raises(InputError, match=r"3\.png is 20 x 30 pixels, its masks 30 x 20"):
+        next(iter(prepared(folder, masks=folder / "masks.json").predict_dataloader()))
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (None, "cannot be read"),
+        ("no json", "is not JSON"),
+        ("[1, 2]", "no images or no annotations"),
+        ('{"images": [], "annotations": []}', "no images or no annotations"),
+        ('{"images": [{"id": 3, "file_name": "3.png"}], "annotations": [{"id": 1, "image_id": 3}]}', "lacks"),
+        (
+            '{"images": [{"id": 3, "file_name": "3.png"}], "annotations": [{"id": 1, "image_id": 4, "caption": ""}]}',
+            "image 4, which is not listed",
+        ),
+        (
+            '{"images": [{"id": 3, "file_name": "3.png"}], "annotations": [{"id": 1, "image_id": 3, "caption": null}]}',
+            "not a text",
+        ),
+    ],
+)
+def test_refuses_what_is_not_coco_captions(folder: Path, content: str | None, message: str) -> None:
+    (folder / "captions.json").unlink()
+    if content is not None:
+        (folder / "captions.json").write_text(content)
+    with pytest.raises(InputError, match=message) as error:
+        prepared(folder)
+    assert str(folder / "captions.json") in str(error.value)
+
+
+def test_refuses_missing_images_before_any_work(folder: Path) -> None:
+    (folder / "5.png").unlink()
+    (folder / "8.png").unlink()
+    with pytest.raises(InputError, match=r"2 images .* the first is 5\.png"):
+        prepared(folder)
+    assert not (folder / "cache").exists()
+
+
+def test_refuses_captions_without_nouns(folder: Path) -> None:
+    write_captions(folder / "captions.json", [(1, 3, ""), (2, 5, "  ")])
+    with pytest.raises(InputError, match=r"no caption .* has a noun"):
+        prepared(folder)

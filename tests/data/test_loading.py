@@ -1,0 +1,143 @@
+"""Training data goes on where a checkpoint left it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from lightning import LightningModule, Trainer
+from lightning.pytorch.callbacks import ModelCheckpoint
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from ovseg.data.loading import EpochSampler, ResumableLoader, seeded, train_loader
+
+
+class Numbers(Dataset[Tensor]):
+    """Key and a random number that augmentation would draw."""
+
+    def __len__(self) -> int:
+        return 22
+
+    def __getitem__(self, key: int) -> Tensor:
+        with seeded(0, key):
+            return torch.stack([torch.tensor(float(key)), torch.rand(())])
+
+
+def loader(num_workers: int = 0) -> ResumableLoader:
+    return train_loader(Numbers(), 4, 0, num_workers, torch.stack)
+
+
+class Recorder(LightningModule):
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = torch.nn.Linear(2, 1)
+        self.seen: list[list[float]] = []
+
+    def training_step(self, batch: Tensor, batch_idx: int) -> Tensor:
+        self.seen.append(batch.flatten().tolist())
+        return self.layer(batch).mean()
+
+    def validation_step(self, batch: Tensor, batch_idx: int) -> None:
+        pass
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        return torch.optim.SGD(self.parameters(), 0.01)
+
+
+def train(length: dict[str, int], callback: ModelCheckpoint, num_workers: int = 0, resume: Path | None = None) -> Any:
+    model = Recorder()
+    trainer = Trainer(
+        accelerator="cpu",
+        logger=False,
+        callbacks=[callback],
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        num_sanity_val_steps=0,
+        **length,
+    )
+    validation = DataLoader(torch.zeros(2, 2), batch_size=1)
+    trainer.fit(model, loader(num_workers), validation, ckpt_path=resume, weights_only=True)
+    return model.seen
+
+
+@pytest.mark.filterwarnings("ignore:Checkpoint directory")
+@pytest.mark.parametrize("length", [{"max_epochs": 3}, {"max_steps": 15}], ids=["epochs", "steps"])
+@pytest.mark.parametrize(
+    ("when", "steps"),
+    [
+        ({"every_n_train_steps": 1}, (2, 5, 8)),
+        ({"every_n_epochs": 1, "save_on_train_epoch_end": True}, (5, 10)),
+        ({"every_n_epochs": 1, "save_on_train_epoch_end": False}, (5, 10)),
+    ],
+    ids=["in-epoch", "after-epoch", "after-validation"],
+)
+def test_resuming_sees_what_the_uninterrupted_run_sees(
+    tmp_path: Path, length: dict[str, int], when: dict[str, Any], steps: tuple[int, ...]
+) -> None:
+    def saving() -> ModelCheckpoint:
+        return ModelCheckpoint(tmp_path, filename="{step}", save_top_k=-1, **when)
+
+    whole = train(length, saving())
+    assert len({tuple(batch) for batch in whole}) == 15
+    for step in steps:
+        assert train(length, saving(), resume=tmp_path / f"step={step}.ckpt") == whole[step:]
+
+
+def test_workers_do_not_matter_to_resuming() -> None:
+    whole = loader()
+    expected = [*whole, *whole]
+    interrupted = loader(2)
+    batches = iter(interrupted)
+    assert all(torch.equal(next(batches), expected[step]) for step in range(3))
+    state = interrupted.state_dict()
+    resumed = loader(2)
+    resumed.load_state_dict(state)
+    rest = [*resumed, *resumed]
+    assert len(rest) == 7
+    assert all(map(torch.equal, rest, expected[3:]))
+
+
+def test_an_epoch_is_a_permutation_of_its_own() -> None:
+    sampler = EpochSampler(Numbers(), num_replicas=1, rank=0)
+    keys = []
+    for epoch in range(2):
+        sampler.set_epoch(epoch)
+        keys.append(list(sampler))
+        assert sorted(keys[epoch]) == list(range(22 * epoch, 22 * (epoch + 1)))
+    assert keys[0] != [key - 22 for key in keys[1]]
+
+
+def test_processes_share_an_epoch() -> None:
+    shares = [list(EpochSampler(Numbers(), num_replicas=2, rank=rank)) for rank in range(2)]
+    assert sorted(shares[0] + shares[1]) == list(range(22))
+
+
+def test_overfitting_repeats_the_same_batches() -> None:
+    model = Recorder()
+    trainer = Trainer(
+        accelerator="cpu",
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        overfit_batches=2,
+        max_epochs=2,
+        limit_val_batches=0,
+    )
+    trainer.fit(model, loader())
+    assert [batch[0::2] for batch in model.seen] == [[0, 1, 2, 3], [4, 5, 6, 7]] * 2
+    assert model.seen[:2] == model.seen[2:]
+
+
+def test_seeded_puts_the_generator_back() -> None:
+    before = torch.get_rng_state()
+    with seeded(1, 2):
+        first = torch.rand(3)
+    assert torch.equal(torch.get_rng_state(), before)
+    with seeded(1, 3):
+        assert not torch.equal(torch.rand(3), first)
+    with seeded(1, 2):
+        assert torch.equal(torch.rand(3), first)

@@ -1,0 +1,147 @@
+"""Regions are cut, filled and augmented together with their masks, the same whoever reads them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from PIL import Image
+
+from ovseg import rle
+from ovseg.data import regions
+from ovseg.data.images import to_tensor
+from ovseg.data.pairs import write_pairs
+from ovseg.data.regions import RegionTextDataModule, augment
+from ovseg.ops import CLIP_MEAN, crop_regions, masks_to_boxes
+from ovseg.structures import InputError, RegionTextBatch, RegionTextPair
+
+COUNT = 11
+SIZE = (24, 32)
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    generator = torch.Generator().manual_seed(0)
+    pairs = []
+    for index in range(COUNT):
+        if index % 2 == 0:
+            pixels = torch.randint(0, 256, (*SIZE, 3), generator=generator, dtype=torch.uint8).numpy()
+            Image.fromarray(pixels).save(tmp_path / f"{index // 2}.png")
+        mask = torch.zeros(1, *SIZE, dtype=torch.bool)
+        mask[:, 2 : 14 + index, 3:20] = torch.rand(12 + index, 17, generator=generator)[: SIZE[0] - 2] > 0.3
+        x0, y0, x1, y1 = masks_to_boxes(mask)[0].tolist()
+        pairs.append(
+            RegionTextPair(
+                index // 2,
+                f"{index // 2}.png",
+                SIZE,
+                rle.encode(mask)[0],
+                (x0, y0, x1, y1),
+                f"noun{index}",
+                index,
+                0.2,
+                0,
+                1,
+            )
+        )
+    write_pairs(tmp_path / "pairs", pairs)
+    return tmp_path
+
+
+def prepared(folder: Path, **options: Any) -> RegionTextDataModule:
+    data = RegionTextDataModule(folder / "pairs", folder, **{"size": 16, "batch_size": 4, **options})
+    data.setup("fit")
+    return data
+
+
+def same(a: RegionTextBatch, b: RegionTextBatch) -> bool:
+    return torch.equal(a.regions, b.regions) and torch.equal(a.region_masks, b.region_masks) and a.texts == b.texts
+
+
+def test_batches(folder: Path) -> None:
+    batches = list(prepared(folder).train_dataloader())
+    assert [len(batch.texts) for batch in batches] == [4, 4]  # the rest is dropped
+    assert len({text for batch in batches for text in batch.texts}) == 8
+    assert batches[0].regions.shape == (4, 3, 16, 16)
+    assert batches[0].region_masks.shape == (4, 16, 16)
+    assert batches[0].region_masks.dtype == torch.bool
+    (small,) = prepared(folder, batch_size=32).train_dataloader()
+    assert len(small.texts) == COUNT  # one short batch rather than none
+
+
+def test_without_augmentation_a_region_is_what_inference_crops(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(regions, "SCALE", (1.0, 1.0))
+    monkeypatch.setattr(regions, "RATIO", (0.1, 10.0))
+    data = prepared(folder)
+    for key, pair in enumerate(data.dataset.pairs):
+        # of all crops with the area of the box only the box fits in it; else the fall-back is the box
+        sample = data.dataset[key]
+        image = to_tensor(Image.open(folder / pair.file_name))
+        expected, expected_masks, _ = crop_regions(image, rle.decode([pair.counts], SIZE), 16)
+        assert torch.allclose(sample.region, expected[0], atol=1e-6)
+        assert torch.equal(sample.region_mask, expected_masks[0])
+
+
+def test_mask_follows_the_region() -> None:
+    crop = torch.ones(3, 150, 140)
+    mask = torch.zeros(1, 150, 140, dtype=torch.bool)
+    mask[:, 15:90, 40:105] = True
+    region, region_mask = augment(crop, mask, 140)
+    colour = torch.tensor(CLIP_MEAN)[:, None, None]
+    nearer_to_image = ((region - colour) / (1 - colour)).mean(0) > 0.5
+    assert (nearer_to_image == region_mask).float().mean() > 0.98  # they differ at most along the border
+    assert 0 < region_mask.float().mean() < 1
+
+
+def test_a_thin_diagonal_keeps_a_mask() -> None:
+    mask = torch.zeros(1, 10, 200, dtype=torch.bool)
+    mask[0, 0, 0] = mask[0, 9, 199] = True  # nothing in the centre
+    _, region_mask = augment(torch.rand(3, 10, 200), mask, 20)
+    assert region_mask.any()
+
+
+def test_order_and_augmentation_follow_seed_and_epoch(folder: Path) -> None:
+    def two_epochs(**options: Any) -> list[RegionTextBatch]:
+        loader = prepared(folder, **options).train_dataloader()
+        return [*loader, *loader]
+
+    first, again, worked, other = two_epochs(), two_epochs(), two_epochs(num_workers=2), two_epochs(seed=7)
+    torch.manual_seed(1)  # the state of the process does not matter
+    assert all(map(same, first, again))
+    assert all(map(same, first, worked))
+    assert not any(map(same, first, other))
+    assert not any(map(same, first[:2], first[2:]))
+
+
+def test_the_same_pair_looks_different_in_another_epoch(folder: Path) -> None:
+    dataset = prepared(folder).dataset
+    assert torch.equal(dataset[3].region, dataset[3].region)
+    assert not torch.equal(dataset[3].region, dataset[3 + len(dataset)].region)
+    assert dataset[3].text == dataset[3 + len(dataset)].text
+
+
+def test_augmentation_leaves_the_generator_alone(folder: Path) -> None:
+    dataset = prepared(folder).dataset
+    before = torch.get_rng_state()
+    dataset[0]
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_filters_reach_the_pairs(folder: Path) -> None:
+    with pytest.raises(InputError, match=r"as similar as 0\.9"):
+        prepared(folder, min_similarity=0.9)
+    assert len(prepared(folder, max_per_noun=1).dataset) == COUNT
+
+
+def test_refusals_name_the_file(folder: Path) -> None:
+    dataset = prepared(folder).dataset
+    Image.new("RGB", (5, 5)).save(folder / "0.png")
+    with pytest.raises(InputError, match=r"0\.png is 5 x 5 pixels but was mined at 32 x 24"):
+        dataset[0]
+    (folder / "2.png").unlink()
+    with pytest.raises(InputError, match=r"1 of 6 images .* the first is 2\.png"):
+        prepared(folder)
+    with pytest.raises(InputError, match="pairs not found in"):
+        RegionTextDataModule(folder / "none", folder).setup("fit")
