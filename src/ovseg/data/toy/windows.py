@@ -142,7 +142,7 @@ class ToyWindowsDataModule(LightningDataModule):
         pixels = torch.empty(self.windows, 3, self.size, self.size, dtype=torch.uint8)
         texts: list[str] = []
         for cut, captions in tqdm(loader, desc="windows of toy scenes", unit="scene"):
-            pixels[len(texts) : len(texts) + len(captions)] = cut
+            pixels.numpy()[len(texts) : len(texts) + len(captions)] = cut.numpy()  # torch would wake its threads
             texts.extend(captions)
         self.data = _FlippedWindows(pixels, texts, self.seed)
 
