@@ -36,7 +36,8 @@ def test_16_bits_are_scaled_and_not_clipped(tmp_path: Path) -> None:
     Image.fromarray(values).save(tmp_path / "deep.png")
     Image.fromarray(values).save(tmp_path / "deep.tif")
     expected = np.round(values / 257)[..., None].repeat(3, -1)
-    for source in (tmp_path / "deep.png", tmp_path / "deep.tif", values, Image.fromarray(values.astype(np.int32))):
+    wide, big_endian = Image.fromarray(values.astype(np.int32)), values.astype(">u2")
+    for source in (tmp_path / "deep.png", tmp_path / "deep.tif", values, big_endian, wide):
         assert (np.asarray(read_image(source)) == expected).all()
 
 
@@ -128,8 +129,11 @@ def test_what_is_not_an_image_is_refused_by_name(tmp_path: Path) -> None:
             read_image(tmp_path / name)
     with pytest.raises(InputError, match="is a folder"):
         read_image(tmp_path)
-    with pytest.raises(InputError, match="floating point"):
-        read_image(np.full((2, 2), 7.0))
+    for array in (np.full((2, 2), 7.0), np.full((2, 2), 7), np.full((2, 2), np.nan)):
+        with pytest.raises(InputError, match=r"give uint8, uint16 or floating point"):
+            read_image(array)
+    with pytest.raises(InputError, match="more than 16 bits"):
+        read_image(Image.new("I", (2, 2), 70000))
     with pytest.raises(InputError, match=r"shape \(2, 2, 5\)"):
         read_image(np.zeros((2, 2, 5), np.uint8))
 

@@ -6,7 +6,7 @@ import struct
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -176,7 +176,7 @@ class ImagesDataModule(LightningDataModule):
             verify_image(path)
         stems: dict[str, Path] = {}
         for path in paths:
-            if (other := stems.setdefault(path.stem, path)) != path:
+            if not (other := stems.setdefault(path.stem, path)).samefile(path):
                 raise InputError(f"{other} and {path} would be written to the same file; segment them in two runs")
         self.dataset = EvalImages(list(stems.values()), short_side, long_side)
         self.num_workers = num_workers
@@ -187,7 +187,12 @@ class ImagesDataModule(LightningDataModule):
 
 def _to_rgb(image: Image.Image) -> Image.Image:
     image = ImageOps.exif_transpose(image)
-    if image.mode.startswith("I") or image.mode == "F":
+    if image.mode == "I":  # how Pillow holds 16 bits of some formats, in 32
+        low, high = cast(tuple[int, int], image.getextrema())
+        if low < 0 or high > 65535:
+            raise InputError(f"values of {low} to {high} are more than 16 bits")
+        image = _from_array(np.asarray(image).astype(np.uint16))
+    elif image.mode.startswith("I;16") or image.mode == "F":
         image = _from_array(np.asarray(image))
     if image.has_transparency_data:
         image = image.convert("RGBA")
@@ -204,12 +209,13 @@ def _from_array(array: NDArray[Any]) -> Image.Image:
         scaled = array
     elif array.dtype == np.bool_:
         scaled = array * np.uint8(255)
-    elif np.issubdtype(array.dtype, np.floating):
-        if not (array.min() >= 0 and array.max() <= 1):
-            raise InputError("an image of floating point numbers must lie in [0, 1]; divide it by its largest value")
+    elif array.dtype.type is np.uint16:  # of either byte order; 65535 is 257 x 255
+        scaled = ((array.astype(np.uint32) + 128) // 257).astype(np.uint8)
+    elif np.issubdtype(array.dtype, np.floating) and array.min() >= 0 and array.max() <= 1:
         scaled = (array * 255 + 0.5).astype(np.uint8)
-    else:  # 16 bits a channel: 65535 is 257 x 255; Pillow also holds them as 32
-        if not (array.min() >= 0 and array.max() <= 65535):
-            raise InputError("an image of integers must lie in 0 … 65535; convert it to 8 or 16 bits a channel")
-        scaled = ((array.astype(np.int64) + 128) // 257).astype(np.uint8)
+    else:
+        raise InputError(
+            f"an array of {array.dtype} from {array.min()} to {array.max()} is not an image; "
+            "give uint8, uint16 or floating point numbers in [0, 1]"
+        )
     return Image.fromarray(scaled)
