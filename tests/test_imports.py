@@ -12,11 +12,12 @@ BELOW = {
     "structures": set(),
     "ops": {"structures"},
     "rle": {"structures"},
+    "images": {"structures"},
 }
-BELOW["losses"] = BELOW["metrics"] = BELOW["optim"] = BELOW["checkpoint"] = {"structures", "ops", "rle"}
+BELOW["losses"] = BELOW["metrics"] = BELOW["optim"] = BELOW["checkpoint"] = {"structures", "ops", "rle", "images"}
 BELOW["models"] = BELOW["losses"] | {"losses", "metrics", "optim", "checkpoint"}
 BELOW["tasks"] = BELOW["models"] | {"models"}
-BELOW["data"] = {"structures", "ops", "rle"}
+BELOW["data"] = {"structures", "ops", "rle", "images"}
 BELOW["callbacks"] = BELOW["tasks"] | {"tasks", "data"}
 BELOW["trainer"] = BELOW["callbacks"] | {"callbacks"}
 

@@ -61,7 +61,9 @@ def read_state(path: str | Path) -> dict[str, Any]:
             f"{path} holds Python objects beside its weights, which are never executed here; save its state dict alone"
         ) from error
     except Exception as error:  # torch and safetensors raise a dozen kinds for a damaged file
-        raise InputError(f"{path} is not a readable weights file ({_first_line(error)}); fetch or save it again") from error
+        raise InputError(
+            f"{path} is not a readable weights file ({_first_line(error)}); fetch or save it again"
+        ) from error
     if not isinstance(content, dict):
         raise InputError(f"{path} holds a {type(content).__name__}, not a state dict")
     return content
@@ -76,7 +78,9 @@ def read_architecture(path: str | Path, name: str) -> Architecture:
     architectures = read_state(path).get(ARCHITECTURES, {})
     if name not in architectures:
         known = ", ".join(architectures) or "none of ours"
-        raise InputError(f"{path} holds no network called {name!r} (it has: {known}); give the checkpoint of another stage")
+        raise InputError(
+            f"{path} holds no network called {name!r} (it has: {known}); give the checkpoint of another stage"
+        )
     architecture: Architecture = architectures[name]
     return architecture
 

@@ -51,9 +51,9 @@ def main(args: Sequence[str] | None = None) -> None:
 
     try:
         if words[0] in COMMANDS:
-            from ovseg import commands
+            from ovseg.commands import run
 
-            commands.run(words)
+            run(words)
         else:
             run_trainer_verb(words)
     except (InputError, ArgumentError) as error:

@@ -65,7 +65,9 @@ class OVSegCLI(LightningCLI):
         config["default_root_dir"] = folder
         if config["logger"] is None:
             written = self.subcommand not in WRITING_VERBS
-            config["logger"] = [CSVLogger(folder, "csv"), TensorBoardLogger(folder, "tensorboard")] if written else False
+            config["logger"] = (
+                [CSVLogger(folder, "csv"), TensorBoardLogger(folder, "tensorboard")] if written else False
+            )
         callbacks = config["callbacks"] = list(config["callbacks"] or [])
         if self.subcommand == "fit":
             if not any(isinstance(callback, ModelCheckpoint) for callback in callbacks):
@@ -80,7 +82,10 @@ class OVSegCLI(LightningCLI):
 def _segment_words(words: list[str]) -> list[str]:
     """`ovseg segment --model toy --images … --vocabulary …`, put into the flags of the task and the datamodule."""
     verb, *rest = words
-    rest = [SEGMENT_SHORTHANDS.get(word.split("=")[0], word.split("=")[0]) + word[len(word.split("=")[0]) :] for word in rest]
+    rest = [
+        SEGMENT_SHORTHANDS.get(word.split("=")[0], word.split("=")[0]) + word[len(word.split("=")[0]) :]
+        for word in rest
+    ]
     defaults = [] if "--config" in rest or "-c" in rest else SEGMENT_DEFAULTS
     return [verb, *defaults, *rest]
 

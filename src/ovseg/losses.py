@@ -6,7 +6,11 @@ from typing import Literal
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor, distributed, nn
+from transformers import Mask2FormerConfig
+from transformers.models.mask2former.modeling_mask2former import Mask2FormerLoss
+
+from ovseg.structures import IGNORE_INDEX, Proposals
 
 
 class RegionTextLoss(nn.Module):
@@ -36,3 +40,82 @@ class RegionTextLoss(nn.Module):
         region_to_text = F.cross_entropy(logits, target)
         text_to_region = F.cross_entropy(logits.T, shares.T)
         return (region_to_text + text_to_region) / 2
+
+
+class MaskClassificationLoss(nn.Module):
+    """Mask2Former's loss on every decoder layer: Hungarian matching, then cross-entropy, point-wise mask BCE and dice.
+
+    Matching and losses are HF's. The defaults are Mask2Former's own weights.
+
+    Args:
+        num_classes: K.
+        class_weight: of the cross-entropy, in the matching too; likewise the other two.
+        no_object_weight: of the no-object class in the cross-entropy.
+        num_points: points sampled a mask.
+    """
+
+    def __init__(
+        self,
+        num_classes: int,
+        class_weight: float = 2.0,
+        mask_weight: float = 5.0,
+        dice_weight: float = 5.0,
+        no_object_weight: float = 0.1,
+        num_points: int = 12544,
+    ) -> None:
+        super().__init__()
+        config = Mask2FormerConfig(
+            num_labels=num_classes,  # type: ignore[call-arg]  # of PreTrainedConfig
+            class_weight=class_weight,
+            mask_weight=mask_weight,
+            dice_weight=dice_weight,
+            no_object_weight=no_object_weight,
+            train_num_points=num_points,
+        )
+        self.weights = {"loss_cross_entropy": class_weight, "loss_mask": mask_weight, "loss_dice": dice_weight}
+        self.criterion = _Criterion(config, self.weights)
+
+    def forward(self, layers: list[Proposals], labels: Tensor) -> dict[str, Tensor]:
+        """Weighted sums over all layers.
+
+        Args:
+            layers: every decoder layer's proposals, with class logits.
+            labels: (B, h, w) class indices or `IGNORE_INDEX`; the whole area of a class in an image is one mask.
+
+        Returns:
+            `loss` and its parts `loss_cross_entropy`, `loss_mask`, `loss_dice`.
+        """
+        classes = [image[image != IGNORE_INDEX].unique() for image in labels]
+        masks = [(image == present[:, None, None]).float() for image, present in zip(labels, classes, strict=True)]
+        parts = dict.fromkeys(self.weights, labels.new_zeros((), dtype=torch.float32))
+        for layer in layers:
+            # float: HF's matcher and point sampling do not work in bfloat16 on a CPU
+            for name, value in self.criterion(
+                layer.mask_logits.float(), _classes(layer).float(), masks, classes
+            ).items():
+                parts[name] = parts[name] + self.weights[name] * value
+        return {"loss": torch.stack(list(parts.values())).sum(), **parts}
+
+
+class _Criterion(Mask2FormerLoss):
+    """HF's loss, which averages the number of masks over processes only under accelerate, not under Lightning's DDP."""
+
+    def __init__(self, config: Mask2FormerConfig, weight_dict: dict[str, float]) -> None:
+        super().__init__(config, weight_dict)
+        empty_weight = self.empty_weight
+        del self.empty_weight  # of the size of the vocabulary, which belongs in no checkpoint
+        self.register_buffer("empty_weight", empty_weight, persistent=False)
+
+    def get_num_masks(self, class_labels: list[Tensor], device: torch.device) -> Tensor:  # type: ignore[override]
+        count = torch.tensor(float(sum(len(classes) for classes in class_labels)), device=device)
+        processes = 1
+        if distributed.is_available() and distributed.is_initialized():
+            distributed.all_reduce(count)
+            processes = distributed.get_world_size()
+        return (count / processes).clamp(min=1)
+
+
+def _classes(layer: Proposals) -> Tensor:
+    if layer.class_logits is None:
+        raise ValueError("proposals have no class logits; call set_text_features first")
+    return layer.class_logits

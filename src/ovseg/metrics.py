@@ -128,7 +128,7 @@ class MeanBestIoU(Metric):
             labels: (H, W) class indices or `ignore_index`; ignored pixels count in no mask.
         """
         counted = labels != ignore_index
-        classes = labels[counted].unique()
+        classes = torch.unique(labels[counted])
         if not len(classes):
             return
         segments = (labels[counted][None] == classes[:, None]).double()  # (S, P)

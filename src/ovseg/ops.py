@@ -52,7 +52,9 @@ def expand_boxes(boxes: Tensor, ratio: float, height: int, width: int) -> Tensor
     start, end = boxes[:, :2].double(), boxes[:, 2:].double()
     centre, half = (start + end) / 2, (end - start) * ratio / 2
     limit = torch.tensor([width, height], device=boxes.device)
-    scaled = [edge.trunc().long().clamp(min=torch.zeros_like(limit), max=limit) for edge in (centre - half, centre + half)]
+    scaled = [
+        edge.trunc().long().clamp(min=torch.zeros_like(limit), max=limit) for edge in (centre - half, centre + half)
+    ]
     return torch.cat(scaled, dim=1)
 
 
@@ -101,6 +103,20 @@ def patch_coverage(region_masks: Tensor, patch_size: int) -> Tensor:
     """
     visible = (region_masks > 0).float()[:, None]
     return F.max_pool2d(visible, patch_size).flatten(1)
+
+
+def mask_probabilities(mask_logits: Tensor, size: tuple[int, int], stride: int = 4) -> Tensor:
+    """Masks at network resolution: upsampled to the padded input, as probabilities, without the padding.
+
+    Args:
+        mask_logits: (Q, h', w') at `stride` of the padded input.
+        size: (h, w) of the image before padding.
+
+    Returns:
+        (Q, h, w) in [0, 1].
+    """
+    padded = F.interpolate(mask_logits[None], scale_factor=stride, mode="bilinear", align_corners=False)[0]
+    return padded[:, : size[0], : size[1]].sigmoid()
 
 
 def clip_scores(clip_logits: Tensor, valid: Tensor) -> Tensor:
@@ -169,6 +185,8 @@ def semantic_labels(scores: Tensor, mask_probs: Tensor, size: tuple[int, int], r
 
 def _bilinear_taps(source: int, target: int, like: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Both source indices and the weight of the second, per target index, as `interpolate(align_corners=False)`."""
-    position = ((torch.arange(target, device=like.device, dtype=like.dtype) + 0.5) * (source / target) - 0.5).clamp(min=0)
+    position = ((torch.arange(target, device=like.device, dtype=like.dtype) + 0.5) * (source / target) - 0.5).clamp(
+        min=0
+    )
     low = position.long().clamp(max=source - 1)
     return low, (low + 1).clamp(max=source - 1), position - low

@@ -45,8 +45,9 @@ class Vocabulary:
         names = tuple(self.names)
         if not names:
             raise InputError("the vocabulary is empty; give at least one class name, for example 'cat, sofa'")
-        if any(not isinstance(name, str) or not name.strip() for name in names):
-            raise InputError(f"the vocabulary has an empty name (entry {[not str(n).strip() for n in names].index(True) + 1})")
+        if not all(name.strip() for name in names):
+            blank = next(number for number, name in enumerate(names, start=1) if not name.strip())
+            raise InputError(f"the vocabulary has an empty name (number {blank}); delete it")
         if repeated := [name for name, count in Counter(names).items() if count > 1]:
             raise InputError(f"the vocabulary names {', '.join(map(repr, repeated))} more than once; keep one of each")
         synonyms = tuple(tuple(phrases) for phrases in self.synonyms) or tuple((name,) for name in names)
@@ -73,7 +74,7 @@ class EvalBatch(NamedTuple):
 
     images: list[Tensor]  # B × (3, h, w) in [0, 1]
     sizes: list[tuple[int, int]]  # B × (H, W)
-    names: list[str]  # B file names
+    names: list[str]  # B image files
     labels: list[Tensor]  # B × (H, W) int64, empty where there is no ground truth
 
 

@@ -17,7 +17,7 @@ from tests.data.worlds import write_pair
 def ade(root: Path, values: list[list[int]], stem: str = "ADE_val_00000001") -> SegmentationBenchmark:
     write_pair(root / "images", root / "annotations", stem, np.array(values))
     return SegmentationBenchmark(
-        str(root / "images"), str(root / "annotations"), "ade20k_150", label_offset=1, short_side=6, long_side=24
+        str(root / "images"), str(root / "annotations"), "ade20k_150", label_offset=1, resize=(6, 24)
     )
 
 
@@ -89,7 +89,7 @@ def test_ids_are_values_plus_one(tmp_path: Path) -> None:
 def test_the_toy_world_is_read_as_it_is_written(tmp_path: Path) -> None:
     write_toy(tmp_path / "toy", scenes=3, val_scenes=2, size=64)
     data = SegmentationBenchmark(
-        str(tmp_path / "toy/val2017"), str(tmp_path / "toy/stuffthingmaps/val2017"), "toy", short_side=32
+        str(tmp_path / "toy/val2017"), str(tmp_path / "toy/stuffthingmaps/val2017"), "toy", resize=(32, 128)
     )
     data.setup("test")
     for batch in data.test_dataloader():

@@ -11,15 +11,8 @@ import torch
 from PIL import Image
 
 from ovseg.data.base import ShardSampler
-from ovseg.data.images import (
-    ImagesDataModule,
-    find_images,
-    read_image,
-    resize_short_side,
-    short_side_size,
-    to_tensor,
-    verify_image,
-)
+from ovseg.data.images import ImagesDataModule, find_images
+from ovseg.images import read_image, resize_short_side, short_side_size, to_tensor, verify_image
 from ovseg.structures import InputError
 
 
@@ -93,7 +86,7 @@ def test_extreme_sizes_work_in_silence(tmp_path: Path) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         assert read_image(tmp_path / "large.png").size == (8000, 8000)
-        assert [batch.sizes for batch in ImagesDataModule(str(tmp_path), "cat", 8, 32).predict_dataloader()] == [
+        assert [batch.sizes for batch in ImagesDataModule(str(tmp_path), "cat", (8, 32)).predict_dataloader()] == [
             [(1, 1)],
             [(8000, 8000)],
         ]
@@ -180,7 +173,7 @@ def test_folders_and_files_are_found_in_order(tmp_path: Path) -> None:
 def test_datamodule_yields_images_with_their_sizes(tmp_path: Path) -> None:
     for name, size in (("a.png", (40, 20)), ("b.jpg", (10, 30))):
         Image.new("RGB", size, "red").save(tmp_path / name)
-    data = ImagesDataModule([str(tmp_path), str(tmp_path / "a.png")], "cat, sofa", short_side=8, long_side=100)
+    data = ImagesDataModule([str(tmp_path), str(tmp_path / "a.png")], "cat, sofa", resize=(8, 100))
     batches = list(data.predict_dataloader())
     assert data.vocabulary.names == ("cat", "sofa")
     assert [batch.names for batch in batches] == [["a.png"], ["b.jpg"]]

@@ -11,9 +11,9 @@ from PIL import Image
 
 from ovseg import rle
 from ovseg.data import regions
-from ovseg.data.images import to_tensor
 from ovseg.data.pairs import write_pairs
 from ovseg.data.regions import RegionTextDataModule, augment
+from ovseg.images import to_tensor
 from ovseg.ops import CLIP_MEAN, crop_regions, masks_to_boxes
 from ovseg.structures import InputError, RegionTextBatch, RegionTextPair
 

@@ -49,7 +49,9 @@ def test_every_number_equals_the_evaluators(tag: str, ignore_index: int) -> None
     for index in range(DETAILS[tag]["num_classes"]):
         for name, ours in (("IoU", "iou"), ("ACC", "accuracy")):
             value = release[f"{name}-c{index}"]
-            assert 100 * float(per_class[ours][index]) == pytest.approx(math.nan if value is None else value, nan_ok=True)
+            assert 100 * float(per_class[ours][index]) == pytest.approx(
+                math.nan if value is None else value, nan_ok=True
+            )
 
 
 @pytest.mark.parametrize("tag", list(DETAILS))

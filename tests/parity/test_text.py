@@ -43,7 +43,9 @@ def test_templates_are_the_release_s(ours: str, golden: str) -> None:
     assert list(PROMPT_TEMPLATES[ours]) == DETAILS[golden]
 
 
-@pytest.mark.parametrize(("templates", "golden"), [("vild", "vild"), ("imagenet", "imagenet"), ("single", "predefined")])
+@pytest.mark.parametrize(
+    ("templates", "golden"), [("vild", "vild"), ("imagenet", "imagenet"), ("single", "predefined")]
+)
 def test_features_equal_the_release(clip: CLIPAdapter, templates: str, golden: str) -> None:
     torch.testing.assert_close(TextClassifier(clip, templates)(NAMES), G5[f"emb_{golden}"], rtol=1e-4, atol=1e-4)
 

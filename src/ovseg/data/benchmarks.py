@@ -29,7 +29,7 @@ class SegmentationBenchmark(LightningDataModule):
         label_offset: the value of class 0 (of id 1 where the vocabulary lists `dataset_ids`); smaller values are
             unlabelled. ADE20K-150 has 1, COCO-Stuff and the toy world 0.
         label_suffix: how a label file's name goes on after the image's stem.
-        short_side: images are resized to it, unless their long side would exceed `long_side`.
+        resize: short and long side in pixels; what the segmenter was made for where not given.
 
     Raises:
         InputError: in `setup`, if files are missing or labels do not fit the vocabulary.
@@ -42,21 +42,20 @@ class SegmentationBenchmark(LightningDataModule):
         vocabulary: str,
         label_offset: int = 0,
         label_suffix: str = ".png",
-        short_side: int = 640,
-        long_side: int = 2560,
+        resize: tuple[int, int] | None = None,
         num_workers: int = 0,
     ) -> None:
         super().__init__()
         self.images, self.labels, self.vocabulary_spec = Path(images), Path(labels), vocabulary
         self.vocabulary = read_vocabulary(vocabulary)
         self.label_offset, self.label_suffix = label_offset, label_suffix
-        self.short_side, self.long_side, self.num_workers = short_side, long_side, num_workers
+        self.resize, self.num_workers = resize, num_workers
 
     def setup(self, stage: str) -> None:
         labels = LabelFiles(
             self.images, self.labels, self.vocabulary_spec, self.label_offset, self.label_suffix, source=_SOURCE
         )
-        self.dataset = EvalImages(labels.images, self.short_side, self.long_side, labels)
+        self.dataset = EvalImages(labels.images, self.resize, labels)
 
     def val_dataloader(self) -> DataLoader[EvalBatch]:
         return eval_loader(self.dataset, self.num_workers)

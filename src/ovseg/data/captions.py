@@ -18,8 +18,8 @@ from pycocotools.coco import COCO
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from ovseg.data.images import read_image, resize_short_side, to_tensor
 from ovseg.data.nouns import SpacyNounExtractor
+from ovseg.images import read_image, resize_short_side, to_tensor
 from ovseg.structures import CaptionBatch, InputError
 
 LONG_SIDE = 4  # longest side allowed, in short sides: 640 / 2560 and 512 / 2048 in the paper

@@ -10,11 +10,12 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from ovseg.data.base import eval_loader
-from ovseg.data.images import EvalImages, read_image
+from ovseg.data.images import EvalImages
 from ovseg.data.labels import LabelFiles
 from ovseg.data.loading import ResumableLoader, seeded, train_loader
 from ovseg.data.transforms import SegmentationTransform
 from ovseg.data.vocabulary import read_vocabulary
+from ovseg.images import read_image
 from ovseg.structures import EvalBatch, InputError, SegmentationBatch
 
 _SOURCE = (
@@ -68,7 +69,7 @@ class COCOStuffDataModule(LightningDataModule):
                     " give a number that leaves some on either side"
                 )
             train_images, val_images = train.images[:kept], train.images[kept:]
-        self.val_dataset = EvalImages(val_images, self.val_short_side, 4 * self.val_short_side, val)
+        self.val_dataset = EvalImages(val_images, (self.val_short_side, 4 * self.val_short_side), val)
         if train:
             self.train_dataset = TrainImages(train_images, train, self.transform, self.seed)
 

@@ -10,8 +10,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from ovseg.data.images import IMAGE_SUFFIXES, open_image
 from ovseg.data.vocabulary import read_dataset_ids, read_vocabulary
+from ovseg.images import IMAGE_SUFFIXES, open_image
 from ovseg.structures import IGNORE_INDEX, InputError
 
 _CHECKED = 50  # files that are read before work starts

@@ -14,9 +14,9 @@ from torchvision.transforms.v2 import RandomResizedCrop
 from torchvision.transforms.v2.functional import resized_crop
 
 from ovseg import rle
-from ovseg.data.images import read_image, to_tensor
 from ovseg.data.loading import ResumableLoader, seeded, train_loader
 from ovseg.data.pairs import Pairs, read_pairs
+from ovseg.images import read_image, to_tensor
 from ovseg.ops import CLIP_MEAN
 from ovseg.structures import InputError, RegionTextBatch
 

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from torchvision.transforms import v2
 
-from ovseg.data.images import resize_short_side, to_tensor
+from ovseg.images import resize_short_side, to_tensor
 from ovseg.structures import IGNORE_INDEX
 
 IMAGE_FILL = 128 / 255  # what the release pads images with

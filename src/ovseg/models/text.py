@@ -42,11 +42,14 @@ class TextClassifier:
     def __init__(self, clip: CLIPAdapter, templates: str | Sequence[str] = "vild") -> None:
         if isinstance(templates, str):
             if templates not in PROMPT_TEMPLATES:
-                raise InputError(f"no prompt templates are called {templates!r}; choose from {', '.join(PROMPT_TEMPLATES)}")
+                raise InputError(
+                    f"no prompt templates are called {templates!r}; choose from {', '.join(PROMPT_TEMPLATES)}"
+                )
             templates = PROMPT_TEMPLATES[templates]
         if not templates or any("{}" not in sentence for sentence in templates):
             raise InputError("prompt templates are sentences with {} where the class name goes")
         self.clip, self.templates = clip, tuple(templates)
+        self._features: dict[str, Tensor] = {}
 
     @torch.no_grad()
     def __call__(self, names: Sequence[str], batch_size: int = 512) -> Tensor:
@@ -59,4 +62,14 @@ class TextClassifier:
         sentences = [template.replace("{}", name) for name in names for template in self.templates]
         batches = [sentences[start : start + batch_size] for start in range(0, len(sentences), batch_size)]
         features = torch.cat([self.clip.encode_text(batch) for batch in batches])
-        return F.normalize(features.unflatten(0, (len(names), len(self.templates))).mean(dim=1), dim=-1)
+        return F.normalize(features.view(len(names), len(self.templates), -1).mean(dim=1), dim=-1)
+
+    def cached(self, names: Sequence[str]) -> Tensor:
+        """The same, but the text tower runs only once for each name; for a tower that stays as it is."""
+        if missing := [name for name in dict.fromkeys(names) if name not in self._features]:
+            self._features |= zip(missing, self(missing), strict=True)
+        return torch.stack([self._features[name] for name in names])
+
+    def forget(self) -> None:
+        """Drop what `cached` keeps, after the weights have changed or moved."""
+        self._features.clear()

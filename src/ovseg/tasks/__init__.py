@@ -1,5 +1,8 @@
 """LightningModules: one for each stage."""
 
 from ovseg.tasks.adapter import AdapterTask
+from ovseg.tasks.mining import MiningTask
+from ovseg.tasks.proposals import ProposalTask
+from ovseg.tasks.segmentation import Segmentation, SegmentationTask
 
-__all__ = ["AdapterTask"]
+__all__ = ["AdapterTask", "MiningTask", "ProposalTask", "Segmentation", "SegmentationTask"]

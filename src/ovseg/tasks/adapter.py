@@ -12,7 +12,7 @@ from torch.optim import AdamW
 
 from ovseg.checkpoint import ARCHITECTURES
 from ovseg.losses import RegionTextLoss
-from ovseg.models import CLIPAdapter
+from ovseg.models import CLIPAdapter, TextClassifier
 from ovseg.optim import WarmupCosineLR, param_groups
 from ovseg.structures import InputError, RegionTextBatch
 
@@ -44,12 +44,14 @@ class AdapterTask(L.LightningModule):
     ) -> None:
         super().__init__()
         if train in ("prompt", "both") and clip.visual.prompt is None:
-            raise InputError(f"train: {train} needs mask prompts and this CLIP has none; set prompt_depth, for example 3")
+            raise InputError(
+                f"train: {train} needs mask prompts and this CLIP has none; set prompt_depth, for example 3"
+            )
         self.clip = clip
         self.lr, self.prompt_lr, self.weight_decay, self.warmup_steps = lr, prompt_lr, weight_decay, warmup_steps
         self.loss = RegionTextLoss(repeated_texts)
         self.text_trained = train == "all"
-        self._text_features: dict[str, Tensor] = {}  # of a frozen text tower, by text
+        self.text = TextClassifier(clip, "bare")
         clip.requires_grad_(train == "all")
         clip.visual.requires_grad_(train != "prompt")
         clip.logit_scale.requires_grad_(train != "prompt")
@@ -57,11 +59,11 @@ class AdapterTask(L.LightningModule):
             clip.visual.prompt.requires_grad_(train in ("prompt", "both"))
 
     def on_fit_start(self) -> None:
-        self._text_features.clear()  # the weights may have come from a checkpoint since
+        self.text.forget()  # the weights may have come from a checkpoint since
 
     def training_step(self, batch: RegionTextBatch, batch_index: int) -> Tensor:
         texts, text_of_region = _unique(batch.texts)
-        text_features = self.clip.encode_text(texts) if self.text_trained else self._frozen_text(texts)
+        text_features = self.clip.encode_text(texts) if self.text_trained else self.text.cached(texts)
         region_features = self.clip.encode_regions(batch.regions, batch.region_masks)
         target = torch.tensor(text_of_region, device=self.device)
         scale = self.clip.logit_scale.clamp(max=math.log(100)).exp()
@@ -77,7 +79,9 @@ class AdapterTask(L.LightningModule):
             self.clip.logit_scale.data.clamp_(max=math.log(100))
 
     def configure_optimizers(self) -> Any:
-        prompts = [] if (prompt := self.clip.visual.prompt) is None else [p for p in prompt.parameters() if p.requires_grad]
+        prompts = (
+            [] if (prompt := self.clip.visual.prompt) is None else [p for p in prompt.parameters() if p.requires_grad]
+        )
         groups = [{"params": prompts, "lr": self.prompt_lr, "weight_decay": 0.0}] if prompts else []
         known = set(prompts)
         for group in param_groups(self.clip, self.lr, self.weight_decay, decay_biases=False):
@@ -91,13 +95,6 @@ class AdapterTask(L.LightningModule):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         checkpoint[ARCHITECTURES] = {"clip": self.clip.architecture()}
-
-    @torch.no_grad()
-    def _frozen_text(self, texts: list[str]) -> Tensor:
-        """Features (U, D) by the frozen text tower, which runs once for each text."""
-        if missing := [text for text in texts if text not in self._text_features]:
-            self._text_features |= zip(missing, self.clip.encode_text(missing), strict=True)
-        return torch.stack([self._text_features[text] for text in texts])
 
 
 def _unique(texts: list[str]) -> tuple[list[str], list[int]]:

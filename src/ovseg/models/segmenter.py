@@ -1,0 +1,216 @@
+"""The whole model: proposals, mask-prompted CLIP, and the ensemble of both (paper §3)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+import torch.nn.functional as F
+import yaml
+from torch import Tensor, nn
+
+from ovseg.checkpoint import toy_weights
+from ovseg.images import read_image, resize_short_side, to_tensor
+from ovseg.models.clip_adapter import CLIPAdapter
+from ovseg.models.proposals import LOGIT_SCALE, MaskProposer
+from ovseg.models.text import TextClassifier
+from ovseg.ops import (
+    CLIP_MEAN,
+    Classifier,
+    clip_scores,
+    crop_regions,
+    ensemble_scores,
+    mask_probabilities,
+    proposal_scores,
+    semantic_labels,
+    semantic_scores,
+)
+from ovseg.structures import InputError, Proposals, Vocabulary, names_of
+
+SETTINGS = "segmenter.yaml"
+FILLS = {"mean": CLIP_MEAN, "zero": (0.0, 0.0, 0.0)}
+
+
+class OpenVocabSegmenter(nn.Module):
+    """Segments images into the words of a vocabulary that is set at run time.
+
+    Args:
+        proposer: branch A.
+        clip: branch B, and the text tower of both.
+        templates: prompt templates, see `TextClassifier`.
+        mask_threshold: probability above which a pixel belongs to a proposal's region.
+        ensemble_weight: exponent of CLIP in [0, 1]; 0 is the proposal network alone.
+        classifier: `ensemble`, or one branch alone: `clip`, `proposals`.
+        fill: colour outside the mask of a region, CLIP's `mean` or `zero`.
+        resize: (short, long) side in pixels that `segment` resizes to: short, unless the longer side would exceed long.
+    """
+
+    def __init__(
+        self,
+        proposer: MaskProposer,
+        clip: CLIPAdapter,
+        templates: str | Sequence[str] = "vild",
+        mask_threshold: float = 0.5,
+        ensemble_weight: float = 0.7,
+        classifier: Classifier = "ensemble",
+        fill: Literal["mean", "zero"] = "mean",
+        resize: tuple[int, int] = (640, 2560),
+    ) -> None:
+        super().__init__()
+        self.proposer, self.clip = proposer, clip
+        self.text = TextClassifier(clip, templates)
+        self.mask_threshold, self.ensemble_weight, self.classifier = mask_threshold, ensemble_weight, classifier
+        self.fill, self.resize = fill, tuple(resize)
+        self.vocabulary: Vocabulary | None = None
+        self.register_buffer("class_of_phrase", None, persistent=False)
+
+    class_of_phrase: Tensor | None  # (S,) index of the class that each phrase stands for
+
+    @classmethod
+    def from_pretrained(cls, name_or_path: str | Path) -> OpenVocabSegmenter:
+        """Load a folder that `save_pretrained` or `ovseg bundle` wrote, or `toy`.
+
+        Raises:
+            InputError: nothing is there, or it does not fit.
+        """
+        folder = toy_weights() if str(name_or_path) == "toy" else Path(name_or_path)
+        if not (folder / SETTINGS).is_file():
+            raise InputError(
+                f"no segmenter in {folder}: it has no {SETTINGS}; make one with `ovseg bundle "
+                "--proposals PROPOSALS.ckpt --clip ADAPTER.ckpt --out FOLDER`, or use `toy`"
+            )
+        settings: dict[str, Any] = yaml.safe_load((folder / SETTINGS).read_text(encoding="utf-8"))
+        segmenter = cls(MaskProposer(str(folder / "proposer")), CLIPAdapter(str(folder / "clip")), **settings)
+        return segmenter.eval()
+
+    def save_pretrained(self, folder: str | Path) -> None:
+        """Write the networks and settings into a folder; the vocabulary is not part of them."""
+        folder = Path(folder)
+        self.proposer.save_pretrained(folder / "proposer")
+        self.clip.save_pretrained(folder / "clip")
+        settings = {
+            "templates": list(self.text.templates),
+            "mask_threshold": self.mask_threshold,
+            "ensemble_weight": self.ensemble_weight,
+            "classifier": self.classifier,
+            "fill": self.fill,
+            "resize": list(self.resize),
+        }
+        # last, so that a folder without it is known to be incomplete
+        (folder / SETTINGS).write_text(yaml.safe_dump(settings, sort_keys=False), encoding="utf-8")
+
+    def set_vocabulary(self, vocabulary: Vocabulary | Sequence[str]) -> None:
+        """Choose the classes; a class with synonyms scores as its best synonym.
+
+        Raises:
+            InputError: no names, an empty or a repeated one.
+        """
+        vocabulary = names_of(vocabulary)
+        phrases = [phrase for synonyms in vocabulary.synonyms for phrase in synonyms]
+        owners = [index for index, synonyms in enumerate(vocabulary.synonyms) for _ in synonyms]
+        self.proposer.set_text_features(self.text(phrases))
+        self.class_of_phrase = torch.tensor(owners, device=self.proposer.image_mean.device)
+        self.vocabulary = vocabulary
+
+    @torch.no_grad()
+    def forward(
+        self, images: Tensor | Sequence[Tensor], sizes: Sequence[tuple[int, int]] | None = None
+    ) -> list[Tensor]:
+        """Scores of every class at every pixel.
+
+        Args:
+            images: (3, h, w) in [0, 1] each, at network resolution.
+            sizes: (H, W) of each answer; bilinear. The images' own where not given.
+
+        Returns:
+            (K, H, W) an image.
+        """
+        return [
+            F.interpolate(semantic_scores(scores, probs)[None], size, mode="bilinear", align_corners=False)[0]
+            for (scores, probs), size in zip(self.score_proposals(images), _sizes(images, sizes), strict=True)
+        ]
+
+    @torch.no_grad()
+    def labels(self, images: Tensor | Sequence[Tensor], sizes: Sequence[tuple[int, int]] | None = None) -> list[Tensor]:
+        """Best class of every pixel, (H, W) int64 an image: the argmax of `forward`, without its memory."""
+        return [
+            semantic_labels(scores, probs, size)
+            for (scores, probs), size in zip(self.score_proposals(images), _sizes(images, sizes), strict=True)
+        ]
+
+    def segment(self, image: Any, vocabulary: Vocabulary | Sequence[str] | None = None) -> Tensor:
+        """Best class of every pixel of one image.
+
+        Args:
+            image: a PIL image, a path, or an (H, W, 3) uint8 array.
+            vocabulary: classes to set first.
+
+        Returns:
+            (H, W) int64 at the image's own size.
+        """
+        if vocabulary is not None:
+            self.set_vocabulary(vocabulary)
+        picture = read_image(image)
+        pixels = to_tensor(resize_short_side(picture, *self.resize)).to(self.proposer.image_mean.device)
+        return self.labels([pixels], [(picture.height, picture.width)])[0]
+
+    @torch.no_grad()
+    def score_proposals(self, images: Tensor | Sequence[Tensor]) -> list[tuple[Tensor, Tensor]]:
+        """Per image the class scores (Q, K) of its proposals and their masks (Q, h, w) in [0, 1].
+
+        Raises:
+            InputError: no vocabulary is set.
+        """
+        if self.vocabulary is None:
+            raise InputError("the segmenter has no vocabulary yet; call set_vocabulary(['cat', 'sofa', …]) first")
+        answer: Proposals = self.proposer(images)[-1]
+        assert answer.class_logits is not None
+        result = []
+        for image, mask_logits, class_logits in zip(images, answer.mask_logits, answer.class_logits, strict=True):
+            probs = mask_probabilities(mask_logits.float(), (image.shape[1], image.shape[2]))
+            result.append((self._scores(image, probs, self._best_synonym(class_logits.float())), probs))
+        return result
+
+    def _scores(self, image: Tensor, probs: Tensor, class_logits: Tensor) -> Tensor:
+        """(Q, K) from the image (3, h, w), masks (Q, h, w) and the proposals' own logits (Q, K + 1)."""
+        if self.classifier == "proposals" or (self.classifier == "ensemble" and self.ensemble_weight == 0):
+            return proposal_scores(class_logits)
+        clip_logits, valid = self.classify_regions(image, probs > self.mask_threshold)
+        if self.classifier == "clip":
+            return clip_scores(clip_logits, valid)
+        return ensemble_scores(class_logits, clip_logits, valid, self.ensemble_weight)
+
+    @torch.no_grad()
+    def classify_regions(self, image: Tensor, masks: Tensor) -> tuple[Tensor, Tensor]:
+        """Branch B: CLIP's logits of masked regions.
+
+        Args:
+            image: (3, h, w) in [0, 1].
+            masks: (Q, h, w) bool.
+
+        Returns:
+            (Q, K) logits, zero where invalid, and (Q,) whether a mask has any pixel.
+        """
+        regions, region_masks, valid = crop_regions(image, masks, self.clip.image_size, FILLS[self.fill])
+        features = self.clip.encode_regions(regions[valid], region_masks[valid]).float()
+        texts = self.proposer.text_features
+        assert texts is not None and self.class_of_phrase is not None
+        logits = regions.new_zeros((len(masks), texts.shape[0]))
+        logits[valid] = LOGIT_SCALE * features @ texts.T
+        return self._best_synonym(logits, no_object=False), valid
+
+    def _best_synonym(self, logits: Tensor, no_object: bool = True) -> Tensor:
+        """(Q, S [+ 1]) logits of phrases to (Q, K [+ 1]) of classes."""
+        assert self.class_of_phrase is not None and self.vocabulary is not None
+        if len(self.class_of_phrase) == len(self.vocabulary):
+            return logits
+        phrases = logits[:, :-1] if no_object else logits
+        classes = logits.new_full((len(logits), len(self.vocabulary)), -torch.inf)
+        classes = classes.scatter_reduce(1, self.class_of_phrase.expand_as(phrases), phrases, "amax")
+        return torch.cat([classes, logits[:, -1:]], dim=1) if no_object else classes
+
+
+def _sizes(images: Tensor | Sequence[Tensor], sizes: Sequence[tuple[int, int]] | None) -> Sequence[tuple[int, int]]:
+    return [(image.shape[1], image.shape[2]) for image in images] if sizes is None else sizes

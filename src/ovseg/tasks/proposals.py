@@ -1,0 +1,108 @@
+"""Stage 1: train the proposal network on label maps, with a fixed text classifier (paper §3.1)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import lightning as L
+import torch.nn.functional as F
+from torch import Tensor
+from torch.optim import AdamW
+
+from ovseg.checkpoint import ARCHITECTURES
+from ovseg.losses import MaskClassificationLoss
+from ovseg.metrics import MeanBestIoU, MeanIoU
+from ovseg.models import CLIPAdapter, MaskProposer, TextClassifier
+from ovseg.ops import mask_probabilities, proposal_scores, semantic_labels
+from ovseg.optim import WarmupPolyLR, param_groups
+from ovseg.structures import EvalBatch, Proposals, SegmentationBatch, Vocabulary
+
+
+class ProposalTask(L.LightningModule):
+    """Trains a `MaskProposer` to find the segments of the training vocabulary and to embed them in CLIP's text space.
+
+    The vocabulary is the datamodule's; its text features are computed when a run starts.
+
+    Args:
+        proposer: the network to train.
+        clip: gives the text features and stays as it is; it is in no checkpoint.
+        lr: of all but the backbone.
+        backbone_lr_factor: of the backbone's rate to `lr`; 0.1 for ResNets, 1 for Swin in the paper.
+        weight_decay: not for norms and embeddings.
+        warmup_steps: linear, times the poly decay of power 0.9.
+        loss_weights: `class_weight`, `mask_weight`, `dice_weight`, `no_object_weight` or `num_points` other than
+            Mask2Former's.
+    """
+
+    def __init__(
+        self,
+        proposer: MaskProposer,
+        clip: CLIPAdapter,
+        lr: float = 6e-5,
+        backbone_lr_factor: float = 1.0,
+        weight_decay: float = 0.01,
+        warmup_steps: int = 1500,
+        loss_weights: dict[str, float] | None = None,
+    ) -> None:
+        super().__init__()
+        self.proposer = proposer
+        self._clip = (
+            clip,
+        )  # a tuple keeps it out of the module: neither trained, nor saved, nor on the device for long
+        self.lr, self.backbone_lr_factor = lr, backbone_lr_factor
+        self.weight_decay, self.warmup_steps, self.loss_weights = weight_decay, warmup_steps, loss_weights or {}
+        self.recall = MeanBestIoU()
+
+    def setup(self, stage: str) -> None:
+        vocabulary: Vocabulary = self.trainer.datamodule.vocabulary  # type: ignore[attr-defined]
+        self.loss = MaskClassificationLoss(len(vocabulary), **self.loss_weights)  # type: ignore[arg-type]
+        self.miou = MeanIoU(vocabulary.names)
+        self.vocabulary = vocabulary
+
+    def on_fit_start(self) -> None:
+        self._encode_vocabulary()
+
+    def on_validation_start(self) -> None:
+        self._encode_vocabulary()
+
+    def training_step(self, batch: SegmentationBatch, batch_index: int) -> Tensor:
+        losses = self.loss(self.proposer(batch.images), batch.labels)
+        bar = {"train/loss": losses["loss"]}
+        parts = {f"train/{name}": value for name, value in losses.items() if name != "loss"}
+        self.log_dict(bar, prog_bar=True, batch_size=len(batch.images))
+        self.log_dict(parts, batch_size=len(batch.images))
+        loss: Tensor = losses["loss"]
+        return loss
+
+    def validation_step(self, batch: EvalBatch, batch_index: int) -> None:
+        answer: Proposals = self.proposer(batch.images)[-1]
+        assert answer.class_logits is not None  # the vocabulary was set when the loop started
+        for index, (image, labels) in enumerate(zip(batch.images, batch.labels, strict=True)):
+            probs = mask_probabilities(answer.mask_logits[index].float(), (image.shape[1], image.shape[2]))
+            scores = proposal_scores(answer.class_logits[index].float())
+            size = (labels.shape[0], labels.shape[1])
+            self.miou.update(semantic_labels(scores, probs, size), labels)
+            masks = F.interpolate(probs[None], size, mode="bilinear", align_corners=False)[0] > 0.5
+            self.recall.update(masks, labels)
+        self.log("val/mean_best_iou", self.recall, prog_bar=True, batch_size=len(batch.images))
+
+    def on_validation_epoch_end(self) -> None:
+        result = self.miou.compute()
+        self.log_dict({f"val/{name}": result[name].float() for name in ("miou_union", "miou_target")})
+        self.miou.reset()
+
+    def configure_optimizers(self) -> Any:
+        factors = {"model.pixel_level_module.encoder": self.backbone_lr_factor}
+        optimizer = AdamW(param_groups(self.proposer, self.lr, self.weight_decay, factors))
+        total = int(self.trainer.estimated_stepping_batches)
+        schedule = WarmupPolyLR(optimizer, total, min(self.warmup_steps, total // 2))
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        checkpoint[ARCHITECTURES] = {"proposer": self.proposer.architecture()}
+
+    def _encode_vocabulary(self) -> None:
+        if self.proposer.text_features is None:
+            clip = self._clip[0].to(self.device).eval()
+            self.proposer.set_text_features(TextClassifier(clip)(self.vocabulary.names))
+            clip.cpu()
