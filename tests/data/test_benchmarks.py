@@ -93,7 +93,8 @@ def test_the_toy_world_is_read_as_it_is_written(tmp_path: Path) -> None:
     )
     data.setup("test")
     for batch in data.test_dataloader():
-        stored = np.asarray(Image.open(tmp_path / "toy/stuffthingmaps/val2017" / batch.names[0].replace("jpg", "png")))
+        label_file = tmp_path / "toy/stuffthingmaps/val2017" / f"{Path(batch.names[0]).stem}.png"
+        stored = np.asarray(Image.open(label_file))
         assert batch.images[0].shape == (3, 32, 32)
         assert (batch.labels[0].numpy() == stored).all()
     proposals = COCOStuffDataModule(str(tmp_path / "toy"), "toy_train", batch_size=1, num_workers=0, val_split=1)

@@ -176,7 +176,7 @@ def test_datamodule_yields_images_with_their_sizes(tmp_path: Path) -> None:
     data = ImagesDataModule([str(tmp_path), str(tmp_path / "a.png")], "cat, sofa", resize=(8, 100))
     batches = list(data.predict_dataloader())
     assert data.vocabulary.names == ("cat", "sofa")
-    assert [batch.names for batch in batches] == [["a.png"], ["b.jpg"]]
+    assert [batch.names for batch in batches] == [[str(tmp_path / "a.png")], [str(tmp_path / "b.jpg")]]
     assert [batch.sizes for batch in batches] == [[(20, 40)], [(30, 10)]]
     assert [tuple(batch.images[0].shape) for batch in batches] == [(3, 8, 16), (3, 24, 8)]
     assert [batch.labels for batch in batches] == [[], []]

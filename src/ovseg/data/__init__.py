@@ -1,1 +1,27 @@
-"""Files on disk: images, labels, captions, pairs and vocabularies, as datamodules."""
+"""Files on disk: images, labels, captions, pairs and vocabularies, as datamodules.
+
+Names are looked up when they are asked for: `ovseg.data.toy` must not pay for Lightning and spaCy.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import Any
+
+_HOMES = {
+    "CaptionDataModule": "captions",
+    "COCOStuffDataModule": "coco",
+    "ImagesDataModule": "images",
+    "RegionTextDataModule": "regions",
+    "SegmentationBenchmark": "benchmarks",
+    "read_pairs": "pairs",
+    "read_vocabulary": "vocabulary",
+    "write_pairs": "pairs",
+}
+__all__ = sorted(_HOMES)  # noqa: PLE0605
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)
