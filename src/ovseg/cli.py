@@ -56,10 +56,12 @@ def main(args: Sequence[str] | None = None) -> None:
             run(words)
         else:
             run_trainer_verb(words)
-    except (InputError, ArgumentError) as error:
-        if debug:
+    except Exception as error:
+        refusal = _refusal(error, (InputError, ArgumentError))
+        if debug or refusal is None:
             raise
-        _refuse(" ".join(str(error).split()))
+        # the last part, since an error from a worker process has that process's traceback before it
+        _refuse(" ".join(str(refusal).split("InputError: ")[-1].split()))
 
 
 def run_trainer_verb(words: list[str]) -> OVSegCLI:
@@ -83,6 +85,13 @@ def _usage() -> str:
             "`--debug` shows where an error comes from.",
         ]
     )
+
+
+def _refusal(error: BaseException | None, kinds: tuple[type[Exception], ...]) -> BaseException | None:
+    """The user's mistake behind an error, which jsonargparse may have wrapped; None if it is a bug of ours."""
+    while error is not None and not isinstance(error, kinds):
+        error = error.__cause__ or error.__context__
+    return error
 
 
 def _refuse(sentence: str) -> None:

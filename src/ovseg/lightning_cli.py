@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import logging
+import warnings
 from pathlib import Path
 from typing import Any
 
 import jsonargparse
-from lightning.pytorch import LightningDataModule, LightningModule, Trainer
+from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import LearningRateMonitor, ModelCheckpoint
 from lightning.pytorch.cli import LightningCLI, SaveConfigCallback
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
@@ -24,7 +26,8 @@ class SaveVerbConfig(SaveConfigCallback):
     def save_config(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         folder = Path(trainer.default_root_dir)
         folder.mkdir(parents=True, exist_ok=True)
-        self.parser.save(self.config, folder / self.config_filename, skip_none=False, overwrite=True)
+        path = folder / self.config_filename
+        self.parser.save(self.config, path, skip_none=False, overwrite=True, multifile=False)
 
 
 class OVSegCLI(LightningCLI):
@@ -40,6 +43,8 @@ class OVSegCLI(LightningCLI):
         verb = words[0]
         jsonargparse.set_parsing_settings(omegaconf_absolute_to_relative_paths=True)
         jsonargparse.set_parsing_settings(docstring_parse_attribute_docstrings=False)
+        warnings.filterwarnings("ignore", message="LightningCLI's args parameter")  # words may differ from sys.argv
+        logging.getLogger("lightning.pytorch.utilities.rank_zero").setLevel(logging.WARNING)  # lists of absent devices
         options: dict[str, Any] = {"parser_mode": "omegaconf+", "exit_on_error": False}
         return cls(
             model_class=LightningModule,
@@ -82,12 +87,6 @@ class OVSegCLI(LightningCLI):
 def _segment_words(words: list[str]) -> list[str]:
     """`ovseg segment --model toy --images … --vocabulary …`, put into the flags of the task and the datamodule."""
     verb, *rest = words
-    rest = [
-        SEGMENT_SHORTHANDS.get(word.split("=")[0], word.split("=")[0]) + word[len(word.split("=")[0]) :]
-        for word in rest
-    ]
-    defaults = [] if "--config" in rest or "-c" in rest else SEGMENT_DEFAULTS
-    return [verb, *defaults, *rest]
-
-
-__all__ = ["LightningDataModule", "OVSegCLI", "SaveVerbConfig"]
+    flags = [word.partition("=") for word in rest]
+    rest = [SEGMENT_SHORTHANDS.get(flag, flag) + equals + value for flag, equals, value in flags]
+    return [verb, *([] if {"--config", "-c"} & set(rest) else SEGMENT_DEFAULTS), *rest]

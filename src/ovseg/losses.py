@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Literal
 
 import torch
@@ -42,37 +43,46 @@ class RegionTextLoss(nn.Module):
         return (region_to_text + text_to_region) / 2
 
 
-class MaskClassificationLoss(nn.Module):
-    """Mask2Former's loss on every decoder layer: Hungarian matching, then cross-entropy, point-wise mask BCE and dice.
-
-    Matching and losses are HF's. The defaults are Mask2Former's own weights.
+@dataclass(frozen=True)
+class MaskLossWeights:
+    """Weights of the parts of the mask loss, in the matching too; Mask2Former's own by default.
 
     Args:
-        num_classes: K.
-        class_weight: of the cross-entropy, in the matching too; likewise the other two.
-        no_object_weight: of the no-object class in the cross-entropy.
+        class_weight: of the cross-entropy.
+        mask_weight: of the binary cross-entropy of masks.
+        dice_weight: of the dice loss of masks.
+        no_object_weight: of the no-object class inside the cross-entropy.
         num_points: points sampled a mask.
     """
 
-    def __init__(
-        self,
-        num_classes: int,
-        class_weight: float = 2.0,
-        mask_weight: float = 5.0,
-        dice_weight: float = 5.0,
-        no_object_weight: float = 0.1,
-        num_points: int = 12544,
-    ) -> None:
+    class_weight: float = 2.0
+    mask_weight: float = 5.0
+    dice_weight: float = 5.0
+    no_object_weight: float = 0.1
+    num_points: int = 12544
+
+
+class MaskClassificationLoss(nn.Module):
+    """Mask2Former's loss on every decoder layer: Hungarian matching, then cross-entropy, point-wise mask BCE and dice.
+
+    Matching and losses are HF's.
+    """
+
+    def __init__(self, num_classes: int, weights: MaskLossWeights = MaskLossWeights()) -> None:
         super().__init__()
         config = Mask2FormerConfig(
             num_labels=num_classes,  # type: ignore[call-arg]  # of PreTrainedConfig
-            class_weight=class_weight,
-            mask_weight=mask_weight,
-            dice_weight=dice_weight,
-            no_object_weight=no_object_weight,
-            train_num_points=num_points,
+            class_weight=weights.class_weight,
+            mask_weight=weights.mask_weight,
+            dice_weight=weights.dice_weight,
+            no_object_weight=weights.no_object_weight,
+            train_num_points=weights.num_points,
         )
-        self.weights = {"loss_cross_entropy": class_weight, "loss_mask": mask_weight, "loss_dice": dice_weight}
+        self.weights = {
+            "loss_cross_entropy": weights.class_weight,
+            "loss_mask": weights.mask_weight,
+            "loss_dice": weights.dice_weight,
+        }
         self.criterion = _Criterion(config, self.weights)
 
     def forward(self, layers: list[Proposals], labels: Tensor) -> dict[str, Tensor]:

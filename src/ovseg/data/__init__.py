@@ -18,7 +18,7 @@ _HOMES = {
     "read_vocabulary": "vocabulary",
     "write_pairs": "pairs",
 }
-__all__ = sorted(_HOMES)  # noqa: PLE0605
+__all__ = sorted(_HOMES)
 
 
 def __getattr__(name: str) -> Any:

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.optim import AdamW
 
 from ovseg.checkpoint import ARCHITECTURES
-from ovseg.losses import MaskClassificationLoss
+from ovseg.losses import MaskClassificationLoss, MaskLossWeights
 from ovseg.metrics import MeanBestIoU, MeanIoU
 from ovseg.models import CLIPAdapter, MaskProposer, TextClassifier
 from ovseg.ops import mask_probabilities, proposal_scores, semantic_labels
@@ -30,8 +30,7 @@ class ProposalTask(L.LightningModule):
         backbone_lr_factor: of the backbone's rate to `lr`; 0.1 for ResNets, 1 for Swin in the paper.
         weight_decay: not for norms and embeddings.
         warmup_steps: linear, times the poly decay of power 0.9.
-        loss_weights: `class_weight`, `mask_weight`, `dice_weight`, `no_object_weight` or `num_points` other than
-            Mask2Former's.
+        loss_weights: Mask2Former's own by default.
     """
 
     def __init__(
@@ -42,7 +41,7 @@ class ProposalTask(L.LightningModule):
         backbone_lr_factor: float = 1.0,
         weight_decay: float = 0.01,
         warmup_steps: int = 1500,
-        loss_weights: dict[str, float] | None = None,
+        loss_weights: MaskLossWeights = MaskLossWeights(),  # noqa: B008 (frozen)
     ) -> None:
         super().__init__()
         self.proposer = proposer
@@ -50,12 +49,12 @@ class ProposalTask(L.LightningModule):
             clip,
         )  # a tuple keeps it out of the module: neither trained, nor saved, nor on the device for long
         self.lr, self.backbone_lr_factor = lr, backbone_lr_factor
-        self.weight_decay, self.warmup_steps, self.loss_weights = weight_decay, warmup_steps, loss_weights or {}
+        self.weight_decay, self.warmup_steps, self.loss_weights = weight_decay, warmup_steps, loss_weights
         self.recall = MeanBestIoU()
 
     def setup(self, stage: str) -> None:
         vocabulary: Vocabulary = self.trainer.datamodule.vocabulary  # type: ignore[attr-defined]
-        self.loss = MaskClassificationLoss(len(vocabulary), **self.loss_weights)  # type: ignore[arg-type]
+        self.loss = MaskClassificationLoss(len(vocabulary), self.loss_weights)
         self.miou = MeanIoU(vocabulary.names)
         self.vocabulary = vocabulary
 
