@@ -54,6 +54,8 @@ class MaskProposer(nn.Module):
             model, text_dim, head_width = trained["model"], trained["text_dim"], trained["head_width"]
         with quiet("transformers"):  # it warns about every backbone but Swin; others are meant here
             self.model = _from_config(model) if isinstance(model, dict) else _from_hub(model)
+        if (swin := getattr(self.model.pixel_level_module.encoder, "swin", None)) is not None:
+            swin.layernorm.requires_grad_(False)  # none of its outputs pass it, and DDP waits for every gradient
         hidden: int = self.model.config.hidden_dim
         self.query_head = nn.Sequential(nn.Linear(hidden, head_width), nn.ReLU(), nn.Linear(head_width, text_dim))
         self.no_object_embedding = nn.Parameter(torch.randn(1, text_dim) * 0.02)
