@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
+from inspect import signature
 from typing import TYPE_CHECKING
 
 from ovseg import __version__
@@ -47,6 +48,7 @@ def main(args: Sequence[str] | None = None) -> None:
         _refuse(f"there is no verb {words[0]!r}; choose from {', '.join([*TRAINER_VERBS, *COMMANDS])} (ovseg --help)")
     from jsonargparse import ArgumentError
 
+    from ovseg.refusals import one_sentence
     from ovseg.structures import InputError
 
     try:
@@ -60,6 +62,8 @@ def main(args: Sequence[str] | None = None) -> None:
         refusal = _refusal(error, (InputError, ArgumentError))
         if debug or refusal is None:
             raise
+        if isinstance(refusal, ArgumentError):
+            _refuse(one_sentence(str(refusal), words[0], _options(words[0])))
         # the last part, since an error from a worker process has that process's traceback before it
         _refuse(" ".join(str(refusal).split("InputError: ")[-1].split()))
 
@@ -85,6 +89,20 @@ def _usage() -> str:
             "`--debug` shows where an error comes from.",
         ]
     )
+
+
+def _options(verb: str) -> list[str]:
+    """What a verb takes, as far as it does not depend on the model and the data."""
+    if verb in COMMANDS:
+        from ovseg import commands
+
+        return list(signature(commands.COMMANDS[verb]).parameters)
+    from ovseg.trainer import OVSegTrainer
+
+    trainer = [f"trainer.{name}" for name in signature(OVSegTrainer).parameters]
+    own = [name for name in signature(getattr(OVSegTrainer, verb)).parameters if name not in ("self", "datamodule")]
+    own += ["images", "vocabulary"] if verb == "segment" else []
+    return ["config", "print_config", "seed_everything", "trainer", "data", *trainer, *own]
 
 
 def _refusal(error: BaseException | None, kinds: tuple[type[Exception], ...]) -> BaseException | None:
