@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import logging
 import warnings
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import jsonargparse
+from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import LearningRateMonitor, ModelCheckpoint
-from lightning.pytorch.cli import LightningCLI, SaveConfigCallback
+from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 
+from ovseg.refusals import nearest
+from ovseg.structures import InputError
 from ovseg.trainer import OVSegTrainer
 
 WRITING_VERBS = ("mine", "segment")
@@ -44,30 +48,41 @@ class OVSegCLI(LightningCLI):
         jsonargparse.set_parsing_settings(omegaconf_absolute_to_relative_paths=True)
         jsonargparse.set_parsing_settings(docstring_parse_attribute_docstrings=False)
         warnings.filterwarnings("ignore", message="LightningCLI's args parameter")  # words may differ from sys.argv
-        logging.getLogger("lightning.pytorch.utilities.rank_zero").setLevel(logging.WARNING)  # lists of absent devices
+        for part in ("pytorch", "fabric"):  # the seed, and lists of absent devices
+            logging.getLogger(f"lightning.{part}.utilities.rank_zero").setLevel(logging.WARNING)
         options: dict[str, Any] = {"parser_mode": "omegaconf+", "exit_on_error": False}
-        return cls(
-            model_class=LightningModule,
-            subclass_mode_model=True,
-            save_config_callback=SaveVerbConfig,
-            save_config_kwargs={"config_filename": f"{verb}.yaml", "save_to_log_dir": False},
-            trainer_class=OVSegTrainer,
-            seed_everything_default=0,
-            parser_kwargs={**options, **{name: dict(options) for name in cls.subcommands()}},
-            auto_configure_optimizers=False,
-            args=_segment_words(words) if verb == "segment" else words,
-        )
+        try:
+            return cls(
+                model_class=LightningModule,
+                subclass_mode_model=True,
+                save_config_callback=SaveVerbConfig,
+                save_config_kwargs={"config_filename": f"{verb}.yaml", "save_to_log_dir": False},
+                trainer_class=OVSegTrainer,
+                seed_everything_default=0,
+                parser_kwargs={**options, **{name: dict(options) for name in cls.subcommands()}},
+                auto_configure_optimizers=False,
+                args=_segment_words(words) if verb == "segment" else words,
+            )
+        except MisconfigurationException as error:  # what Lightning says to a flag that does not suit the machine
+            raise InputError(str(error)) from error
 
     @staticmethod
     def subcommands() -> dict[str, set[str]]:
         return {**LightningCLI.subcommands(), **{verb: {"model", "datamodule"} for verb in WRITING_VERBS}}
 
+    def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
+        super().parse_arguments(parser, args)
+        config = self.config[self.config["subcommand"]]
+        if isinstance(args, list):
+            for flag in (str(word).partition("=")[0] for word in args[1:] if str(word).startswith("--")):
+                _check_known(flag, config)
+        _check_run(self.config["subcommand"], config)
+
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """The Trainer of the config, with the run folder's loggers and checkpoint where the config names none."""
         config = self.config_init[self.subcommand]["trainer"]
-        out = self.config_init[self.subcommand].get("out")
-        folder = out if out else config["default_root_dir"] or f"runs/{self.subcommand}"
-        config["default_root_dir"] = folder
+        folder = _run_folder(str(self.subcommand), self.config_init[self.subcommand])
+        config["default_root_dir"] = str(folder)
         if config["logger"] is None:
             written = self.subcommand not in WRITING_VERBS
             config["logger"] = (
@@ -90,3 +105,42 @@ def _segment_words(words: list[str]) -> list[str]:
     flags = [word.partition("=") for word in rest]
     rest = [SEGMENT_SHORTHANDS.get(flag, flag) + equals + value for flag, equals, value in flags]
     return [verb, *([] if {"--config", "-c"} & set(rest) else SEGMENT_DEFAULTS), *rest]
+
+
+def _check_known(flag: str, config: Mapping[str, Any]) -> None:
+    """Refuse a flag whose key is not in the configuration: below a data class, the parser lets a typo pass unused."""
+    found: Any = config
+    for part in flag.removeprefix("--").removesuffix("+").split("."):
+        if not isinstance(found, Mapping | jsonargparse.Namespace):
+            return
+        keys = found.keys() if isinstance(found, Mapping) else vars(found).keys()
+        if part not in keys and "init_args" in keys:
+            found = found["init_args"]
+            keys = vars(found).keys()
+        if part not in keys:
+            raise InputError(f"there is no option {flag}{nearest(part, keys)}")
+        found = found[part]
+
+
+def _check_run(verb: str, config: Mapping[str, Any]) -> None:
+    """Refuse a run without data, from a checkpoint that is not there, or over what an earlier run left."""
+    if not config.get("data"):
+        raise InputError(
+            f"{verb} needs data; give --data a file such as conf/data/ade20k_150.yaml, or a --config with it"
+        )
+    checkpoint, trainer = config.get("ckpt_path"), config["trainer"]
+    if checkpoint:
+        if checkpoint not in ("best", "last") and "://" not in checkpoint and not Path(checkpoint).is_file():
+            raise InputError(f"ckpt_path {checkpoint} does not exist; give the last.ckpt of a run, or leave it out")
+    elif verb == "fit" and not trainer["fast_dev_run"]:
+        folder = _run_folder(verb, config)
+        if (folder / "last.ckpt").is_file():
+            raise InputError(
+                f"{folder} holds a run already (last.ckpt); add --ckpt_path {folder}/last.ckpt to go on, "
+                "or choose another --trainer.default_root_dir"
+            )
+
+
+def _run_folder(verb: str, config: Mapping[str, Any]) -> Path:
+    """Where a run lives."""
+    return Path(config.get("out") or config["trainer"]["default_root_dir"] or f"runs/{verb}")
