@@ -51,6 +51,10 @@ class SegmentationBenchmark(LightningDataModule):
         self.label_offset, self.label_suffix = label_offset, label_suffix
         self.resize, self.num_workers = resize, num_workers
 
+    def prepare_data(self) -> None:
+        """Find what is wrong with the files before a log or checkpoint is written."""
+        self.setup("test")
+
     def setup(self, stage: str) -> None:
         labels = LabelFiles(
             self.images, self.labels, self.vocabulary_spec, self.label_offset, self.label_suffix, source=_SOURCE

@@ -55,6 +55,11 @@ class COCOStuffDataModule(LightningDataModule):
         self.transform, self.batch_size, self.num_workers, self.seed = transform, batch_size, num_workers, seed
         self.val_split, self.val_short_side = val_split, val_short_side
 
+    def prepare_data(self) -> None:
+        """Find what is wrong with the files before a log or checkpoint is written."""
+        stage = self.trainer.state.fn if self.trainer else None
+        self.setup(stage or "fit")
+
     def setup(self, stage: str) -> None:
         train = self._labels("train2017") if stage == "fit" or isinstance(self.val_split, int) else None
         if isinstance(self.val_split, str):

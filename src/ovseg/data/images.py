@@ -78,7 +78,7 @@ class ImagesDataModule(LightningDataModule):
         resize: short and long side in pixels; what the segmenter was made for where not given.
 
     Raises:
-        InputError: at once, before any model is built, if a file is not an image or the vocabulary cannot be used.
+        InputError: at once, before any image is segmented, if a file is not an image or the vocabulary cannot be used.
     """
 
     def __init__(

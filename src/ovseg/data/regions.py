@@ -63,6 +63,10 @@ class RegionTextDataModule(LightningDataModule):
         self.batch_size, self.num_workers, self.seed = batch_size, num_workers, seed
         self.min_similarity, self.max_per_noun = min_similarity, max_per_noun
 
+    def prepare_data(self) -> None:
+        """Find what is wrong with the files before a log or checkpoint is written."""
+        self.setup("fit")
+
     def setup(self, stage: str) -> None:
         """Read the pairs and look for their images.
 
