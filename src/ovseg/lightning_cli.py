@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
@@ -34,6 +35,18 @@ class SaveVerbConfig(SaveConfigCallback):
         self.parser.save(self.config, path, skip_none=False, overwrite=True, multifile=False)
 
 
+class NullableArgumentParser(LightningArgumentParser):
+    """A parser that lets `--model.clip.pretrained null` through.
+
+    jsonargparse (4.53) hands a nested value to the parser of the inner class as text, and writes null as `None` there.
+    """
+
+    def parse_args(self, args: Any = None, *rest: Any, **options: Any) -> Any:
+        if isinstance(args, list):
+            args = [re.sub(r"^(--[^=]+)=None$", r"\1=null", word) for word in args]
+        return super().parse_args(args, *rest, **options)
+
+
 class OVSegCLI(LightningCLI):
     """Trainer verbs over any task and any datamodule; a run lives in `trainer.default_root_dir`."""
 
@@ -48,6 +61,7 @@ class OVSegCLI(LightningCLI):
         jsonargparse.set_parsing_settings(omegaconf_absolute_to_relative_paths=True)
         jsonargparse.set_parsing_settings(docstring_parse_attribute_docstrings=False)
         warnings.filterwarnings("ignore", message="LightningCLI's args parameter")  # words may differ from sys.argv
+        warnings.filterwarnings("ignore", message=".*LeafSpec")  # Lightning's own use of what torch renamed
         for part in ("pytorch", "fabric"):  # the seed, and lists of absent devices
             logging.getLogger(f"lightning.{part}.utilities.rank_zero").setLevel(logging.WARNING)
         options: dict[str, Any] = {"parser_mode": "omegaconf+", "exit_on_error": False}
@@ -59,6 +73,7 @@ class OVSegCLI(LightningCLI):
                 save_config_kwargs={"config_filename": f"{verb}.yaml", "save_to_log_dir": False},
                 trainer_class=OVSegTrainer,
                 seed_everything_default=0,
+                parser_class=NullableArgumentParser,
                 parser_kwargs={**options, **{name: dict(options) for name in cls.subcommands()}},
                 auto_configure_optimizers=False,
                 args=_segment_words(words) if verb == "segment" else words,
