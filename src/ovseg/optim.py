@@ -26,7 +26,7 @@ def param_groups(
 
     Args:
         lr_factors: prefix of a parameter's name → factor on `lr`; the longest prefix that fits counts.
-        decay_biases: whether biases are decayed (the proposal networks of the paper do, CLIP does not).
+        decay_biases: whether biases and other vectors are decayed (the paper does it for proposals, not for CLIP).
     """
     factors = lr_factors or {}
     groups: dict[tuple[float, float], list[nn.Parameter]] = {}
@@ -39,12 +39,11 @@ def param_groups(
             full_name = f"{module_name}.{name}".lstrip(".")
             fits = [prefix for prefix in factors if full_name.startswith(prefix)]
             factor = factors[max(fits, key=len)] if fits else 1.0
-            is_bias = parameter.ndim == 1 and name.endswith("bias")
             undecayed = (
                 isinstance(part, (*NORMS, nn.Embedding))
                 or parameter.ndim == 0
                 or name == "relative_position_bias_table"
-                or (is_bias and not decay_biases)
+                or (parameter.ndim == 1 and not decay_biases)
             )
             groups.setdefault((lr * factor, 0.0 if undecayed else weight_decay), []).append(parameter)
     return [{"params": params, "lr": rate, "weight_decay": decay} for (rate, decay), params in groups.items()]
@@ -57,7 +56,7 @@ class WarmupPolyLR(LambdaLR):
         self, optimizer: Optimizer, total: int, warmup: int, power: float = 0.9, warmup_factor: float = 1e-6
     ) -> None:
         def factor(step: int) -> float:
-            rise = warmup_factor + (1 - warmup_factor) * min(step / max(warmup, 1), 1.0)
+            rise = warmup_factor + (1 - warmup_factor) * step / warmup if step < warmup else 1.0
             return float(rise * max(1 - step / total, 0.0) ** power)
 
         super().__init__(optimizer, factor)
