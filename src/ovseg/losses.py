@@ -96,6 +96,9 @@ class MaskClassificationLoss(nn.Module):
             `loss` and its parts `loss_cross_entropy`, `loss_mask`, `loss_dice`.
         """
         classes = [image[image != IGNORE_INDEX].unique() for image in labels]
+        height, width = layers[-1].mask_logits.shape[2] * 4, layers[-1].mask_logits.shape[3] * 4
+        # HF samples both at relative positions, and the mask logits cover the padded input
+        labels = F.pad(labels, (0, width - labels.shape[2], 0, height - labels.shape[1]), value=IGNORE_INDEX)
         masks = [(image == present[:, None, None]).float() for image, present in zip(labels, classes, strict=True)]
         parts = dict.fromkeys(self.weights, labels.new_zeros((), dtype=torch.float32))
         for layer in layers:
