@@ -10,8 +10,11 @@ from contextlib import contextmanager
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
+from urllib.error import HTTPError
+from urllib.request import Request, urlopen
 
 import torch
+from huggingface_hub import constants
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
@@ -42,6 +45,32 @@ def quiet(logger: str) -> Iterator[None]:
         target.setLevel(level)
 
 
+@contextmanager
+def hub_or_cache(name: str) -> Iterator[None]:
+    """Make the hub's libraries answer from their cache while the hub is out of reach, if `name` is not on disk.
+
+    Left alone they try again for half a minute for every file.
+    """
+    if Path(name).exists() or constants.HF_HUB_OFFLINE or _hub_answers():
+        yield
+        return
+    constants.HF_HUB_OFFLINE = True
+    try:
+        yield
+    finally:
+        constants.HF_HUB_OFFLINE = False
+
+
+def _hub_answers() -> bool:
+    try:
+        urlopen(Request(constants.ENDPOINT, method="HEAD"), timeout=5).close()
+    except HTTPError:
+        return True  # it said no, but it is there
+    except OSError:
+        return False
+    return True
+
+
 def read_state(path: str | Path) -> dict[str, Any]:
     """Read a checkpoint or a bare state dict, without executing anything in it.
 
@@ -62,7 +91,7 @@ def read_state(path: str | Path) -> dict[str, Any]:
         ) from error
     except Exception as error:  # torch and safetensors raise a dozen kinds for a damaged file
         raise InputError(
-            f"{path} is not a readable weights file ({_first_line(error)}); fetch or save it again"
+            f"{path} is not a readable weights file ({first_line(error)}); fetch or save it again"
         ) from error
     if not isinstance(content, dict):
         raise InputError(f"{path} holds a {type(content).__name__}, not a state dict")
@@ -105,7 +134,9 @@ def check_and_load(module: nn.Module, weights: Mapping[str, Tensor], source: str
     problems = {
         "missing": [key for key in own if key not in weights],
         "unexpected": [key for key in weights if key not in own],
-        "of another shape": [key for key in own if key in weights and own[key].shape != weights[key].shape],
+        "of another shape": [
+            key for key in own if key in weights and getattr(weights[key], "shape", None) != own[key].shape
+        ],
     }
     if any(problems.values()):
         report = "; ".join(
@@ -117,5 +148,6 @@ def check_and_load(module: nn.Module, weights: Mapping[str, Tensor], source: str
     module.load_state_dict(weights)
 
 
-def _first_line(error: Exception) -> str:
+def first_line(error: Exception) -> str:
+    """What an error of a library says, cut to one line; its kind where it says nothing."""
     return (str(error).splitlines() or [type(error).__name__])[0]

@@ -13,10 +13,21 @@ from typing import Any
 import open_clip
 import torch
 import torch.nn.functional as F
+from open_clip.transformer import QuickGELU
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from ovseg.checkpoint import Architecture, load_weights, quiet, read_architecture, read_state, toy_weights
+from ovseg.checkpoint import (
+    Architecture,
+    check_and_load,
+    first_line,
+    hub_or_cache,
+    load_weights,
+    quiet,
+    read_architecture,
+    read_state,
+    toy_weights,
+)
 from ovseg.models.mask_prompt import MaskPromptedViT
 from ovseg.structures import InputError
 
@@ -54,10 +65,13 @@ class CLIPAdapter(nn.Module):
     ) -> None:
         super().__init__()
         checkpoint = model if Path(model).suffix == ".ckpt" else None
-        with _folder_of(model) as folder:
+        on_hub = model.startswith("hf-hub:")
+        with _folder_of(model) as folder, hub_or_cache(model if on_hub else pretrained or "."):
             name = model if folder is None else f"local-dir:{folder}"
+            if pretrained and (folder or on_hub):
+                raise InputError(f"{model} brings its own weights; leave `pretrained` out, it is for open_clip's names")
             self.clip = _create_model(name, pretrained)
-            self.config, self.merges = _read_config(folder, name)
+            self.config, self.merges = _read_config(folder, name, self.clip)
             self.tokenizer = _tokenizer(name, self.config, self.merges)
             prompts = load_file(folder / PROMPT) if folder and (folder / PROMPT).is_file() else {}
         prompts = prompts or ({} if checkpoint is None else _prompts_in(checkpoint))
@@ -66,7 +80,7 @@ class CLIPAdapter(nn.Module):
             raise InputError(f"{model} has mask prompts of depth {depth}, not {prompt_depth}; leave prompt_depth out")
         self.clip.visual = MaskPromptedViT(self.clip.visual, depth, positions == 1)  # type: ignore[arg-type]
         if self.visual.prompt is not None:
-            self.visual.prompt.load_state_dict(prompts)
+            check_and_load(self.visual.prompt, prompts, model)
         if checkpoint is not None:
             load_weights(self, checkpoint, "clip.")
         if prompt_depth and not depth:
@@ -158,21 +172,30 @@ def _prompts_in(checkpoint: str) -> dict[str, Tensor]:
 def _create_model(name: str, pretrained: str | None) -> nn.Module:
     tag = open_clip.get_pretrained_cfg(name, pretrained) if pretrained else {}
     try:
-        with quiet("open_clip"):  # its warning about random weights is said here where it matters
-            model: nn.Module = open_clip.create_model(name, pretrained, force_quick_gelu=bool(tag.get("quick_gelu")))
-    except (RuntimeError, ValueError, OSError) as error:
+        with quiet("open_clip"):  # it warns of random weights even where none were asked for
+            model: nn.Module = open_clip.create_model(
+                name,
+                pretrained,
+                force_quick_gelu=bool(tag.get("quick_gelu")),
+                require_pretrained=pretrained is not None or name.startswith("hf-hub:"),
+            )
+    except Exception as error:  # of torch, safetensors, the hub and open_clip itself
         what = f"CLIP {name}" + (f" with weights {pretrained!r}" if pretrained else "")
         raise InputError(
-            f"{what} could not be loaded ({str(error).splitlines()[0]}); without a network, bring the weights from "
+            f"{what} could not be loaded ({first_line(error)}); without a network, bring the weights from "
             "elsewhere and give their file as `pretrained`, or a folder with open_clip_config.json as `model`"
         ) from error
     return model
 
 
-def _read_config(folder: Path | None, name: str) -> tuple[dict[str, Any], list[str] | None]:
+def _read_config(folder: Path | None, name: str, clip: nn.Module) -> tuple[dict[str, Any], list[str] | None]:
     """The contents of `open_clip_config.json`, and the merges of a reduced tokenizer where there is one."""
     if folder is None:
-        return {"model_cfg": open_clip.get_model_config(name), "tokenizer": name}, None
+        model = open_clip.get_model_config(name)
+        # both may come with the weights, not with the name
+        model["quick_gelu"] = any(isinstance(part, QuickGELU) for part in clip.modules())
+        preprocess = {key: clip.visual.preprocess_cfg[key] for key in ("mean", "std")}  # type: ignore[union-attr, index]
+        return {"model_cfg": model, "preprocess_cfg": preprocess, "tokenizer": name}, None
     config: dict[str, Any] = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
     file = folder / MERGES
     return config, gzip.decompress(file.read_bytes()).decode().splitlines()[1:] if file.is_file() else None

@@ -13,7 +13,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from transformers import Mask2FormerConfig, Mask2FormerForUniversalSegmentation, Mask2FormerModel
 
-from ovseg.checkpoint import Architecture, load_weights, quiet, read_architecture, toy_weights
+from ovseg.checkpoint import Architecture, first_line, hub_or_cache, load_weights, quiet, read_architecture, toy_weights
 from ovseg.structures import InputError, Proposals
 
 CONFIG, WEIGHTS = "proposer.json", "model.safetensors"
@@ -118,7 +118,9 @@ class MaskProposer(nn.Module):
         if self.text_features is None:
             return Proposals(mask_logits, embeddings, None)
         texts = torch.cat([self.text_features, F.normalize(self.no_object_embedding, dim=-1)])  # (K + 1, D)
-        return Proposals(mask_logits, embeddings, LOGIT_SCALE * F.normalize(embeddings, dim=-1) @ texts.T)
+        with torch.autocast(texts.device.type, enabled=False):  # half precision is too coarse for logits up to 100
+            class_logits = LOGIT_SCALE * F.normalize(embeddings.float(), dim=-1) @ texts.T
+        return Proposals(mask_logits, embeddings, class_logits)
 
 
 def _trained_architecture(model: str) -> Architecture | None:
@@ -141,7 +143,8 @@ def _from_config(values: dict[str, Any]) -> Mask2FormerModel:
 
 def _from_hub(name: str) -> Mask2FormerModel:
     try:
-        model = Mask2FormerForUniversalSegmentation.from_pretrained(name)
+        with hub_or_cache(name):
+            model = Mask2FormerForUniversalSegmentation.from_pretrained(name)
     except (OSError, ValueError) as error:
         raise InputError(_not_loaded("Mask2Former", name, "model", error)) from error
     network: Mask2FormerModel = model.model
@@ -150,18 +153,27 @@ def _from_hub(name: str) -> Mask2FormerModel:
 
 def _load_backbone(encoder: nn.Module, name: str) -> None:
     try:
-        pretrained, report = type(encoder).from_pretrained(name, config=encoder.config, output_loading_info=True)  # type: ignore[attr-defined]
+        with hub_or_cache(name), quiet("transformers"):  # its table of keys; what matters of it is said below
+            pretrained, report = type(encoder).from_pretrained(  # type: ignore[attr-defined]
+                name, config=encoder.config, output_loading_info=True, ignore_mismatched_sizes=True
+            )
     except (OSError, ValueError, RuntimeError) as error:
         raise InputError(_not_loaded("backbone", name, "backbone", error)) from error
-    # the norms on a backbone's outputs are new: a classification network has none
-    if missing := [key for key in report["missing_keys"] if "hidden_states_norms" not in key]:
-        raise InputError(f"the backbone weights in {name} lack {len(missing)} parameters, the first is {missing[0]}")
+    # of a classification network: it has a classifier to drop, and no norms on the outputs of its stages
+    problems = {
+        "missing": [key for key in report["missing_keys"] if "hidden_states_norms" not in key],
+        "unexpected": [key for key in report["unexpected_keys"] if not key.startswith("classifier")],
+        "of another shape": [key for key, *_ in report["mismatched_keys"]],
+    }
+    if found := [f"{len(keys)} {kind} ({min(keys)}, …)" for kind, keys in problems.items() if keys]:
+        raise InputError(
+            f"the backbone weights in {name} do not fit: {'; '.join(found)}; set backbone_config to their architecture"
+        )
     encoder.load_state_dict(pretrained.state_dict())
 
 
 def _not_loaded(what: str, name: str, option: str, error: Exception) -> str:
-    reason = str(error).splitlines()[0]
     return (
-        f"{what} {name!r} could not be loaded ({reason}); without a network, bring config.json and model.safetensors "
-        f"from elsewhere into a folder and give it as `{option}`"
+        f"{what} {name!r} could not be loaded ({first_line(error)}); without a network, bring config.json "
+        f"and model.safetensors from elsewhere into a folder and give it as `{option}`"
     )
