@@ -153,7 +153,8 @@ def ensemble_scores(class_logits: Tensor, clip_logits: Tensor, valid: Tensor, we
 
 def semantic_scores(scores: Tensor, mask_probs: Tensor) -> Tensor:
     """Sum of the proposals' masks weighted by their class scores: (Q, K) and (Q, H, W) to (K, H, W)."""
-    return torch.einsum("qk,qhw->khw", scores, mask_probs)
+    with torch.autocast(scores.device.type, enabled=False):
+        return torch.einsum("qk,qhw->khw", scores, mask_probs)
 
 
 def semantic_labels(scores: Tensor, mask_probs: Tensor, size: tuple[int, int], rows: int = 64) -> Tensor:

@@ -198,7 +198,8 @@ class OpenVocabSegmenter(nn.Module):
         texts = self.proposer.text_features
         assert texts is not None and self.class_of_phrase is not None
         logits = regions.new_zeros((len(masks), texts.shape[0]))
-        logits[valid] = LOGIT_SCALE * features @ texts.T
+        with torch.autocast(image.device.type, enabled=False):  # half precision is too coarse for logits up to 100
+            logits[valid] = LOGIT_SCALE * features @ texts.T
         return self._best_synonym(logits, no_object=False), valid
 
     def _best_synonym(self, logits: Tensor, no_object: bool = True) -> Tensor:
