@@ -12,10 +12,11 @@ from typing import Any
 import jsonargparse
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import LightningModule, Trainer
-from lightning.pytorch.callbacks import LearningRateMonitor, ModelCheckpoint
+from lightning.pytorch.callbacks import Callback, LearningRateMonitor, ModelCheckpoint
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 
+from ovseg.callbacks import LastCheckpoint, StepSeed
 from ovseg.refusals import nearest
 from ovseg.structures import InputError
 from ovseg.trainer import OVSegTrainer
@@ -62,8 +63,11 @@ class OVSegCLI(LightningCLI):
         jsonargparse.set_parsing_settings(docstring_parse_attribute_docstrings=False)
         warnings.filterwarnings("ignore", message="LightningCLI's args parameter")  # words may differ from sys.argv
         warnings.filterwarnings("ignore", message=".*LeafSpec")  # Lightning's own use of what torch renamed
-        for part in ("pytorch", "fabric"):  # the seed, and lists of absent devices
-            logging.getLogger(f"lightning.{part}.utilities.rank_zero").setLevel(logging.WARNING)
+        warnings.filterwarnings(
+            "ignore", message=".*exists and is not empty"
+        )  # see _check_run
+        for part in ("pytorch.utilities.rank_zero", "fabric.utilities.seed"):  # lists of absent devices; in the config
+            logging.getLogger(f"lightning.{part}").setLevel(logging.WARNING)
         options: dict[str, Any] = {"parser_mode": "omegaconf+", "exit_on_error": False}
         try:
             return cls(
@@ -103,12 +107,12 @@ class OVSegCLI(LightningCLI):
             config["logger"] = (
                 [CSVLogger(folder, "csv"), TensorBoardLogger(folder, "tensorboard")] if written else False
             )
-        callbacks = config["callbacks"] = list(config["callbacks"] or [])
+        given = config["callbacks"] or []
+        callbacks = config["callbacks"] = [given] if isinstance(given, Callback) else list(given)
         if self.subcommand == "fit":
             if not any(isinstance(callback, ModelCheckpoint) for callback in callbacks):
-                # one file, replaced in place: a run that is stopped goes on with `--ckpt_path runs/…/last.ckpt`
-                last = ModelCheckpoint(folder, "last", save_on_exception=True, enable_version_counter=False)
-                callbacks.append(last)
+                callbacks.append(LastCheckpoint(folder))
+            callbacks.append(StepSeed())
             if config["logger"]:
                 callbacks.append(LearningRateMonitor("step"))
         return super().instantiate_trainer(**kwargs)

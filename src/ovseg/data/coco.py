@@ -5,14 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 
 import torch
-from lightning import LightningDataModule
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from ovseg.data.base import eval_loader
 from ovseg.data.images import EvalImages
 from ovseg.data.labels import LabelFiles
-from ovseg.data.loading import ResumableLoader, seeded, train_loader
+from ovseg.data.loading import ResumableDataModule, ResumableLoader, seeded, train_loader
 from ovseg.data.transforms import SegmentationTransform
 from ovseg.data.vocabulary import read_vocabulary
 from ovseg.images import read_image
@@ -24,7 +23,7 @@ _SOURCE = (
 )
 
 
-class COCOStuffDataModule(LightningDataModule):
+class COCOStuffDataModule(ResumableDataModule):
     """Images `train2017/*.jpg` (or `images/train2017`) with labels `stuffthingmaps/train2017/*.png`.
 
     Label values are COCO-Stuff ids minus 1, as downloaded; a vocabulary without `dataset_ids` has class indices there.
@@ -88,7 +87,7 @@ class COCOStuffDataModule(LightningDataModule):
         return LabelFiles(images, labels, self.vocabulary_spec, source=_SOURCE)
 
     def train_dataloader(self) -> ResumableLoader:
-        return train_loader(self.train_dataset, self.batch_size, self.seed, self.num_workers, _collate)
+        return self.resumable(train_loader(self.train_dataset, self.batch_size, self.seed, self.num_workers, _collate))
 
     def val_dataloader(self) -> DataLoader[EvalBatch]:
         return eval_loader(self.val_dataset, self.num_workers)

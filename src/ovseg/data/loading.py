@@ -18,6 +18,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 import torch
+from lightning import LightningDataModule
 from torch import distributed
 from torch.utils.data import DataLoader, Dataset, DistributedSampler
 
@@ -80,6 +81,28 @@ class ResumableLoader(DataLoader[Any]):
 
     def load_state_dict(self, state: dict[str, tuple[int, int] | None]) -> None:
         self.place = state["place"]
+
+
+class ResumableDataModule(LightningDataModule):
+    """Has the place of its training loader in checkpoints.
+
+    Lightning restores the place that a loader keeps itself only if it has not built the loader before it reads the
+    checkpoint; it has where a task asks for `estimated_stepping_batches`, as all with a schedule do.
+    """
+
+    _loader: ResumableLoader | None = None
+    _place: tuple[int, int] | None = None
+
+    def resumable(self, loader: ResumableLoader) -> ResumableLoader:
+        """The loader to return from `train_dataloader`, put where the checkpoint was."""
+        loader.place, self._place, self._loader = self._place, None, loader
+        return loader
+
+    def state_dict(self) -> dict[str, tuple[int, int] | None]:
+        return {"place": self._loader.place if self._loader else None}
+
+    def load_state_dict(self, state: dict[str, tuple[int, int] | None]) -> None:
+        self._place = state["place"]
 
 
 def train_loader(

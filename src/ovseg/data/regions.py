@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import NamedTuple
 
 import torch
-from lightning import LightningDataModule
 from torch import Tensor
 from torch.utils.data import Dataset
 from torchvision.transforms import InterpolationMode
@@ -14,7 +13,7 @@ from torchvision.transforms.v2 import RandomResizedCrop
 from torchvision.transforms.v2.functional import resized_crop
 
 from ovseg import rle
-from ovseg.data.loading import ResumableLoader, seeded, train_loader
+from ovseg.data.loading import ResumableDataModule, ResumableLoader, seeded, train_loader
 from ovseg.data.pairs import Pairs, read_pairs
 from ovseg.images import read_image, to_tensor
 from ovseg.ops import CLIP_MEAN
@@ -33,7 +32,7 @@ class RegionText(NamedTuple):
     text: str
 
 
-class RegionTextDataModule(LightningDataModule):
+class RegionTextDataModule(ResumableDataModule):
     """Region-text pairs from a store, shuffled, with the paper's random resized crop of region and mask together.
 
     Args:
@@ -85,7 +84,7 @@ class RegionTextDataModule(LightningDataModule):
         self.dataset = RegionTexts(pairs, self.images, self.size, self.seed)
 
     def train_dataloader(self) -> ResumableLoader:
-        return train_loader(self.dataset, self.batch_size, self.seed, self.num_workers, join_regions)
+        return self.resumable(train_loader(self.dataset, self.batch_size, self.seed, self.num_workers, join_regions))
 
 
 class RegionTexts(Dataset[RegionText]):

@@ -6,14 +6,13 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from lightning import LightningDataModule
 from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
-from ovseg.data.loading import ResumableLoader, train_loader
+from ovseg.data.loading import ResumableDataModule, ResumableLoader, train_loader
 from ovseg.data.toy.captions import Style, label, sentence
 from ovseg.data.toy.nouns import NOUNS
 from ovseg.data.toy.scenes import Region, Scene, make_scene, scene_rng
@@ -107,7 +106,7 @@ class _FlippedWindows(Dataset[tuple[Tensor, str]]):
         return pixels.flip(-1) if mirrored else pixels, self.texts[index]
 
 
-class ToyWindowsDataModule(LightningDataModule):
+class ToyWindowsDataModule(ResumableDataModule):
     """Windows of generated scenes and captions, made by `setup` and kept in memory as bytes.
 
     Args:
@@ -149,7 +148,7 @@ class ToyWindowsDataModule(LightningDataModule):
     def train_dataloader(self) -> ResumableLoader:
         if self.data is None:
             raise RuntimeError("setup() makes the windows first")
-        return train_loader(self.data, self.batch_size, self.seed, num_workers=0, collate=_collate)
+        return self.resumable(train_loader(self.data, self.batch_size, self.seed, num_workers=0, collate=_collate))
 
 
 def _collate(items: list[tuple[Tensor, str]]) -> RegionTextBatch:
