@@ -1,0 +1,299 @@
+"""The four stages through the command line, on a handful of scenes and networks of random weights."""
+
+from __future__ import annotations
+
+import csv
+import json
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import lightning as L
+import numpy as np
+import pytest
+import torch
+import yaml
+from lightning.pytorch.callbacks import Callback
+from PIL import Image
+from torch import Tensor
+
+from ovseg.data import read_pairs
+from ovseg.models import OpenVocabSegmenter
+from tests import tiny
+from tests.stages import CONF, ovseg, refusal
+
+TRAIN, VAL = 14, 3  # scenes
+WORDS = ["grass", "sky", "star", "a red car"]
+QUIET = ["--trainer.enable_progress_bar", "false", "--data.num_workers", "0"]
+UNLOGGED = [*QUIET, "--trainer.logger", "false"]
+
+
+class Runs(NamedTuple):
+    """What the stages left."""
+
+    root: Path
+    world: Path
+    clip: str  # random weights, the same in every run of one seed
+
+    def fit_proposals(self, out: str, *words: object) -> Path:
+        """Three steps of four crops an epoch; the folder of the run."""
+        network = [
+            "--model.proposer.init_args.model",
+            json.dumps(tiny.mask2former()),
+            "--model.proposer.text_dim",
+            tiny.DIM,
+        ]
+        views = ["--data.transform", json.dumps({"crop_size": 64, "short_sides": [64, 80], "long_side": 96})]
+        data = ["--data.root", self.world, "--data.val_split", 2, "--data.batch_size", 4, "--data.val_short_side", 64]
+        length = ["--trainer.max_steps", 5, "--trainer.val_check_interval", 3, "--trainer.log_every_n_steps", 1]
+        place = ["--trainer.default_root_dir", self.root / out, "--model.clip.model", self.clip]
+        flags = [*network, *views, *data, *length, *place, *(words or QUIET)]
+        ovseg("fit", "--config", CONF / "toy" / "proposals.yaml", *flags)
+        return self.root / out
+
+    def mine(self, out: str, *words: object) -> Path:
+        files = ["--data.images", self.world / "train2017", "--data.short_side", 64]
+        captions = ["--data.captions", self.world / "annotations" / "captions_train2017.json", "--out", self.root / out]
+        network = ["--model.clip.model", self.clip]
+        ovseg("mine", "--config", CONF / "toy" / "mine.yaml", *network, *files, *captions, *QUIET, *words)
+        return self.root / out
+
+    def fit_adapter(self, out: str, *words: object) -> Path:
+        data = ["--data.pairs", self.root / "pairs", "--data.images", self.world / "train2017", "--data.size", 32]
+        place = ["--trainer.default_root_dir", self.root / out, "--model.clip.model", self.clip]
+        flags = ["--model.clip.prompt_depth", 2, "--data.batch_size", 4, "--trainer.max_epochs", 2, *place, *data]
+        ovseg("fit", "--config", CONF / "toy" / "adapter.yaml", *flags, *(words or QUIET))
+        return self.root / out
+
+    def test(self, out: str, *words: object) -> dict[str, float]:
+        """The metrics that the CSV log has."""
+        data = ["--data.images", self.world / "val2017", "--data.labels", self.world / "stuffthingmaps" / "val2017"]
+        place = ["--trainer.default_root_dir", self.root / out, "--model.segmenter", self.root / "segmenter"]
+        ovseg("test", "--config", CONF / "toy" / "test.yaml", *data, *place, *QUIET, *words)
+        return logged(self.root / out)[-1]
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> Runs:
+    """Every stage once, each handing its file to the next."""
+    root = tmp_path_factory.mktemp("runs")
+    ovseg("toy", "--out", root / "world", "--scenes", TRAIN, "--val_scenes", VAL)
+    runs = Runs(root, root / "world", tiny.clip_folder(root / "clip"))
+    runs.fit_proposals("proposals")
+    masks = runs.world / "annotations" / "regions_train2017.json"
+    runs.mine("pairs", "--model.proposals", "null", "--data.masks", masks)
+    runs.fit_adapter("adapter")
+    networks = ["--proposals", root / "proposals" / "last.ckpt", "--clip", root / "adapter" / "last.ckpt"]
+    ovseg("bundle", *networks, "--out", root / "segmenter", "--short_side", 64)
+    scene = root / "world" / "val2017" / "000000000001.jpg"
+    words = ["--vocabulary", ", ".join(WORDS), "--out", root / "out", "--trainer.enable_progress_bar", "false"]
+    ovseg("segment", "--model", root / "segmenter", "--images", scene, *words)
+    return runs
+
+
+@pytest.fixture(autouse=True)
+def _interrupts_stay() -> Iterator[None]:
+    """Lightning ignores further interrupts after the first, for good."""
+    yield
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+class Interrupt(Callback):
+    """The user presses Ctrl-C when a step is done."""
+
+    def __init__(self, step: int) -> None:
+        self.step = step
+
+    def on_train_batch_end(self, trainer: L.Trainer, *args: Any) -> None:
+        if trainer.global_step == self.step:
+            raise KeyboardInterrupt
+
+
+def logged(run: Path) -> list[dict[str, float]]:
+    """The rows of the newest CSV log, without the empty cells."""
+    with max(run.rglob("metrics.csv")).open() as lines:
+        return [{name: float(cell) for name, cell in row.items() if cell} for row in csv.DictReader(lines)]
+
+
+def weights(run: Path) -> dict[str, Tensor]:
+    state: dict[str, Tensor] = torch.load(run / "last.ckpt", weights_only=True)["state_dict"]
+    return state
+
+
+def same(first: dict[str, Tensor], second: dict[str, Tensor]) -> bool:
+    assert first.keys() == second.keys()
+    return all(torch.equal(first[name], second[name]) for name in first)
+
+
+# What each stage leaves on disk
+
+
+def test_fit_leaves_its_config_checkpoint_and_logs(runs: Runs) -> None:
+    run = runs.root / "proposals"
+    assert yaml.safe_load((run / "fit.yaml").read_text())["trainer"]["max_steps"] == 5
+    checkpoint = torch.load(run / "last.ckpt", weights_only=True)
+    assert checkpoint["global_step"] == 5
+    assert "hyper_parameters" not in checkpoint  # they would override flags
+    assert not any("clip" in name or "text_features" in name for name in checkpoint["state_dict"])
+    assert list((run / "tensorboard").rglob("events.out.tfevents.*"))
+    rows = logged(run)
+    assert sum("train/loss" in row for row in rows) == 5
+    assert [name for row in rows for name in row if name.startswith("lr-")]
+    [scores] = [row for row in rows if "val/mean_best_iou" in row]
+    for name in ("val/mean_best_iou", "val/miou_union", "val/miou_target"):
+        assert 0 <= scores[name] <= 1
+
+
+def test_mined_pairs_point_into_their_images(runs: Runs) -> None:
+    pairs = read_pairs(runs.root / "pairs")
+    assert len(pairs) >= 16
+    assert (runs.root / "pairs" / "mine.yaml").is_file()
+    captions = json.loads((runs.world / "annotations" / "captions_train2017.json").read_text())
+    said = {caption["id"]: caption["caption"].lower() for caption in captions["annotations"]}
+    for pair in pairs:
+        with Image.open(runs.world / "train2017" / pair.file_name) as image:
+            assert (image.height, image.width) == pair.size
+        assert pair.noun.split()[-1][:3] in said[pair.caption_id]
+        assert -1 <= pair.similarity <= 1 and pair.margin >= 0
+
+
+def test_mining_with_a_network(runs: Runs) -> None:
+    out = runs.mine("mined", "--model.proposals", runs.root / "proposals" / "last.ckpt", "--model.mask_threshold", 0.1)
+    pairs = read_pairs(out)
+    assert len(pairs) and all(0.1 < pair.proposal_score <= 1 for pair in pairs)
+
+
+def test_adapter_moves_the_prompts_alone(runs: Runs) -> None:
+    before = torch.load(
+        runs.fit_adapter("untrained", "--model.prompt_lr", 0, *UNLOGGED) / "last.ckpt", weights_only=True
+    )
+    after = weights(runs.root / "adapter")
+    moved = [name for name, value in before["state_dict"].items() if not torch.equal(value, after[name])]
+    assert moved == ["clip.clip.visual.prompt.mask_embedding"]
+
+
+def test_bundle_has_the_weights_that_were_trained(runs: Runs) -> None:
+    segmenter = OpenVocabSegmenter.from_pretrained(runs.root / "segmenter")
+    trained = weights(runs.root / "proposals")
+    assert same(segmenter.proposer.state_dict(), {name.removeprefix("proposer."): p for name, p in trained.items()})
+    prompt = segmenter.clip.visual.prompt
+    assert prompt is not None
+    assert torch.equal(prompt.mask_embedding, weights(runs.root / "adapter")["clip.clip.visual.prompt.mask_embedding"])
+    assert segmenter.resize == (64, 256)
+
+
+@pytest.fixture(scope="module")
+def varied(runs: Runs) -> list[object]:
+    """Flags of a segmenter that finds more than one class, which two steps of training do not give."""
+    tiny.segmenter(runs.root / "clip").save_pretrained(runs.root / "varied")
+    return ["--model.segmenter", runs.root / "varied"]
+
+
+def test_test_gives_the_same_numbers_twice(runs: Runs, varied: list[object]) -> None:
+    runs.test("bundled")
+    first, second = runs.test("test", *varied), runs.test("again", *varied)
+    assert first == second
+    names = {"test/miou_union", "test/miou_target", "test/miou_union_seen", "test/miou_union_unseen", "test/pacc"}
+    assert names <= first.keys()
+    assert all(0 <= first[name] <= 1 for name in names)
+    assert (runs.root / "test" / "test.yaml").is_file()
+
+
+def test_classifier_and_weight_change_what_is_tested(runs: Runs, varied: list[object]) -> None:
+    alone = runs.test("alone", *varied, "--model.classifier", "proposals")
+    assert alone == runs.test("none", *varied, "--model.ensemble_weight", 0)
+    assert alone != runs.test("clip", *varied, "--model.classifier", "clip")
+
+
+def test_segment_writes_labels_and_an_overlay(runs: Runs) -> None:
+    out = runs.root / "out"
+    assert {file.name for file in out.iterdir()} == {"000000000001.png", "000000000001_overlay.png", "segment.yaml"}
+    scene = runs.world / "val2017" / "000000000001.jpg"
+    with Image.open(scene) as image, Image.open(out / "000000000001.png") as labels:
+        assert labels.size == image.size and labels.mode == "P"
+        found = np.asarray(labels)
+    expected = OpenVocabSegmenter.from_pretrained(runs.root / "segmenter").segment(scene, WORDS)
+    assert np.array_equal(found, expected.numpy())
+    with Image.open(out / "000000000001_overlay.png") as overlay:
+        assert overlay.height >= 512 and overlay.width > overlay.height
+
+
+# Running again, and going on
+
+
+def test_saved_config_runs_the_same_run(runs: Runs) -> None:
+    run = runs.root / "proposals"
+    again = runs.root / "proposals-again"
+    ovseg("fit", "--config", run / "fit.yaml", "--trainer.default_root_dir", again)
+    assert same(weights(run), weights(again))
+
+
+def test_seed_decides_the_weights(runs: Runs) -> None:
+    other = runs.fit_proposals("other-seed", "--seed_everything", 1, *UNLOGGED)
+    assert not same(weights(runs.root / "proposals"), weights(other))
+
+
+def test_validate_scores_a_checkpoint_as_fit_did(runs: Runs) -> None:
+    run, out = runs.root / "proposals", runs.root / "validated"
+    config = yaml.safe_load((run / "fit.yaml").read_text())
+    parts = [word for part in ("model", "data") for word in (f"--{part}", json.dumps(config[part]))]
+    place = ["--trainer.default_root_dir", out, "--trainer.enable_progress_bar", "false"]
+    ovseg("validate", *parts, *place, "--ckpt_path", run / "last.ckpt")
+    assert logged(out)[0].keys() >= {"val/mean_best_iou", "val/miou_union", "val/miou_target"}
+    assert (out / "validate.yaml").is_file() and not (out / "last.ckpt").exists()
+
+
+@pytest.mark.parametrize("step", [2, 3])  # in an epoch, and at its end
+def test_proposals_go_on_exactly_after_an_interrupt(runs: Runs, step: int) -> None:
+    stop = ["--trainer.callbacks", "tests.test_stages.Interrupt", "--trainer.callbacks.step", step]
+    with pytest.raises(SystemExit) as stopped:
+        runs.fit_proposals(f"stopped-{step}", *UNLOGGED, *stop)
+    assert stopped.value.code == 1
+    checkpoint = runs.root / f"stopped-{step}" / "last.ckpt"
+    assert torch.load(checkpoint, weights_only=True)["global_step"] == step
+
+    run = runs.fit_proposals(f"stopped-{step}", *UNLOGGED, "--ckpt_path", checkpoint)
+    assert same(weights(runs.root / "proposals"), weights(run))
+
+
+def test_adapter_goes_on_exactly_after_an_interrupt(runs: Runs) -> None:
+    stop = ["--trainer.callbacks", "tests.test_stages.Interrupt", "--trainer.callbacks.step", 3]
+    with pytest.raises(SystemExit):
+        runs.fit_adapter("adapter-stopped", *UNLOGGED, *stop)
+    run = runs.fit_adapter("adapter-stopped", *UNLOGGED, "--ckpt_path", runs.root / "adapter-stopped" / "last.ckpt")
+    first, second = weights(runs.root / "adapter"), weights(run)
+    for name, value in first.items():  # a text's features depend in the last bit on what was encoded with it
+        torch.testing.assert_close(second[name], value, rtol=1e-3, atol=1e-5)
+
+
+def test_a_finished_run_can_be_made_longer(runs: Runs) -> None:
+    short = runs.fit_proposals("short", *UNLOGGED, "--trainer.max_steps", 4)
+    runs.fit_proposals("short", *UNLOGGED, "--trainer.max_steps", 7, "--ckpt_path", short / "last.ckpt")
+    checkpoint = torch.load(short / "last.ckpt", weights_only=True)
+    assert checkpoint["global_step"] == 7
+    assert checkpoint["COCOStuffDataModule"]["place"] == (2, 1)  # seven steps are two epochs and one step
+
+    short = runs.fit_adapter("short-adapter", *UNLOGGED, "--trainer.max_epochs", 1)
+    runs.fit_adapter("short-adapter", *UNLOGGED, "--ckpt_path", short / "last.ckpt")
+    checkpoint = torch.load(short / "last.ckpt", weights_only=True)
+    whole = torch.load(runs.root / "adapter" / "last.ckpt", weights_only=True)
+    assert checkpoint["global_step"] == whole["global_step"]
+    assert checkpoint["RegionTextDataModule"] == whole["RegionTextDataModule"]
+
+
+def test_training_over_another_run_is_refused(runs: Runs, capsys: pytest.CaptureFixture[str]) -> None:
+    run = runs.root / "proposals"
+    before = {file: file.stat().st_mtime_ns for file in run.rglob("*")}
+    sentence = refusal(capsys, "fit", "--config", run / "fit.yaml")
+    assert f"{run} holds a run already" in sentence
+    assert f"--ckpt_path {run}/last.ckpt" in sentence
+    assert {file: file.stat().st_mtime_ns for file in run.rglob("*")} == before
+
+
+def test_a_mined_store_is_not_written_over(runs: Runs, capsys: pytest.CaptureFixture[str]) -> None:
+    store = runs.root / "pairs"
+    before = {file: file.read_bytes() for file in store.iterdir()}
+    sentence = refusal(capsys, "mine", "--config", store / "mine.yaml", "--out", store)
+    assert f"{store} already holds pairs" in sentence
+    assert {file: file.read_bytes() for file in store.iterdir()} == before
