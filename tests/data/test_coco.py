@@ -29,7 +29,7 @@ def test_ids_become_indices(tmp_path: Path) -> None:
     data = datamodule(tmp_path)
     batches: list[EvalBatch] = list(data.val_dataloader())
     assert len(batches) == 2
-    assert batches[0].names == ["000000000000.jpg"]
+    assert batches[0].names == [str(tmp_path / "val2017" / "000000000000.jpg")]
     assert batches[0].sizes == [(16, 24)]
     assert batches[0].images[0].shape == (3, 8, 12)
     # person; id 13, the twelfth that is used; id 182, the last; unlabelled
