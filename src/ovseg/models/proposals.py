@@ -147,7 +147,7 @@ def _from_hub(name: str) -> Mask2FormerModel:
             model = Mask2FormerForUniversalSegmentation.from_pretrained(name)
     except (OSError, ValueError) as error:
         raise InputError(_not_loaded("Mask2Former", name, "model", error)) from error
-    network: Mask2FormerModel = model.model
+    network: Mask2FormerModel = model.model.train()  # HF hands it over in eval mode, and Lightning would train it so
     return network
 
 
