@@ -41,9 +41,11 @@ class MiningTask(L.LightningModule):
         self.text.forget()
 
     def predict_step(self, batch: CaptionBatch, batch_index: int) -> list[RegionTextPair]:
-        """The pairs of a batch of images; an image without any region has none."""
+        """The pairs of a batch of images; an image without any region or noun has none."""
         pairs = []
         for index, (masks, scores) in enumerate(self._regions(batch)):
+            if not len(masks) or not batch.nouns[index]:
+                continue
             regions, region_masks, valid = self._crop(batch.images[index], masks)
             if valid.any():
                 features = self.clip.encode_regions(regions[valid], region_masks[valid])

@@ -1,0 +1,140 @@
+"""Mining against a plain loop over open_clip."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import open_clip
+import pytest
+import torch
+import torch.nn.functional as F
+
+from ovseg import rle
+from ovseg.models import CLIPAdapter
+from ovseg.structures import CaptionBatch, InputError, RegionTextPair
+from ovseg.tasks import MiningTask
+from tests import tiny
+from tests.tasks.data import Batches, trainer
+
+COLOUR = torch.tensor([0.48145466, 0.4578275, 0.40821073])  # of the crops' background, to within 1e-4
+NOUNS = [["cat", "red sofa", "plant"], ["sky", "cat"]]
+
+
+def batch(masks: bool = True) -> CaptionBatch:
+    """Two images, of which the second is stored at twice the size of what the network sees."""
+    first, second = torch.zeros(3, 64, 64, dtype=torch.bool), torch.zeros(2, 96, 64, dtype=torch.bool)
+    first[0, 4:40, 8:30], first[1, 30:60, 20:64] = True, True  # the third is empty
+    second[0, :50], second[1, 50:, 10:60] = True, True
+    return CaptionBatch(
+        images=tiny.images((64, 64), (48, 32)),
+        sizes=[(64, 64), (96, 64)],
+        names=["a.jpg", "sub/b.jpg"],
+        image_ids=[7, 9],
+        nouns=NOUNS,
+        caption_ids=[[70, 71, 70], [90, 91]],
+        masks=[first, second] if masks else None,
+    )
+
+
+def mine(task: MiningTask, data: CaptionBatch) -> list[RegionTextPair]:
+    (pairs,) = trainer().predict(task, Batches([data]))  # type: ignore[misc]
+    return pairs  # type: ignore[return-value]
+
+
+@torch.no_grad()
+def similarities(clip: CLIPAdapter, image: torch.Tensor, masks: torch.Tensor, nouns: list[str]) -> torch.Tensor:
+    """(nouns, regions), by CLIP without a mask prompt and with the crop written out."""
+    clip_model, rows = clip.clip, []
+    for mask in masks:
+        mask = F.interpolate(mask[None, None].float(), image.shape[1:], mode="nearest")[0, 0] > 0
+        ys, xs = mask.nonzero().T
+        window = (slice(int(ys.min()), int(ys.max()) + 1), slice(int(xs.min()), int(xs.max()) + 1))
+        filled = torch.where(mask[window], image[:, window[0], window[1]], COLOUR[:, None, None])
+        region = F.interpolate(filled[None], (32, 32), mode="bicubic")
+        rows.append(F.normalize(clip_model.visual.visual((region - clip.mean) / clip.std), dim=-1)[0])
+    tokens = clip.tokenizer([f"a photo of a {noun}." for noun in nouns])
+    return F.normalize(clip_model.encode_text(tokens), dim=-1) @ torch.stack(rows).T
+
+
+def check(pairs: list[RegionTextPair], cosines: list[torch.Tensor], masks: list[torch.Tensor]) -> None:
+    data, row = batch(), 0
+    assert [pair.noun for pair in pairs] == [noun for nouns in NOUNS for noun in nouns]
+    for index, similarity in enumerate(cosines):
+        for noun, values in enumerate(similarity):
+            pair, row = pairs[row], row + 1
+            ranked = values.sort(descending=True)
+            assert pair.similarity == pytest.approx(ranked.values[0].item(), abs=1e-3)
+            assert pair.margin == pytest.approx((ranked.values[0] - ranked.values[1]).item(), abs=1e-3)
+            chosen = rle.decode([pair.counts], pair.size)[0]
+            assert torch.equal(chosen, masks[index][int(ranked.indices[0])])
+            ys, xs = chosen.nonzero().T
+            assert pair.box == (xs.min(), ys.min(), xs.max() + 1, ys.max() + 1)
+            assert (pair.image_id, pair.file_name) == (data.image_ids[index], data.names[index])
+            assert (pair.size, pair.caption_id) == (data.sizes[index], data.caption_ids[index][noun])
+
+
+def test_each_noun_takes_the_best_ground_truth_mask(tmp_path: Path) -> None:
+    clip, data = tiny.clip(tmp_path), batch()
+    assert data.masks is not None
+    pairs = mine(MiningTask(clip), data)
+    masks = [data.masks[0][:2], data.masks[1]]  # an empty mask is nobody's region
+    cosines = [similarities(clip, *given) for given in zip(data.images, masks, NOUNS, strict=True)]
+    check(pairs, cosines, masks)
+    assert {pair.proposal_score for pair in pairs} == {1.0}
+
+
+def test_each_noun_takes_the_best_proposal(tmp_path: Path) -> None:
+    segmenter = tiny.segmenter(tmp_path / "clip")
+    segmenter.proposer.save_pretrained(tmp_path / "proposer")
+    clip, data = tiny.clip(tmp_path / "plain"), batch(masks=False)
+    pairs = mine(MiningTask(clip, str(tmp_path / "proposer"), mask_threshold=0.6), data)
+    with torch.no_grad():
+        logits = segmenter.proposer(data.images)[-1].mask_logits
+    masks, scores, cosines = [], [], []
+    for image, size, mask_logits, nouns in zip(data.images, data.sizes, logits, NOUNS, strict=True):
+        probs = F.interpolate(mask_logits[None], scale_factor=4, mode="bilinear").sigmoid()
+        probs = F.interpolate(probs[..., : image.shape[1], : image.shape[2]], size, mode="bilinear")[0]
+        found = probs > 0.6
+        kept = F.interpolate(found[None].float(), image.shape[1:])[0].any(2).any(1)
+        masks.append(found[kept])
+        scores.append([prob[mask].mean().item() for prob, mask in zip(probs[kept], found[kept], strict=True)])
+        cosines.append(similarities(clip, image, found[kept], nouns))
+    check(pairs, cosines, masks)
+    best = [scores[index][int(row.argmax())] for index, rows in enumerate(cosines) for row in rows]
+    assert [pair.proposal_score for pair in pairs] == pytest.approx(best, abs=1e-4)
+
+
+def test_with_one_region_the_margin_is_the_similarity(tmp_path: Path) -> None:
+    data = batch()
+    assert data.masks is not None
+    pairs = mine(MiningTask(tiny.clip(tmp_path)), data._replace(masks=[masks[:1] for masks in data.masks]))
+    assert len(pairs) == 5 and all(pair.margin == pair.similarity for pair in pairs)
+
+
+def test_images_without_regions_or_nouns_give_no_pairs(tmp_path: Path) -> None:
+    data, task = batch(), MiningTask(tiny.clip(tmp_path))
+    assert data.masks is not None
+    assert [p.image_id for p in mine(task, data._replace(masks=[data.masks[0][2:], data.masks[1]]))] == [9, 9]
+    assert [p.image_id for p in mine(task, data._replace(masks=[data.masks[0][:0], data.masks[1]]))] == [9, 9]
+    assert [p.image_id for p in mine(task, data._replace(nouns=[[], NOUNS[1]]))] == [9, 9]
+
+
+def test_templates_are_what_the_nouns_are_asked_by(tmp_path: Path) -> None:
+    clip = tiny.clip(tmp_path)
+    bare = mine(MiningTask(clip, templates="bare"), batch())
+    assert [pair.similarity for pair in bare] != [pair.similarity for pair in mine(MiningTask(clip), batch())]
+
+
+def test_without_regions_it_says_what_to_give(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"mining needs regions: give --model\.proposals a network, or --data\.masks"):
+        mine(MiningTask(tiny.clip(tmp_path)), batch(masks=False))
+
+
+def test_the_reference_above_uses_plain_open_clip(tmp_path: Path) -> None:
+    """The loop calls the tower that `create_model` builds, and its public path gives the same features."""
+    clip = tiny.clip(tmp_path / "new")
+    clip.save_pretrained(tmp_path / "saved")
+    plain = open_clip.create_model(f"local-dir:{tmp_path / 'saved'}").eval()
+    pixels = torch.rand(2, 3, 32, 32)
+    with torch.no_grad():
+        torch.testing.assert_close(plain.encode_image(pixels), clip.clip.visual.visual(pixels))
