@@ -57,6 +57,7 @@ class ProposalTask(L.LightningModule):
         self.loss = MaskClassificationLoss(len(vocabulary), self.loss_weights)
         self.miou = MeanIoU(vocabulary.names)
         self.vocabulary = vocabulary
+        self.proposer.text_features = None  # of another vocabulary, if there was a run before
 
     def on_fit_start(self) -> None:
         self._encode_vocabulary()
