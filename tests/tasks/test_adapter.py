@@ -1,0 +1,140 @@
+"""Adapting CLIP: it learns, and it touches nothing else."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import open_clip
+import pytest
+import torch
+import torch.nn.functional as F
+
+from ovseg.models import CLIPAdapter
+from ovseg.structures import InputError, RegionTextBatch
+from ovseg.tasks import AdapterTask
+from tests import tiny
+from tests.tasks.data import Batches, Losses, trainer
+
+TEXTS = ["cat", "sofa", "plant", "sky", "cat", "dog", "grass", "a red car"]
+
+
+def batch(count: int = 8) -> RegionTextBatch:
+    """Regions of different colours, each with a mask of its own."""
+    regions = torch.stack(tiny.images(*[(32, 32)] * 8))
+    masks = torch.zeros(8, 32, 32, dtype=torch.bool)
+    for index, mask in enumerate(masks):
+        mask[: 8 + 2 * index, : 26 - 2 * index] = True
+    return RegionTextBatch(
+        torch.where(masks[:, None], regions, torch.tensor(0.45))[:count], masks[:count], TEXTS[:count]
+    )
+
+
+def loader(count: int = 8) -> Iterable[RegionTextBatch]:
+    return Batches([batch(count)]).train_dataloader()
+
+
+def train(task: AdapterTask, steps: int, count: int = 8) -> list[float]:
+    losses = Losses()
+    trainer(steps, losses).fit(task.train(), loader(count))
+    return losses.values
+
+
+def moved(task: AdapterTask, before: dict[str, torch.Tensor]) -> set[str]:
+    return {name for name, value in task.state_dict().items() if not torch.equal(value, before[name])}
+
+
+@pytest.mark.parametrize("mode", ["prompt", "visual", "both", "all"])
+def test_thirty_steps_halve_the_loss_of_a_batch_and_move_only_what_they_should(tmp_path: Path, mode: Any) -> None:
+    clip = tiny.clip(tmp_path, prompt_depth=2)
+    task = AdapterTask(clip, mode, lr=2e-3, prompt_lr=0.1, warmup_steps=3)
+    before = {name: value.clone() for name, value in task.state_dict().items()}
+    losses = train(task, 30, count=4)  # prompts of a random, frozen tower cannot tell many apart
+    assert len(losses) == 30 and losses[-1] < losses[0] / 2
+    changed = moved(task, before)
+    prompts = {"clip.clip.visual.prompt.mask_embedding"}
+    image = {name for name in before if name.startswith("clip.clip.visual.visual.")} | {"clip.clip.logit_scale"}
+    text = set(before) - prompts - image
+    expected = {"prompt": prompts, "visual": image, "both": prompts | image, "all": image | text}[mode]
+    assert changed <= expected
+    # key biases get no gradient and may stay, unread tokens too; the rest moves
+    assert len(changed) > 0.9 * len(expected)
+
+
+def test_prompts_alone_leave_clip_as_it_was_for_everything_else(tmp_path: Path) -> None:
+    clip = tiny.clip(tmp_path, prompt_depth=1)
+    regions = torch.stack(tiny.images((32, 32), (32, 32)))
+    with torch.no_grad():
+        before = clip.encode_regions(regions), clip.encode_text(TEXTS)
+        train(AdapterTask(clip, "prompt", weight_decay=0.5), 3)
+        assert torch.equal(clip.eval().encode_regions(regions), before[0])
+        assert torch.equal(clip.encode_text(TEXTS), before[1])
+
+
+def test_the_loss_of_a_step_is_clip_s_own(tmp_path: Path) -> None:
+    """With each repetition a text of its own, as in the release."""
+    clip = tiny.clip(tmp_path, prompt_depth=1)
+    with torch.no_grad():
+        regions = clip.encode_regions(batch().regions, batch().region_masks)
+        expected = open_clip.ClipLoss()(regions, clip.encode_text(TEXTS), clip.logit_scale.exp())
+    losses = train(AdapterTask(clip, repeated_texts="negatives"), 1)
+    assert losses[0] == pytest.approx(expected.item(), rel=1e-4)
+
+
+def test_the_temperature_stays_below_a_hundred(tmp_path: Path) -> None:
+    clip = tiny.clip(tmp_path, prompt_depth=1)
+    clip.logit_scale.data.fill_(6.0)
+    with torch.no_grad():
+        features = F.normalize(clip.encode_text(TEXTS[:4]), dim=-1)
+        assert features.shape == (4, tiny.DIM)
+    train(AdapterTask(clip, "visual", lr=1e-9, weight_decay=0), 2)
+    assert clip.logit_scale.exp().item() <= 100.001
+
+
+def test_a_training_checkpoint_is_a_clip(tmp_path: Path) -> None:
+    """Prompts, weights and the reduced tokenizer, without any other file."""
+    clip = tiny.clip(tmp_path / "clip", prompt_depth=2)
+    run = trainer(2)
+    run.fit(AdapterTask(clip, "both").train(), loader())
+    run.save_checkpoint(tmp_path / "last.ckpt")
+    again = CLIPAdapter(str(tmp_path / "last.ckpt")).eval()
+    assert again.merges == clip.merges
+    with torch.no_grad():
+        given = batch().regions, batch().region_masks
+        assert torch.equal(again.encode_regions(*given), clip.eval().encode_regions(*given))
+        assert torch.equal(again.encode_text(TEXTS), clip.encode_text(TEXTS))
+    with pytest.raises(InputError, match="has mask prompts of depth 2, not 3"):
+        CLIPAdapter(str(tmp_path / "last.ckpt"), prompt_depth=3)
+
+
+def test_prompts_can_be_added_to_a_fine_tuned_clip(tmp_path: Path) -> None:
+    """Fine-tuning, then prompts: the best model of the paper."""
+    run = trainer(2)
+    run.fit(AdapterTask(tiny.clip(tmp_path / "clip"), "visual", lr=1e-3).train(), loader())
+    run.save_checkpoint(tmp_path / "visual.ckpt")
+    tuned = CLIPAdapter(str(tmp_path / "visual.ckpt"), prompt_depth=3)
+    task = AdapterTask(tuned, "prompt")
+    before = {name: value.clone() for name, value in task.state_dict().items()}
+    train(task, 2)
+    assert moved(task, before) == {"clip.clip.visual.prompt.mask_embedding"}
+
+
+@pytest.mark.parametrize("mode", ["prompt", "both"])
+def test_training_prompts_needs_prompts(tmp_path: Path, mode: Any) -> None:
+    with pytest.raises(InputError, match=f"train: {mode} needs mask prompts .* set prompt_depth"):
+        AdapterTask(tiny.clip(tmp_path), mode)
+
+
+def test_the_learning_rates_and_decays(tmp_path: Path) -> None:
+    task = AdapterTask(tiny.clip(tmp_path, prompt_depth=1), "both", lr=1e-3, prompt_lr=0.2, weight_decay=0.3)
+    run = trainer(1)
+    run.fit(task.train(), loader())
+    groups = run.optimizers[0].param_groups
+    names = {parameter: name.removeprefix("clip.clip.visual.") for name, parameter in task.named_parameters()}
+    settings = {names[p]: (group["initial_lr"], group["weight_decay"]) for group in groups for p in group["params"]}
+    assert settings.pop("prompt.mask_embedding") == (0.2, 0.0)
+    assert settings.pop("clip.clip.logit_scale") == (1e-3, 0.0)
+    for name, (rate, decay) in settings.items():
+        matrix = name.endswith("weight") and "ln_" not in name
+        assert rate == 1e-3 and decay == (0.3 if matrix or name.endswith(("proj", "positional_embedding")) else 0), name
