@@ -76,6 +76,8 @@ def run(words: list[str]) -> None:
     verb, *rest = words
     function = COMMANDS[verb]
     first_line = (function.__doc__ or "").splitlines()[0]
-    parser = jsonargparse.ArgumentParser(prog=f"ovseg {verb}", description=first_line, exit_on_error=False)
+    parser = jsonargparse.ArgumentParser(
+        prog=f"ovseg {verb}", description=first_line, exit_on_error=False, allow_abbrev=False
+    )
     parser.add_function_arguments(function)
     function(**parser.parse_args(rest).as_dict())

@@ -17,7 +17,6 @@ from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCL
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 
 from ovseg.callbacks import LastCheckpoint, StepSeed
-from ovseg.refusals import nearest
 from ovseg.structures import InputError
 from ovseg.trainer import OVSegTrainer
 
@@ -36,11 +35,14 @@ class SaveVerbConfig(SaveConfigCallback):
         self.parser.save(self.config, path, skip_none=False, overwrite=True, multifile=False)
 
 
-class NullableArgumentParser(LightningArgumentParser):
-    """A parser that lets `--model.clip.pretrained null` through.
+class StrictArgumentParser(LightningArgumentParser):
+    """Takes no abbreviations, which would let a typo pass, and lets `--model.clip.pretrained null` through.
 
     jsonargparse (4.53) hands a nested value to the parser of the inner class as text, and writes null as `None` there.
     """
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**{"allow_abbrev": False, **options})
 
     def parse_args(self, args: Any = None, *rest: Any, **options: Any) -> Any:
         if isinstance(args, list):
@@ -63,9 +65,7 @@ class OVSegCLI(LightningCLI):
         jsonargparse.set_parsing_settings(docstring_parse_attribute_docstrings=False)
         warnings.filterwarnings("ignore", message="LightningCLI's args parameter")  # words may differ from sys.argv
         warnings.filterwarnings("ignore", message=".*LeafSpec")  # Lightning's own use of what torch renamed
-        warnings.filterwarnings(
-            "ignore", message=".*exists and is not empty"
-        )  # see _check_run
+        warnings.filterwarnings("ignore", message=".*exists and is not empty")  # see _check_run
         for part in ("pytorch.utilities.rank_zero", "fabric.utilities.seed"):  # lists of absent devices; in the config
             logging.getLogger(f"lightning.{part}").setLevel(logging.WARNING)
         options: dict[str, Any] = {"parser_mode": "omegaconf+", "exit_on_error": False}
@@ -77,8 +77,8 @@ class OVSegCLI(LightningCLI):
                 save_config_kwargs={"config_filename": f"{verb}.yaml", "save_to_log_dir": False},
                 trainer_class=OVSegTrainer,
                 seed_everything_default=0,
-                parser_class=NullableArgumentParser,
-                parser_kwargs={**options, **{name: dict(options) for name in cls.subcommands()}},
+                parser_class=StrictArgumentParser,
+                parser_kwargs={"prog": "ovseg", **options, **{name: dict(options) for name in cls.subcommands()}},
                 auto_configure_optimizers=False,
                 args=_segment_words(words) if verb == "segment" else words,
             )
@@ -91,11 +91,8 @@ class OVSegCLI(LightningCLI):
 
     def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
         super().parse_arguments(parser, args)
-        config = self.config[self.config["subcommand"]]
-        if isinstance(args, list):
-            for flag in (str(word).partition("=")[0] for word in args[1:] if str(word).startswith("--")):
-                _check_known(flag, config)
-        _check_run(self.config["subcommand"], config)
+        verb = self.config["subcommand"]
+        _check_run(verb, self.config[verb])
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """The Trainer of the config, with the run folder's loggers and checkpoint where the config names none."""
@@ -115,7 +112,10 @@ class OVSegCLI(LightningCLI):
             callbacks.append(StepSeed())
             if config["logger"]:
                 callbacks.append(LearningRateMonitor("step"))
-        return super().instantiate_trainer(**kwargs)
+        try:
+            return super().instantiate_trainer(**kwargs)
+        except (ImportError, ValueError) as error:
+            raise InputError(f"the Trainer refuses its flags: {error}") from error
 
 
 def _segment_words(words: list[str]) -> list[str]:
@@ -124,21 +124,6 @@ def _segment_words(words: list[str]) -> list[str]:
     flags = [word.partition("=") for word in rest]
     rest = [SEGMENT_SHORTHANDS.get(flag, flag) + equals + value for flag, equals, value in flags]
     return [verb, *([] if {"--config", "-c"} & set(rest) else SEGMENT_DEFAULTS), *rest]
-
-
-def _check_known(flag: str, config: Mapping[str, Any]) -> None:
-    """Refuse a flag whose key is not in the configuration: below a data class, the parser lets a typo pass unused."""
-    found: Any = config
-    for part in flag.removeprefix("--").removesuffix("+").split("."):
-        if not isinstance(found, Mapping | jsonargparse.Namespace):
-            return
-        keys = found.keys() if isinstance(found, Mapping) else vars(found).keys()
-        if part not in keys and "init_args" in keys:
-            found = found["init_args"]
-            keys = vars(found).keys()
-        if part not in keys:
-            raise InputError(f"there is no option {flag}{nearest(part, keys)}")
-        found = found[part]
 
 
 def _check_run(verb: str, config: Mapping[str, Any]) -> None:

@@ -56,8 +56,10 @@ def _fault(text: str, keys: Sequence[str], owner: str, verb: str, options: Itera
         known = options if match[1] == verb else _arguments(owner) if not match[1] else ()
         return f"{holder} has no option {match[2]!r}{nearest(match[2], known)}"
     if text.startswith("unrecognized arguments: "):
-        word = text.split()[2]
-        hint = nearest(word.lstrip("-").partition("=")[0], options) or f"; `ovseg {verb} --help` lists what there is"
+        word = text.split()[2].partition("=")[0]
+        if owner:
+            return f"{owner.rpartition('.')[2]} has no option {word.lstrip('-')!r}"
+        hint = nearest(word.lstrip("-"), options) or f"; `ovseg {verb} --help` lists what there is"
         return f"{verb} does not know {word}{hint}"
     if text.startswith("the following arguments are required: "):
         names = [name.strip().removeprefix(f"{verb}.") for name in text.partition(": ")[2].split(",")]
