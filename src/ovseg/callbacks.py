@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import colorsys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -59,19 +59,23 @@ class StepSeed(Callback):
 class PairsWriter(BasePredictionWriter):
     """Writes what a `MiningTask` predicts to a store of pairs.
 
+    Args:
+        out: folder of the store.
+        provenance: kept in the store.
+
     Raises:
-        InputError: the folder holds pairs already; before anything is mined.
+        InputError: the folder holds pairs already; at once, before captions are read and anything is mined.
     """
 
-    def __init__(self, out: str | Path) -> None:
+    def __init__(self, out: str | Path, provenance: Mapping[str, str] | None = None) -> None:
         super().__init__("batch")
         self.out = Path(out)
+        self.store = PairStoreWriter(self.out, provenance)
         self.pairs = 0
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         if trainer.world_size > 1:
             raise InputError("mining runs in one process for now; give --trainer.devices 1")
-        self.store = PairStoreWriter(self.out, {"task": type(pl_module).__name__})
 
     def on_predict_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self.store.__enter__()

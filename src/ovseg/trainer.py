@@ -18,7 +18,7 @@ class OVSegTrainer(L.Trainer):
             datamodule: a `CaptionDataModule`.
             out: folder of the store of pairs.
         """
-        self._write(model, datamodule, PairsWriter(out))
+        self._write(model, datamodule, PairsWriter(out, {"task": type(model).__name__}))
 
     def segment(self, model: L.LightningModule, datamodule: L.LightningDataModule, out: str = "out") -> None:
         """Segment images into words of your own.
