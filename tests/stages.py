@@ -27,3 +27,9 @@ def refusal(capsys: pytest.CaptureFixture[str], *words: object) -> str:
     assert printed.startswith("ovseg: ") and printed.endswith("\n")
     assert printed.count("\n") == 1 and "Traceback" not in printed
     return printed.removeprefix("ovseg: ").strip()
+
+
+def write(path: Path, text: str) -> Path:
+    """A file of this text."""
+    path.write_text(text, encoding="utf-8")
+    return path

@@ -1,0 +1,268 @@
+"""What the command line takes and what it refuses, with which words."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from ovseg.cli import COMMANDS, TRAINER_VERBS
+from ovseg.models import OpenVocabSegmenter
+from tests import tiny
+from tests.data.worlds import write_coco
+from tests.stages import CONF, ovseg, refusal, write
+
+Capture = pytest.CaptureFixture[str]
+
+
+@pytest.fixture(scope="module")
+def segmenter(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("segmenter")
+    tiny.segmenter(folder / "source").save_pretrained(folder / "saved")
+    return folder / "saved"
+
+
+@pytest.fixture
+def photo(tmp_path: Path) -> Path:
+    Image.new("RGB", (12, 8), "red").save(tmp_path / "photo.png")
+    return tmp_path / "photo.png"
+
+
+# Looking around is fast
+
+
+@pytest.mark.parametrize("words", [[], ["--help"], ["-h"], ["--version"], ["fly"]], ids=str)
+def test_looking_around_imports_nothing_heavy(words: list[str]) -> None:
+    code = (
+        "import sys; from ovseg.cli import main\n"
+        f"try: main({words})\n"
+        "except SystemExit: pass\n"
+        "heavy = 'torch lightning numpy jsonargparse PIL transformers open_clip spacy'.split()\n"
+        "print([name for name in heavy if name in sys.modules], file=sys.stderr)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stderr.endswith("[]\n")
+
+
+def test_usage_names_every_verb(capsys: Capture) -> None:
+    ovseg()
+    printed = capsys.readouterr().out
+    assert all(f"\n  {verb} " in printed for verb in [*TRAINER_VERBS, *COMMANDS])
+
+
+@pytest.mark.parametrize("verb", [*TRAINER_VERBS, *COMMANDS])
+def test_every_verb_has_help(verb: str, capsys: Capture) -> None:
+    with pytest.raises(SystemExit) as done:
+        ovseg(verb, "--help")
+    assert done.value.code == 0
+    printed = capsys.readouterr().out
+    assert printed.startswith((f"usage: ovseg {verb} ", f"usage: ovseg [options] {verb} "))
+    assert ("--model" in printed and "--data" in printed) == (verb in TRAINER_VERBS)
+
+
+# Words and configs that cannot be used
+
+TOY = ("fit", "--config", CONF / "toy" / "proposals.yaml")
+WORDS: dict[str, tuple[tuple[object, ...], str]] = {
+    "verb": (("fly",), "there is no verb 'fly'; choose from fit, "),
+    "no model": (("fit",), "fit needs model; give --model or a --config that has it"),
+    "no data": (("test", "--config", CONF / "test.yaml"), "test needs data; give --data"),
+    "flag": ((*TOY, "--bogus", 3), "fit does not know --bogus; `ovseg fit --help` lists what there is"),
+    "trainer": ((*TOY, "--trainer.max_stepz", 3), "--trainer.max_stepz; did you mean 'trainer.max_steps'?"),
+    "data": ((*TOY, "--data.rot", "x"), "data: COCOStuffDataModule has no option 'rot'; did you mean 'root'?"),
+    "data class": ((*TOY, "--data.transform.crop", 3), "data: COCOStuffDataModule has no option 'transform.crop'"),
+    "short": (("toy", "--out", "x", "--scene", 3), "toy does not know --scene; did you mean 'scenes'?"),
+    "network": ((*TOY, "--model.proposer.txt_dim", 3), "model.proposer: MaskProposer has no option 'txt_dim'"),
+    "number": ((*TOY, "--data.batch_size", "many"), "data.batch_size: expected int, got many"),
+    "choice": (
+        ("fit", "--config", CONF / "adapter.yaml", "--model.train", "it"),
+        "model.train: expected Literal['prompt'",
+    ),
+    "stray": ((*TOY, "stray"), "fit does not know stray"),
+    "class": ((*TOY, "--model", "NoSuchTask"), "model: NoSuchTask is neither a config file that exists nor a class"),
+    "fragment": ((*TOY, "--data", "none.yaml"), "data: none.yaml is neither a config file that exists nor a class"),
+    "config": (("fit", "--config", "none.yaml"), "config: File does not exist: "),
+    "needed": (("segment",), "SegmentationTask needs segmenter; give --model.segmenter"),
+    "command": (("toy", "--out", "x", "--scens", 3), "toy does not know --scens; did you mean 'scenes'?"),
+    "command needs": (("bundle",), "bundle needs proposals, clip, out; give --proposals and --clip and --out"),
+    "command number": (("toy", "--out", "x", "--scenes", "three"), "scenes: expected int, got three"),
+}
+
+
+@pytest.mark.parametrize("case", WORDS)
+def test_words_are_refused_in_one_sentence(
+    case: str, capsys: Capture, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    words, sentence = WORDS[case]
+    assert sentence in refusal(capsys, *words)
+    assert list(tmp_path.iterdir()) == []
+
+
+CONFIGS = {
+    "trainer: {max_stepz: 3}": "has no option 'trainer.max_stepz'; did you mean 'trainer.max_steps'?",
+    "modle: {class_path: ovseg.tasks.SegmentationTask}": "test has no option 'modle.class_path'",
+    "model: {class_path: ovseg.tasks.SegmentationTask, init_args: {segmentr: x}}": "did you mean 'segmenter'?",
+    "model: {class_path: ovseg.tasks.SegmentationTaskk}": "'ovseg.tasks' has no attribute 'SegmentationTaskk'",
+    "data: {class_path: ovseg.data.COCOStuffDataModule, init_args: {transform: {crop: 3}}}": "no option 'crop'",
+    "data: part.yaml": "data: part.yaml is neither a config file that exists nor a class",
+    "trainer: [": "Problems parsing config",
+}
+
+
+@pytest.mark.parametrize("content", CONFIGS)
+def test_a_typo_in_a_config_is_named(content: str, capsys: Capture, tmp_path: Path) -> None:
+    config = write(tmp_path / "typo.yaml", content)
+    assert CONFIGS[content] in refusal(capsys, "test", "--config", config)
+
+
+def test_null_reaches_nested_options(capsys: Capture) -> None:
+    with pytest.raises(SystemExit):
+        ovseg("fit", "--config", CONF / "adapter.yaml", "--model.clip.pretrained", "null", "--print_config")
+    assert "pretrained: null" in capsys.readouterr().out
+
+
+# Files that cannot be used
+
+
+def test_vocabularies_are_refused(capsys: Capture, segmenter: Path, photo: Path) -> None:
+    start = ("segment", "--model", segmenter, "--images", photo, "--out", photo.parent / "out", "--vocabulary")
+    assert "the vocabulary is empty" in refusal(capsys, *start, " ")
+    assert "names 'cat' more than once" in refusal(capsys, *start, "cat, dog, cat")
+    assert "empty name (number 2)" in refusal(capsys, *start, "cat, , dog")
+    assert "names.txt does not exist" in refusal(capsys, *start, photo.parent / "names.txt")
+    assert not (photo.parent / "out").exists()
+
+
+def test_images_are_refused(capsys: Capture, segmenter: Path, photo: Path) -> None:
+    text = write(photo.parent / "text.jpg", "hello")
+    (photo.parent / "empty").mkdir()
+    cut = photo.parent / "cut.png"
+    cut.write_bytes(photo.read_bytes()[:50])
+    end = ("--vocabulary", "cat, dog", "--out", photo.parent / "out")
+    start = ("segment", "--model", segmenter, "--images")
+    assert f"{text} is not an image" in refusal(capsys, *start, text, *end)
+    assert f"{cut} cannot be used" in refusal(capsys, *start, cut, *end)
+    assert "empty has no image" in refusal(capsys, *start, photo.parent / "empty", *end)
+    assert "none.jpg does not exist" in refusal(capsys, *start, photo.parent / "none.jpg", *end)
+    assert not (photo.parent / "out").exists()
+
+
+def test_missing_weights_are_refused(capsys: Capture, photo: Path) -> None:
+    here = photo.parent
+    segment = ("--images", photo, "--vocabulary", "cat, dog", "--out", here / "out")
+    assert f"no segmenter in {here}/none" in refusal(capsys, "segment", "--model", here / "none", *segment)
+    clip = ("--model.clip.model", tiny.clip_folder(here / "clip"), "--model.clip.pretrained", "null")
+    mine = ("mine", "--config", CONF / "mine.yaml", *clip, "--out", here / "out", "--model.proposals")
+    assert f"weights not found: {here}/none.ckpt" in refusal(capsys, *mine, here / "none.ckpt")
+    hub = refusal(capsys, *mine, "someone/some-model")
+    assert "'someone/some-model' could not be loaded" in hub and "without a network, bring" in hub
+    hub = refusal(capsys, "fit", "--config", CONF / "adapter.yaml")
+    assert "ViT-L-14-quickgelu" in hub and "without a network, bring" in hub
+    fit = ("fit", "--config", CONF / "adapter.yaml", *clip)
+    assert f"ckpt_path {here}/none.ckpt does not exist" in refusal(capsys, *fit, "--ckpt_path", here / "none.ckpt")
+    bundle = ("bundle", "--proposals", here / "none.ckpt", "--clip", here / "clip", "--out", here / "out")
+    assert f"weights not found: {here}/none.ckpt" in refusal(capsys, *bundle)
+    assert not (here / "out").exists()
+
+
+def test_captions_that_are_not_json_are_refused(capsys: Capture, photo: Path) -> None:
+    here = photo.parent
+    captions = write(here / "captions.json", "a photo of a cat")
+    clip = ("--model.clip.model", tiny.clip_folder(here / "clip"), "--model.proposals", "null")
+    data = ("--data.images", here, "--data.captions", captions)
+    flags = ("--config", CONF / "toy" / "mine.yaml", *clip, *data, "--out", here / "out")
+    assert f"{captions} is not JSON" in refusal(capsys, "mine", *flags)
+    assert not (here / "out").exists()
+
+
+def test_missing_training_data_is_refused_before_logs_are_opened(capsys: Capture, tmp_path: Path) -> None:
+    clip = ("--model.clip.model", tiny.clip_folder(tmp_path / "clip"))
+    place = ("--trainer.default_root_dir", tmp_path / "run")
+    adapter = ("fit", "--config", CONF / "toy" / "adapter.yaml", *clip, *place, "--data.pairs", tmp_path / "pairs")
+    sentence = refusal(capsys, *adapter)
+    assert "pairs not found in" in sentence and "ovseg mine" in sentence
+    proposals = (*TOY, *clip, *place, "--data.root", tmp_path / "coco")
+    assert f"there is no folder {tmp_path}/coco/train2017" in refusal(capsys, *proposals)
+    assert not (tmp_path / "run").exists()
+
+
+def test_flags_that_do_not_suit_the_machine_are_refused(capsys: Capture, segmenter: Path, photo: Path) -> None:
+    words = ("--model", segmenter, "--images", photo, "--vocabulary", "cat, dog", "--out", photo.parent / "out")
+    sentence = refusal(capsys, "segment", *words, "--trainer.accelerator", "abacus")
+    assert sentence.startswith("the Trainer refuses its flags: ") and "abacus" in sentence
+    assert "gpu" in refusal(capsys, "segment", *words, "--trainer.accelerator", "gpu", "--trainer.devices", 99)
+
+
+def test_a_fault_inside_a_worker_stays_one_sentence(capsys: Capture, segmenter: Path, tmp_path: Path) -> None:
+    write_coco(tmp_path, val=3, values=(0, 1))
+    broken = tmp_path / "val2017" / "000000000001.jpg"
+    broken.write_bytes(broken.read_bytes()[:200])
+    data = ("--data.images", tmp_path / "val2017", "--data.labels", tmp_path / "stuffthingmaps" / "val2017")
+    place = ("--trainer.default_root_dir", tmp_path / "run", "--trainer.enable_progress_bar", "false")
+    flags = ("--config", CONF / "toy" / "test.yaml", "--model.segmenter", segmenter, *data, *place)
+    sentence = refusal(capsys, "test", *flags, "--data.num_workers", 1)
+    assert sentence.startswith(f"{broken} cannot be used")
+
+
+def test_debug_shows_where_an_error_comes_from(tmp_path: Path) -> None:
+    from ovseg.structures import InputError
+
+    with pytest.raises(InputError, match="weights not found"):
+        ovseg("bundle", "--proposals", tmp_path / "none.ckpt", "--clip", "toy", "--out", tmp_path / "out", "--debug")
+
+
+# Images that work
+
+
+def noise(shape: tuple[int, ...], dtype: type = np.uint8) -> np.ndarray:
+    return np.random.default_rng(0).integers(0, np.iinfo(dtype).max, shape, dtype, endpoint=True)
+
+
+def rotated(path: Path) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6  # to be turned by a quarter
+    Image.fromarray(noise((20, 30, 3))).save(path, exif=exif)
+
+
+IMAGES: dict[str, tuple[Callable[[Path], None], tuple[int, int]]] = {  # writes it; (H, W) of the answer
+    "grey.png": (lambda path: Image.fromarray(noise((20, 30))).save(path), (20, 30)),
+    "deep.png": (lambda path: Image.fromarray(noise((20, 30), np.uint16)).save(path), (20, 30)),
+    "cmyk.jpg": (lambda path: Image.fromarray(noise((20, 30, 4)), mode="CMYK").save(path), (20, 30)),
+    "alpha.png": (lambda path: Image.fromarray(noise((20, 30, 4)), mode="RGBA").save(path), (20, 30)),
+    "rotated.jpg": (rotated, (30, 20)),
+    "dot.png": (lambda path: Image.fromarray(noise((1, 1, 3))).save(path), (1, 1)),
+    "row.png": (lambda path: Image.fromarray(noise((1, 300, 3))).save(path), (1, 300)),
+    "column.png": (lambda path: Image.fromarray(noise((300, 1, 3))).save(path), (300, 1)),
+    "large.jpg": (lambda path: Image.fromarray(noise((2000, 3000, 3))).save(path), (2000, 3000)),
+}
+
+
+def test_images_of_every_kind_are_segmented(segmenter: Path, tmp_path: Path) -> None:
+    images, out = tmp_path / "images", tmp_path / "out"
+    images.mkdir()
+    for name, (write_image, _) in IMAGES.items():
+        write_image(images / name)
+    words = ("--vocabulary", "cat, sofa, a potted plant", "--out", out, "--trainer.enable_progress_bar", "false")
+    ovseg("segment", "--model", segmenter, "--images", images, *words)
+
+    model = OpenVocabSegmenter.from_pretrained(segmenter)
+    for name, (_, size) in IMAGES.items():
+        with Image.open(out / f"{Path(name).stem}.png") as labels:
+            found = np.asarray(labels)
+        assert found.shape == size and found.max() < 3
+        expected = model.segment(images / name, ["cat", "sofa", "a potted plant"])
+        assert np.array_equal(found, expected.numpy())
+        with Image.open(out / f"{Path(name).stem}_overlay.png") as overlay:
+            overlay.load()
+
+
+def test_names_with_commas_come_from_a_file(segmenter: Path, photo: Path, capsys: Capture) -> None:
+    names = write(photo.parent / "names.txt", "building, edifice\nsky\n")
+    ovseg("segment", "--model", segmenter, "--images", photo, "--vocabulary", names, "--out", photo.parent / "out")
+    assert (photo.parent / "out" / "photo.png").is_file()
