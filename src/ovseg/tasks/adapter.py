@@ -67,7 +67,8 @@ class AdapterTask(L.LightningModule):
         region_features = self.clip.encode_regions(batch.regions, batch.region_masks)
         target = torch.tensor(text_of_region, device=self.device)
         scale = self.clip.logit_scale.clamp(max=math.log(100)).exp()
-        logits = scale * region_features @ text_features.T  # (N, U)
+        with torch.autocast(self.device.type, enabled=False):  # half precision is too coarse for logits up to 100
+            logits = scale * region_features.float() @ text_features.float().T  # (N, U)
         loss: Tensor = self.loss(logits, target)
         accuracy = (logits.argmax(dim=1) == target).float().mean()
         log = {"train/loss": loss, "train/accuracy": accuracy}
