@@ -1,0 +1,182 @@
+"""What is written beside a run's metrics."""
+
+from __future__ import annotations
+
+from itertools import combinations
+from pathlib import Path
+
+import lightning as L
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch import Tensor
+from torch.utils.data import DataLoader
+
+from ovseg import rle
+from ovseg.callbacks import OVERLAY_SIDES, PairsWriter, StepSeed, label_image, overlay, palette
+from ovseg.data import read_pairs, write_pairs
+from ovseg.data.pairs import PairStoreWriter
+from ovseg.structures import InputError, RegionTextPair
+from ovseg.trainer import OVSegTrainer
+
+QUIET = {"accelerator": "cpu", "devices": 1, "logger": False, "enable_progress_bar": False}
+
+
+def pair(number: int) -> RegionTextPair:
+    mask = torch.zeros(1, 6, 8, dtype=torch.bool)
+    mask[0, 1:3, 2:5] = True
+    return RegionTextPair(
+        number, f"{number}.jpg", (6, 8), rle.encode(mask)[0], (2, 1, 5, 3), "cat", number, 0.3, 0.1, 1.0
+    )
+
+
+# Pictures
+
+
+def test_labels_survive_in_eight_bits(tmp_path: Path) -> None:
+    labels = np.array([[0, 3], [255, 7]])
+    label_image(labels, 256).save(tmp_path / "labels.png")
+    with Image.open(tmp_path / "labels.png") as image:
+        assert image.mode == "P"
+        assert np.array_equal(np.asarray(image), labels)
+        assert np.array_equal(np.asarray(image.convert("RGB")), palette(256)[labels])
+
+
+def test_labels_survive_in_sixteen_bits(tmp_path: Path) -> None:
+    labels = np.array([[0, 3], [846, 300]])
+    label_image(labels, 847).save(tmp_path / "labels.png")
+    with Image.open(tmp_path / "labels.png") as image:
+        assert np.array_equal(np.asarray(image), labels)
+
+
+def test_colours_of_24_classes_can_be_told_apart() -> None:
+    colours = palette(24).astype(int)
+    assert min(np.abs(first - second).sum() for first, second in combinations(colours, 2)) >= 30
+
+
+def test_more_classes_keep_the_colours_of_fewer() -> None:
+    assert np.array_equal(palette(200)[:24], palette(24))
+
+
+@pytest.mark.parametrize(
+    ("size", "expected"),
+    [
+        ((1, 1), (512, 512)),
+        ((64, 128), (256, 512)),
+        ((800, 1000), (800, 1000)),
+        ((8000, 4000), (1600, 800)),
+        ((1, 3000), (1, 1600)),
+    ],
+)
+def test_overlays_are_for_people_to_look_at(size: tuple[int, int], expected: tuple[int, int]) -> None:
+    assert OVERLAY_SIDES == (512, 1600)
+    labels = np.zeros(size[::-1], dtype=np.int64)
+    picture = overlay(Image.new("RGB", size), labels, ["sky"])
+    assert picture.height == max(expected[1], 38)  # a line of the legend
+    assert 60 <= picture.width - expected[0] <= 250
+
+
+def test_legend_has_the_classes_that_occur_the_largest_first() -> None:
+    labels = np.array([[2] * 60 + [0] * 40] * 100)
+    picture = overlay(Image.new("RGB", (100, 100), "white"), labels, ["a cat", "a dog", "the sky"])
+    column = np.asarray(picture)[:, 512 + 20]  # through the squares of colour
+    shown = [tuple(row) for row in column if tuple(row) not in ((255, 255, 255), (0, 0, 0))]
+    assert list(dict.fromkeys(shown)) == [tuple(palette(3)[2]), tuple(palette(3)[0])]
+
+
+def test_overlay_mixes_the_image_with_the_colour_of_its_class() -> None:
+    labels = np.array([[0] * 300 + [1] * 300] * 600)
+    picture = np.asarray(overlay(Image.new("RGB", (600, 600), (100, 100, 100)), labels, ["left", "right"]))
+    for column, index in ((10, 0), (590, 1)):
+        expected = 0.45 * 100 + 0.55 * palette(2)[index].astype(float)
+        assert np.abs(picture[300, column] - expected).max() <= 1
+
+
+# Pairs
+
+
+class Miner(L.LightningModule):
+    """Two pairs an image; the third image goes wrong where asked to."""
+
+    def __init__(self, fails: bool = False) -> None:
+        super().__init__()
+        self.fails = fails
+
+    def predict_step(self, batch: Tensor) -> list[RegionTextPair]:
+        if self.fails and int(batch) == 2:
+            raise RuntimeError("the power is gone")
+        return [pair(2 * int(batch)), pair(2 * int(batch) + 1)]
+
+
+class Images(L.LightningDataModule):
+    """Four of them; tells whether it was asked for any."""
+
+    prepared = False
+
+    def prepare_data(self) -> None:
+        self.prepared = True
+
+    def predict_dataloader(self) -> DataLoader[int]:
+        return DataLoader(range(4))  # type: ignore[arg-type]
+
+
+def test_pairs_are_written_in_the_order_of_the_images(tmp_path: Path) -> None:
+    OVSegTrainer(**QUIET).mine(Miner(), Images(), str(tmp_path / "pairs"))
+    pairs = read_pairs(tmp_path / "pairs")
+    assert [found.image_id for found in pairs] == list(range(8))
+    assert pairs.provenance == {"task": "Miner"}
+
+
+def test_a_store_is_refused_before_any_work(tmp_path: Path) -> None:
+    write_pairs(tmp_path, [pair(0)])
+    data = Images()
+    with pytest.raises(InputError, match="already holds pairs"):
+        OVSegTrainer(**QUIET).mine(Miner(), data, str(tmp_path))
+    assert not data.prepared
+    assert len(read_pairs(tmp_path)) == 1
+
+
+def test_a_failure_leaves_whole_shards_and_nothing_else(tmp_path: Path) -> None:
+    trainer = OVSegTrainer(**QUIET)
+    writer = PairsWriter(tmp_path / "pairs")
+    writer.store = PairStoreWriter(tmp_path / "pairs", shard_pairs=3)
+    trainer.callbacks.append(writer)
+    with pytest.raises(RuntimeError, match="the power is gone"):
+        trainer.predict(Miner(fails=True), datamodule=Images(), return_predictions=False)
+    assert [file.name for file in (tmp_path / "pairs").iterdir()] == ["pairs-00000.parquet"]
+    assert [found.image_id for found in read_pairs(tmp_path / "pairs")] == [0, 1, 2]
+
+
+# Random numbers
+
+
+class Drawing(L.LightningModule):
+    """Keeps what its steps draw."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = torch.nn.Parameter(torch.zeros(()))
+        self.drawn: list[float] = []
+
+    def training_step(self, batch: Tensor, batch_index: int) -> Tensor:
+        self.drawn.append(float(torch.rand(())))
+        return self.weight
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        return torch.optim.SGD(self.parameters(), 0.1)
+
+
+def test_what_a_step_draws_does_not_depend_on_what_was_drawn_before() -> None:
+    def drawn(before: int, seed: int = 0) -> list[float]:
+        L.seed_everything(seed)
+        torch.rand(before)
+        module = Drawing()
+        trainer = L.Trainer(**QUIET, max_steps=3, enable_checkpointing=False, callbacks=[StepSeed()])
+        trainer.fit(module, DataLoader(range(8)))  # type: ignore[arg-type]
+        return module.drawn
+
+    first = drawn(0)
+    assert len(set(first)) == 3
+    assert drawn(5) == first
+    assert drawn(0, seed=1) != first
