@@ -28,8 +28,8 @@ step() {
 }
 
 SECONDS=0
-step world "1/7 Draw 1,000 scenes with captions, and 100 benchmark scenes" \
-    ovseg toy --out "$out/world" --scenes 1000 --val_scenes 100 --seed 1
+step world "1/7 Draw 1,200 scenes with captions, and 100 benchmark scenes" \
+    ovseg toy --out "$out/world" --scenes 1200 --val_scenes 100 --seed 1
 step pairs "2/7 Mine: nouns from the captions, regions from the proposals, matched by CLIP" \
     ovseg mine --config conf/toy/mine.yaml --out "$out/pairs" --data.images "$out/world/train2017" \
     --data.captions "$out/world/annotations/captions_train2017.json"
@@ -39,7 +39,7 @@ step adapter "4/7 Adapt CLIP to masked regions by mask prompts; CLIP itself stay
     ovseg fit --config conf/toy/adapter.yaml --data.pairs "$out/pairs" --data.images "$out/world/train2017" \
     --trainer.default_root_dir "$out/adapter"
 step segmenter "5/7 Join the proposals and the adapted CLIP into a segmenter" \
-    ovseg bundle --proposals toy --clip "$out/adapter/last.ckpt" --out "$out/segmenter" --short_side 128
+    ovseg bundle --proposals toy --clip "$out/adapter/last.ckpt" --out "$out/segmenter" --short_side 128 --ensemble_weight 0.95
 step after "6/7 Test with the adapted CLIP" \
     ovseg test --config conf/toy/test.yaml "${data[@]}" --model.segmenter "$out/segmenter" \
     --trainer.default_root_dir "$out/after"
