@@ -28,8 +28,8 @@ step() {
 }
 
 SECONDS=0
-step world "1/7 Draw 1,200 scenes with captions, and 100 benchmark scenes" \
-    ovseg toy --out "$out/world" --scenes 1200 --val_scenes 100 --seed 1
+step world "1/7 Draw 900 scenes with captions, and 100 benchmark scenes" \
+    ovseg toy --out "$out/world" --scenes 900 --val_scenes 100 --seed 1
 step pairs "2/7 Mine: nouns from the captions, regions from the proposals, matched by CLIP" \
     ovseg mine --config conf/toy/mine.yaml --out "$out/pairs" --data.images "$out/world/train2017" \
     --data.captions "$out/world/annotations/captions_train2017.json"

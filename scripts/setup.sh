@@ -2,13 +2,16 @@
 # Makes sure that ovseg and what it needs is installed, and puts its Python first on PATH.
 # Source it:  . scripts/setup.sh
 #
-# An active virtual or conda environment that can import ovseg is taken as it is. Otherwise .venv is made in the
+# An active virtual or conda environment that imports this checkout (pip install -e .) is taken as it is. Otherwise .venv is made in the
 # repository and filled by pip; again only when setup.cfg or pyproject.toml has changed.
 
 _repository=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 
 # looks without importing, which would take seconds
-_has_ovseg='import sys, importlib.util as u; sys.exit(not all(map(u.find_spec, ["lightning", "ovseg"])))'
+# the ovseg of another checkout is not this one
+_has_ovseg='import sys, pathlib, importlib.util as u
+found = u.find_spec("lightning") and u.find_spec("ovseg")
+sys.exit(not found or pathlib.Path(sys.argv[1]).resolve() not in pathlib.Path(found.origin).resolve().parents)'
 
 _find_python() {
     local candidate
@@ -41,7 +44,7 @@ _install() {
     export PATH="$environment/bin:$PATH"
 }
 
-if [ -n "${VIRTUAL_ENV:-}${CONDA_PREFIX:-}" ] && python -c "$_has_ovseg" 2>/dev/null; then
+if [ -n "${VIRTUAL_ENV:-}${CONDA_PREFIX:-}" ] && python -c "$_has_ovseg" "$_repository/src" 2>/dev/null; then
     echo "Using the active environment ${VIRTUAL_ENV:-$CONDA_PREFIX}."
 else
     _install || exit 1

@@ -253,7 +253,7 @@ def test_images_of_every_kind_are_segmented(segmenter: Path, tmp_path: Path) -> 
 
     model = OpenVocabSegmenter.from_pretrained(segmenter)
     for name, (_, size) in IMAGES.items():
-        with Image.open(out / f"{Path(name).stem}.png") as labels:
+        with Image.open(out / f"{Path(name).stem}_labels.png") as labels:
             found = np.asarray(labels)
         assert found.shape == size and found.max() < 3
         expected = model.segment(images / name, ["cat", "sofa", "a potted plant"])
@@ -265,4 +265,4 @@ def test_images_of_every_kind_are_segmented(segmenter: Path, tmp_path: Path) -> 
 def test_names_with_commas_come_from_a_file(segmenter: Path, photo: Path, capsys: Capture) -> None:
     names = write(photo.parent / "names.txt", "building, edifice\nsky\n")
     ovseg("segment", "--model", segmenter, "--images", photo, "--vocabulary", names, "--out", photo.parent / "out")
-    assert (photo.parent / "out" / "photo.png").is_file()
+    assert (photo.parent / "out" / "photo_labels.png").is_file()

@@ -34,7 +34,8 @@ STAGES = {  # file → verb and what else it needs
     "toy/test.yaml": ["test"],
 }
 FRAGMENTS = {  # fragment → flag, and a stage that it can be a part of
-    "trainer/default.yaml": ("--trainer", "mine.yaml"),
+    "trainer/default.yaml": ("--trainer", "test.yaml"),
+    "trainer/one_device.yaml": ("--trainer", "mine.yaml"),
     "trainer/adapter.yaml": ("--trainer", "adapter.yaml"),
     "trainer/proposals.yaml": ("--trainer", "proposals.yaml"),
     "toy/trainer.yaml": ("--trainer", "toy/mine.yaml"),

@@ -208,9 +208,13 @@ def test_classifier_and_weight_change_what_is_tested(runs: Runs, varied: list[ob
 
 def test_segment_writes_labels_and_an_overlay(runs: Runs) -> None:
     out = runs.root / "out"
-    assert {file.name for file in out.iterdir()} == {"000000000001.png", "000000000001_overlay.png", "segment.yaml"}
+    assert {file.name for file in out.iterdir()} == {
+        "000000000001_labels.png",
+        "000000000001_overlay.png",
+        "segment.yaml",
+    }
     scene = runs.world / "val2017" / "000000000001.jpg"
-    with Image.open(scene) as image, Image.open(out / "000000000001.png") as labels:
+    with Image.open(scene) as image, Image.open(out / "000000000001_labels.png") as labels:
         assert labels.size == image.size and labels.mode == "P"
         found = np.asarray(labels)
     expected = OpenVocabSegmenter.from_pretrained(runs.root / "segmenter").segment(scene, WORDS)

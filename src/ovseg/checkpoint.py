@@ -38,7 +38,7 @@ def quiet(logger: str) -> Iterator[None]:
     """Hold back what a library logs below errors while a network is built."""
     target = logging.getLogger() if logger == "open_clip" else logging.getLogger(logger)  # open_clip logs to the root
     level = target.level
-    target.setLevel(logging.ERROR)
+    target.setLevel(logging.CRITICAL)  # what fails is raised, and said once
     try:
         yield
     finally:

@@ -60,6 +60,8 @@ def main(args: Sequence[str] | None = None) -> None:
             run_trainer_verb(words)
     except Exception as error:
         refusal = _refusal(error, (InputError, ArgumentError))
+        if isinstance(error, OSError) and error.filename and not debug:  # no permission, no space, a file for a folder
+            _refuse(f"{error.filename} cannot be used ({error.strerror}); check the path and the room on the disk")
         if debug or refusal is None:
             raise
         if isinstance(refusal, ArgumentError):

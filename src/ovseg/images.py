@@ -63,9 +63,9 @@ def read_image(source: str | Path | Image.Image | NDArray[Any]) -> Image.Image:
 
 
 def verify_image(path: str | Path) -> None:
-    """Check cheaply, by its header, that a file is an image; raises what `read_image` would."""
+    """Check that a file is an image and is whole; raises what `read_image` would."""
     with open_image(path) as image:
-        image.verify()
+        image.load()
 
 
 def short_side_size(size: tuple[int, int], short_side: int, long_side: int) -> tuple[int, int]:

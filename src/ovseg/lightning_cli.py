@@ -32,7 +32,10 @@ class SaveVerbConfig(SaveConfigCallback):
         folder = Path(trainer.default_root_dir)
         folder.mkdir(parents=True, exist_ok=True)
         path = folder / self.config_filename
-        self.parser.save(self.config, path, skip_unset=False, overwrite=True, multifile=False)
+        config = self.config.clone()
+        if "ckpt_path" in config:
+            config["ckpt_path"] = None  # the file says what the run is, not where it was taken up
+        self.parser.save(config, path, skip_unset=False, overwrite=True, multifile=False)
 
 
 class StrictArgumentParser(LightningArgumentParser):

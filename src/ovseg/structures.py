@@ -48,7 +48,8 @@ class Vocabulary:
         if not all(name.strip() for name in names):
             blank = next(number for number, name in enumerate(names, start=1) if not name.strip())
             raise InputError(f"the vocabulary has an empty name (number {blank}); delete it")
-        if repeated := [name for name, count in Counter(names).items() if count > 1]:
+        folded = [" ".join(name.casefold().split()) for name in names]  # CLIP's tokenizer sees no more
+        if repeated := [name for name, count in Counter(folded).items() if count > 1]:
             raise InputError(f"the vocabulary names {', '.join(map(repr, repeated))} more than once; keep one of each")
         synonyms = tuple(tuple(phrases) for phrases in self.synonyms) or tuple((name,) for name in names)
         if len(synonyms) != len(names) or not all(synonyms):

@@ -16,6 +16,7 @@ import pyarrow.parquet as pq
 from ovseg.structures import InputError, RegionTextPair
 
 SCHEMA_VERSION = "1"
+COMPLETE = "complete.json"  # written last; without it a store is unfinished
 SHARD_PAIRS = 20_000
 ROW_GROUP_PAIRS = 2_000  # masks can be read in such portions
 
@@ -80,7 +81,8 @@ class Pairs(Sequence[RegionTextPair]):
 class PairStoreWriter:
     """Writes pairs shard by shard; a shard is there as a whole or not at all.
 
-    Use as a context. An exception inside leaves the shards that were complete, and drops the rest.
+    Use as a context. An exception inside leaves an unfinished store, which `read_pairs` refuses and the next writer
+    replaces.
 
     Args:
         folder: made if missing.
@@ -89,7 +91,7 @@ class PairStoreWriter:
         shard_pairs: pairs a shard.
 
     Raises:
-        InputError: the folder has shards and `overwrite` is not given.
+        InputError: the folder has a finished store and `overwrite` is not given.
     """
 
     def __init__(
@@ -100,7 +102,7 @@ class PairStoreWriter:
         shard_pairs: int = SHARD_PAIRS,
     ) -> None:
         self.folder, self.shard_pairs, self.overwrite = Path(folder), shard_pairs, overwrite
-        if not overwrite and _shards(self.folder):
+        if not overwrite and (self.folder / COMPLETE).is_file():
             raise InputError(f"{self.folder} already holds pairs; choose another folder or overwrite them")
         metadata = {"ovseg_schema": SCHEMA_VERSION, "ovseg_provenance": json.dumps(dict(provenance or {}))}
         self._schema = SCHEMA.with_metadata(metadata)
@@ -109,6 +111,7 @@ class PairStoreWriter:
 
     def __enter__(self) -> PairStoreWriter:
         self.folder.mkdir(parents=True, exist_ok=True)
+        (self.folder / COMPLETE).unlink(missing_ok=True)
         for old in _shards(self.folder):
             old.unlink()
         return self
@@ -116,8 +119,11 @@ class PairStoreWriter:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if kind is None and (self._waiting or not self._written):
+        if kind is not None:
+            return
+        if self._waiting or not self._written:
             self._write()
+        (self.folder / COMPLETE).write_text(json.dumps({"shards": self._written}) + "\n", encoding="utf-8")
 
     def add(self, pairs: Iterable[RegionTextPair]) -> None:
         """Append pairs; full shards go to disk.
@@ -153,12 +159,14 @@ def read_pairs(path: str | Path) -> Pairs:
     """The pairs of a store, in the order they were written.
 
     Raises:
-        InputError: there is no store, it is empty, or it is not one of ours.
+        InputError: there is no store, it is unfinished, empty, or not one of ours.
     """
     path = Path(path)
     command = f"run `ovseg mine --config conf/mine.yaml --out {path}`"
     if not (shards := _shards(path)):
         raise InputError(f"pairs not found in {path}; {command}")
+    if not (path / COMPLETE).is_file():
+        raise InputError(f"the pairs in {path} are unfinished: mining was interrupted; {command} again")
     tables = []
     for shard in shards:
         try:

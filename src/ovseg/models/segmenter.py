@@ -59,6 +59,11 @@ class OpenVocabSegmenter(nn.Module):
         resize: tuple[int, int] = (640, 2560),
     ) -> None:
         super().__init__()
+        if not (0 <= mask_threshold <= 1 and 0 <= ensemble_weight <= 1 and min(resize) > 0):
+            raise InputError(
+                f"mask_threshold {mask_threshold} and ensemble_weight {ensemble_weight} are numbers from 0 to 1, and "
+                f"images are resized to at least 1 pixel, not {min(resize)}"
+            )
         self.proposer, self.clip = proposer, clip
         self.text = TextClassifier(clip, templates)
         self.mask_threshold, self.ensemble_weight, self.classifier = mask_threshold, ensemble_weight, classifier

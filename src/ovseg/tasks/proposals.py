@@ -88,7 +88,7 @@ class ProposalTask(L.LightningModule):
 
     def on_validation_epoch_end(self) -> None:
         result = self.miou.compute()
-        self.log_dict({f"val/{name}": result[name].float() for name in ("miou_union", "miou_target")})
+        self.log_dict({f"val/{name}": result[name].float() for name in ("miou_union", "miou_target")}, sync_dist=True)
         self.miou.reset()
 
     def configure_optimizers(self) -> Any:

@@ -66,7 +66,8 @@ class SegmentationTask(L.LightningModule):
             self.miou.update(preds, labels)
 
     def on_test_epoch_end(self) -> None:
-        self.log_dict({f"test/{name}": value.float() for name, value in self.miou.compute().items()})
+        result = self.miou.compute()  # already the same in every process; `sync_dist` says so to Lightning
+        self.log_dict({f"test/{name}": value.float() for name, value in result.items()}, sync_dist=True)
         self.miou.reset()
 
     def predict_step(self, batch: EvalBatch, batch_index: int) -> list[Segmentation]:
