@@ -199,6 +199,31 @@ def test_flags_that_do_not_suit_the_machine_are_refused(capsys: Capture, segment
     assert "gpu" in refusal(capsys, "segment", *words, "--trainer.accelerator", "gpu", "--trainer.devices", 99)
 
 
+def test_an_answer_never_replaces_an_image(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for name in ("a", "a_overlay"):
+        Image.new("RGB", (12, 8), "red").save(tmp_path / f"{name}.png")
+    before = {file: file.read_bytes() for file in tmp_path.iterdir()}
+    words = ["segment", "--model", "toy", "--images", str(tmp_path), "--vocabulary", "sky", "--out", str(tmp_path)]
+    assert "a_overlay.png is one of the images and would be replaced" in refusal(capsys, *words)
+    assert {file: file.read_bytes() for file in before} == before
+
+
+@pytest.mark.parametrize("flags", [("--ensemble_weight", "7"), ("--short_side", "0"), ("--mask_threshold", "-1")])
+def test_bundle_refuses_settings_that_mean_nothing(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], flags: tuple[str, str]
+) -> None:
+    out = tmp_path / "segmenter"
+    assert "numbers from 0 to 1" in refusal(
+        capsys, "bundle", "--proposals", "toy", "--clip", "toy", "--out", out, *flags
+    )
+    assert not out.exists()
+
+
+def test_a_file_in_the_way_of_a_folder_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "file").write_text("")
+    assert "file" in refusal(capsys, "bundle", "--proposals", "toy", "--clip", "toy", "--out", tmp_path / "file" / "x")
+
+
 def test_a_fault_inside_a_worker_stays_one_sentence(capsys: Capture, segmenter: Path, tmp_path: Path) -> None:
     write_coco(tmp_path, val=3, values=(0, 1))
     broken = tmp_path / "val2017" / "000000000001.jpg"

@@ -266,6 +266,7 @@ def test_adapter_goes_on_exactly_after_an_interrupt(runs: Runs) -> None:
     with pytest.raises(SystemExit):
         runs.fit_adapter("adapter-stopped", *UNLOGGED, *stop)
     run = runs.fit_adapter("adapter-stopped", *UNLOGGED, "--ckpt_path", runs.root / "adapter-stopped" / "last.ckpt")
+    assert "ckpt_path: null" in (run / "fit.yaml").read_text()  # so that the file can be run again, elsewhere
     first, second = weights(runs.root / "adapter"), weights(run)
     for name, value in first.items():  # a text's features depend in the last bit on what was encoded with it
         torch.testing.assert_close(second[name], value, rtol=1e-3, atol=1e-5)

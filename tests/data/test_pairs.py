@@ -37,7 +37,8 @@ def test_read_gives_what_was_written_over_shards(tmp_path: Path) -> None:
         store.add(pairs[:4])
         store.add(iter(pairs[4:]))
     assert sorted(file.name for file in (tmp_path / "new" / "pairs").iterdir()) == [
-        f"pairs-0000{shard}.parquet" for shard in range(3)
+        "complete.json",
+        *(f"pairs-0000{shard}.parquet" for shard in range(3)),
     ]
     stored = read_pairs(tmp_path / "new" / "pairs")
     assert list(stored) == pairs
@@ -57,12 +58,15 @@ def test_a_store_is_not_overwritten_unasked(tmp_path: Path) -> None:
     assert list(read_pairs(tmp_path)) == [pair(2)]
 
 
-def test_an_error_leaves_complete_shards_and_nothing_else(tmp_path: Path) -> None:
+def test_an_error_leaves_an_unfinished_store_which_is_replaced(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"the region of 'dog' in train/1\.jpg is empty"):  # noqa: SIM117
         with PairStoreWriter(tmp_path, shard_pairs=2) as store:
             store.add([pair(0), pair(1), pair(2), pair(3)._replace(box=(0, 0, 0, 0))])
     assert [file.name for file in tmp_path.iterdir()] == ["pairs-00000.parquet"]
-    assert list(read_pairs(tmp_path)) == [pair(0), pair(1)]
+    with pytest.raises(InputError, match="unfinished: mining was interrupted; run `ovseg mine"):
+        read_pairs(tmp_path)
+    write_pairs(tmp_path, [pair(2)])
+    assert list(read_pairs(tmp_path)) == [pair(2)]
 
 
 def test_filter_by_similarity_and_noun(tmp_path: Path) -> None:

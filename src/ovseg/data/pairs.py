@@ -165,8 +165,6 @@ def read_pairs(path: str | Path) -> Pairs:
     command = f"run `ovseg mine --config conf/mine.yaml --out {path}`"
     if not (shards := _shards(path)):
         raise InputError(f"pairs not found in {path}; {command}")
-    if not (path / COMPLETE).is_file():
-        raise InputError(f"the pairs in {path} are unfinished: mining was interrupted; {command} again")
     tables = []
     for shard in shards:
         try:
@@ -177,6 +175,8 @@ def read_pairs(path: str | Path) -> Pairs:
         if metadata.get(b"ovseg_schema") != SCHEMA_VERSION.encode() or not table.schema.equals(SCHEMA):
             raise InputError(f"{shard} does not hold pairs as this version writes them; {command}")
         tables.append(table)
+    if not (path / COMPLETE).is_file():
+        raise InputError(f"the pairs in {path} are unfinished: mining was interrupted; {command} again")
     provenance = json.loads(tables[0].schema.metadata[b"ovseg_provenance"])
     pairs = Pairs(pa.concat_tables(tables).combine_chunks(), provenance)
     if not pairs:
