@@ -116,6 +116,6 @@ def test_out_of_reach_the_hub_s_cache_answers_at_once(tmp_path: Path) -> None:
 
 
 def test_offline_by_choice_is_not_asked(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(checkpoint, "_hub_answers", lambda: pytest.fail("asked the hub"))
+    monkeypatch.setattr(checkpoint.files, "_hub_answers", lambda: pytest.fail("asked the hub"))
     with hub_or_cache("somebody/something"):
         assert constants.is_offline_mode()

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, distributed, nn
 from transformers import Mask2FormerConfig
 from transformers.models.mask2former.modeling_mask2former import Mask2FormerLoss
+from transformers.models.maskformer.modeling_maskformer import MaskFormerHungarianMatcher, MaskFormerLoss
 
 from ovseg.structures import IGNORE_INDEX, Proposals
 
@@ -52,38 +53,34 @@ class MaskLossWeights:
         mask_weight: of the binary cross-entropy of masks.
         dice_weight: of the dice loss of masks.
         no_object_weight: of the no-object class inside the cross-entropy.
-        num_points: points sampled a mask.
+        num_points: points sampled a mask; None takes every pixel and the focal loss, as MaskFormer does.
     """
 
     class_weight: float = 2.0
     mask_weight: float = 5.0
     dice_weight: float = 5.0
     no_object_weight: float = 0.1
-    num_points: int = 12544
+    num_points: int | None = 12544
 
 
 class MaskClassificationLoss(nn.Module):
-    """Mask2Former's loss on every decoder layer: Hungarian matching, then cross-entropy, point-wise mask BCE and dice.
+    """The loss of Mask2Former or MaskFormer on every decoder layer; Hungarian matching and losses are HF's.
 
-    Matching and losses are HF's.
+    Cross-entropy and dice, and binary cross-entropy on sampled points (Mask2Former) or the focal loss on all pixels.
     """
 
     def __init__(self, num_classes: int, weights: MaskLossWeights = MaskLossWeights()) -> None:
         super().__init__()
-        config = Mask2FormerConfig(
-            num_labels=num_classes,  # type: ignore[call-arg]  # of PreTrainedConfig
-            class_weight=weights.class_weight,
-            mask_weight=weights.mask_weight,
-            dice_weight=weights.dice_weight,
-            no_object_weight=weights.no_object_weight,
-            train_num_points=weights.num_points,
-        )
         self.weights = {
             "loss_cross_entropy": weights.class_weight,
             "loss_mask": weights.mask_weight,
             "loss_dice": weights.dice_weight,
         }
-        self.criterion = _Criterion(config, self.weights)
+        self.criterion = (
+            _DenseCriterion(num_classes, weights)
+            if weights.num_points is None
+            else _PointCriterion(num_classes, weights, weights.num_points)
+        )
 
     def forward(self, layers: list[Proposals], labels: Tensor) -> dict[str, Tensor]:
         """Weighted sums over all layers.
@@ -97,35 +94,70 @@ class MaskClassificationLoss(nn.Module):
         """
         classes = [image[image != IGNORE_INDEX].unique() for image in labels]
         height, width = layers[-1].mask_logits.shape[2] * 4, layers[-1].mask_logits.shape[3] * 4
-        # HF samples both at relative positions, and the mask logits cover the padded input
+        # the mask logits cover the padded input
         labels = F.pad(labels, (0, width - labels.shape[2], 0, height - labels.shape[1]), value=IGNORE_INDEX)
         masks = [(image == present[:, None, None]).float() for image, present in zip(labels, classes, strict=True)]
-        parts = dict.fromkeys(self.weights, labels.new_zeros((), dtype=torch.float32))
+        return self.of_masks(layers, masks, classes)
+
+    def of_masks(self, layers: list[Proposals], masks: list[Tensor], classes: list[Tensor]) -> dict[str, Tensor]:
+        """The same from masks, (M, h, w) float an image at the size of the padded input, and their classes, (M,)."""
+        parts = dict.fromkeys(self.weights, layers[-1].mask_logits.new_zeros((), dtype=torch.float32))
         for layer in layers:
             # float: HF's matcher and point sampling do not work in bfloat16 on a CPU
-            for name, value in self.criterion(
-                layer.mask_logits.float(), _classes(layer).float(), masks, classes
-            ).items():
+            losses = self.criterion(layer.mask_logits.float(), _classes(layer).float(), masks, classes)
+            for name, value in losses.items():
                 parts[name] = parts[name] + self.weights[name] * value
         return {"loss": torch.stack(list(parts.values())).sum(), **parts}
 
 
-class _Criterion(Mask2FormerLoss):
-    """HF's loss, which averages the number of masks over processes only under accelerate, not under Lightning's DDP."""
+class _PointCriterion(Mask2FormerLoss):
+    """HF's loss of Mask2Former, with masks counted as Lightning's processes need it."""
 
-    def __init__(self, config: Mask2FormerConfig, weight_dict: dict[str, float]) -> None:
-        super().__init__(config, weight_dict)
-        empty_weight = self.empty_weight
-        del self.empty_weight  # of the size of the vocabulary, which belongs in no checkpoint
-        self.register_buffer("empty_weight", empty_weight, persistent=False)
+    def __init__(self, num_classes: int, weights: MaskLossWeights, num_points: int) -> None:
+        config = Mask2FormerConfig(
+            num_labels=num_classes,  # type: ignore[call-arg]  # of PreTrainedConfig
+            class_weight=weights.class_weight,
+            mask_weight=weights.mask_weight,
+            dice_weight=weights.dice_weight,
+            no_object_weight=weights.no_object_weight,
+            train_num_points=num_points,
+        )
+        super().__init__(config, {})  # the weights are applied by the caller
+        _keep_out_of_checkpoints(self)
 
     def get_num_masks(self, class_labels: list[Tensor], device: torch.device) -> Tensor:  # type: ignore[override]
-        count = torch.tensor(float(sum(len(classes) for classes in class_labels)), device=device)
-        processes = 1
-        if distributed.is_available() and distributed.is_initialized():
-            distributed.all_reduce(count)
-            processes = distributed.get_world_size()
-        return (count / processes).clamp(min=1)
+        return _masks_a_process(class_labels, device)
+
+
+class _DenseCriterion(MaskFormerLoss):
+    """HF's loss of MaskFormer, likewise."""
+
+    def __init__(self, num_classes: int, weights: MaskLossWeights) -> None:
+        matcher = MaskFormerHungarianMatcher(
+            cost_class=weights.class_weight, cost_mask=weights.mask_weight, cost_dice=weights.dice_weight
+        )
+        super().__init__(num_classes, matcher, {}, weights.no_object_weight)
+        _keep_out_of_checkpoints(self)
+
+    def get_num_masks(self, class_labels: list[Tensor], device: torch.device) -> Tensor:  # type: ignore[override]
+        return _masks_a_process(class_labels, device)
+
+
+def _keep_out_of_checkpoints(criterion: Mask2FormerLoss | MaskFormerLoss) -> None:
+    """HF makes the class weights persistent; they are of the size of the vocabulary, which belongs in no checkpoint."""
+    empty_weight = criterion.empty_weight
+    del criterion.empty_weight
+    criterion.register_buffer("empty_weight", empty_weight, persistent=False)
+
+
+def _masks_a_process(class_labels: list[Tensor], device: torch.device) -> Tensor:
+    """Mean number of masks a process, at least 1; HF averages only under accelerate, not under Lightning's DDP."""
+    count = torch.tensor(float(sum(len(classes) for classes in class_labels)), device=device)
+    processes = 1
+    if distributed.is_available() and distributed.is_initialized():
+        distributed.all_reduce(count)
+        processes = distributed.get_world_size()
+    return (count / processes).clamp(min=1)
 
 
 def _classes(layer: Proposals) -> Tensor:

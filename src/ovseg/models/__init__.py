@@ -2,6 +2,7 @@
 
 from ovseg.models.clip_adapter import CLIPAdapter
 from ovseg.models.mask_prompt import MaskPrompt, MaskPromptedViT
+from ovseg.models.official import import_official
 from ovseg.models.proposals import MaskProposer
 from ovseg.models.segmenter import OpenVocabSegmenter
 from ovseg.models.text import PROMPT_TEMPLATES, TextClassifier
@@ -14,4 +15,5 @@ __all__ = [
     "MaskProposer",
     "OpenVocabSegmenter",
     "TextClassifier",
+    "import_official",
 ]

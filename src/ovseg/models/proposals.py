@@ -11,9 +11,17 @@ import torch
 import torch.nn.functional as F
 from safetensors.torch import save_file
 from torch import Tensor, nn
-from transformers import Mask2FormerConfig, Mask2FormerForUniversalSegmentation, Mask2FormerModel
+from transformers import (
+    Mask2FormerConfig,
+    Mask2FormerForUniversalSegmentation,
+    Mask2FormerModel,
+    MaskFormerConfig,
+    MaskFormerModel,
+)
+from transformers.models.maskformer.modeling_maskformer import MaskformerMLPPredictionHead
 
 from ovseg.checkpoint import Architecture, first_line, hub_or_cache, load_weights, quiet, read_architecture, toy_weights
+from ovseg.models.deeplab_resnet import DeepLabResNetConfig
 from ovseg.structures import InputError, Proposals
 
 CONFIG, WEIGHTS = "proposer.json", "model.safetensors"
@@ -23,10 +31,11 @@ LOGIT_SCALE = 100.0  # constant in the paper, not CLIP's learned temperature
 
 
 class MaskProposer(nn.Module):
-    """Hugging Face's Mask2Former, its class predictor replaced by embeddings that are compared with texts.
+    """Hugging Face's Mask2Former or MaskFormer, its class predictor replaced by embeddings to compare with texts.
 
     Args:
-        model: the values of a `Mask2FormerConfig` with its `backbone_config`, for random weights; or a hub name or a
+        model: the values of a `Mask2FormerConfig` with its `backbone_config`, for random weights, or of a
+            `MaskFormerConfig` (`model_type: maskformer`) with its `decoder_config` too; or a hub name or a
             folder of a Mask2Former checkpoint (its class predictor is dropped), a folder that `save_pretrained` wrote,
             a `.ckpt` of proposal training, or `toy`.
         text_dim: width D of CLIP's text space; taken from `model` where that has been trained in one.
@@ -54,9 +63,17 @@ class MaskProposer(nn.Module):
             model, text_dim, head_width = trained["model"], trained["text_dim"], trained["head_width"]
         with quiet("transformers"):  # it warns about every backbone but Swin; others are meant here
             self.model = _from_config(model) if isinstance(model, dict) else _from_hub(model)
-        if (swin := getattr(self.model.pixel_level_module.encoder, "swin", None)) is not None:
-            swin.layernorm.requires_grad_(False)  # none of its outputs pass it, and DDP waits for every gradient
-        hidden: int = self.model.config.hidden_dim
+        encoder = self.model.pixel_level_module.encoder
+        # Swin, in either network: no output passes its last norm, and DDP waits for every gradient
+        if (swin := getattr(encoder, "swin", getattr(encoder, "model", None))) is not None:
+            swin.layernorm.requires_grad_(False)
+        config = self.model.config
+        self.mask_head: nn.Module | None = None
+        if isinstance(self.model, Mask2FormerModel):
+            hidden: int = config.hidden_dim
+        else:
+            hidden = config.decoder_config.hidden_size  # type: ignore[union-attr]
+            self.mask_head = MaskformerMLPPredictionHead(hidden, hidden, config.mask_feature_size)
         self.query_head = nn.Sequential(nn.Linear(hidden, head_width), nn.ReLU(), nn.Linear(head_width, text_dim))
         self.no_object_embedding = nn.Parameter(torch.randn(1, text_dim) * 0.02)
         self.register_buffer("image_mean", torch.tensor(IMAGE_MEAN)[:, None, None], persistent=False)
@@ -84,13 +101,21 @@ class MaskProposer(nn.Module):
                 largest of them and to a multiple of 32.
 
         Returns:
-            Proposals of the initial queries and after every decoder layer; the last is the answer.
+            Proposals of the initial queries (Mask2Former) and after every decoder layer; the last is the answer.
         """
         output = self.model(self._pad(images), output_hidden_states=True)
-        layers = zip(
-            output.transformer_decoder_intermediate_states, output.masks_queries_logits, strict=True
-        )  # queries are (Q, B, C) in HF's decoder
-        return [self._classify(queries.transpose(0, 1), mask_logits) for queries, mask_logits in layers]
+        if self.mask_head is None:
+            # to (B, Q, C)
+            states = [queries.transpose(0, 1) for queries in output.transformer_decoder_intermediate_states]
+            masks = output.masks_queries_logits
+        else:
+            # HF's own deep supervision feeds normed states onward and norms the last twice; the paper's does neither
+            norm = self.model.transformer_module.decoder.layernorm
+            between = output.transformer_decoder_hidden_states[1:-1]
+            states = [*(norm(state) for state in between), output.transformer_decoder_last_hidden_state]
+            pixels = output.pixel_decoder_last_hidden_state  # (B, M, h / 4, w / 4)
+            masks = [torch.einsum("bqm,bmhw->bqhw", self.mask_head(state), pixels) for state in states]
+        return [self._classify(queries, mask_logits) for queries, mask_logits in zip(states, masks, strict=True)]
 
     def architecture(self) -> Architecture:
         """What a training checkpoint keeps beside the weights."""
@@ -134,11 +159,15 @@ def _trained_architecture(model: str) -> Architecture | None:
     return {**architecture, "weights": folder / WEIGHTS, "prefix": ""}
 
 
-def _from_config(values: dict[str, Any]) -> Mask2FormerModel:
+def _from_config(values: dict[str, Any]) -> Mask2FormerModel | MaskFormerModel:
     # without a backbone_config HF would take its default, or query the hub for a named backbone
     if not isinstance(values.get("backbone_config"), dict) or "model_type" not in values["backbone_config"]:
-        raise InputError("the proposal network needs a backbone_config with a model_type, for example swin or resnet")
-    return Mask2FormerModel(Mask2FormerConfig(**{k: v for k, v in values.items() if k != "model_type"}))
+        known = f"swin, resnet or {DeepLabResNetConfig.model_type}"
+        raise InputError(f"the proposal network needs a backbone_config with a model_type, for example {known}")
+    settings = {key: value for key, value in values.items() if key != "model_type"}
+    if values.get("model_type") == "maskformer":
+        return MaskFormerModel(MaskFormerConfig(**settings))
+    return Mask2FormerModel(Mask2FormerConfig(**settings))
 
 
 def _from_hub(name: str) -> Mask2FormerModel:

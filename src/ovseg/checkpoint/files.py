@@ -1,4 +1,4 @@
-"""Weights on disk: what a checkpoint of ours holds, and loading it with an error that can be read."""
+"""Files of weights: ours, and any state dict, loaded with errors that can be read."""
 
 from __future__ import annotations
 

@@ -1,0 +1,32 @@
+"""Weights on disk: what a checkpoint of ours holds, loading it with an error that can be read, and released ones."""
+
+from ovseg.checkpoint.files import (
+    ARCHITECTURES,
+    Architecture,
+    check_and_load,
+    first_line,
+    hub_or_cache,
+    load_weights,
+    quiet,
+    read_architecture,
+    read_state,
+    toy_weights,
+)
+from ovseg.checkpoint.official import UNTOLD, Official, Untold, read_official
+
+__all__ = [
+    "ARCHITECTURES",
+    "UNTOLD",
+    "Architecture",
+    "Official",
+    "Untold",
+    "check_and_load",
+    "first_line",
+    "hub_or_cache",
+    "load_weights",
+    "quiet",
+    "read_architecture",
+    "read_official",
+    "read_state",
+    "toy_weights",
+]

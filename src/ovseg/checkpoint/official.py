@@ -1,0 +1,249 @@
+"""Checkpoints of the released OVSeg: its layout, read into ours."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+from torch import Tensor
+
+from ovseg.checkpoint.files import read_state
+from ovseg.structures import InputError
+
+State = dict[str, Tensor]
+
+
+class Untold(NamedTuple):
+    """What the shapes of the weights do not tell; the defaults are the release's.
+
+    Its Swin-B models were tested with `mask_threshold` 0.4 and `resize` (640, 2560), R101c with 0.5 and (512, 2048);
+    None takes what belongs to the backbone.
+    """
+
+    decoder_heads: int = 8
+    multi_grid: tuple[int, ...] = (1, 2, 4)
+    ensemble_weight: float = 0.7  # ADE20K; 0.6 for PASCAL Context, 0.45 for VOC
+    mask_threshold: float | None = None
+    fill: Literal["mean", "zero"] = "mean"
+    resize: tuple[int, int] | None = None
+
+
+UNTOLD = Untold()
+
+
+class Official(NamedTuple):
+    """A released checkpoint in our layout."""
+
+    proposer: dict[str, Any]  # architecture of a MaskProposer
+    clip: dict[str, Any]  # model_cfg of open_clip
+    prompt_shape: tuple[int, int] | None  # depth, positions
+    state: State  # keys of an OpenVocabSegmenter
+    unused: list[str]  # keys of the file that carry no weight
+
+
+# keys that hold constants or what is derived from the data
+WEIGHTLESS = re.compile(
+    r"(.*\.)?(pixel_mean|pixel_std|num_batches_tracked|relative_position_index|attn_mask|empty_weight"
+    r"|input_resolution|context_length|vocab_size)$"
+)
+
+# (the release's name, ours), each replaced in turn
+SWIN = [
+    (r"^patch_embed\.proj", "model.embeddings.patch_embeddings.projection"),
+    (r"^patch_embed\.norm", "model.embeddings.norm"),
+    (r"^norm(\d)", r"hidden_states_norms.\1"),
+    (r"^layers", "model.encoder.layers"),
+    (r"(blocks\.\d+)\.norm1", r"\1.layernorm_before"),
+    (r"(blocks\.\d+)\.norm2", r"\1.layernorm_after"),
+    (r"attn\.relative_position_bias_table", "attention.self.relative_position_bias_table"),
+    (r"attn\.proj", "attention.output.dense"),
+    (r"mlp\.fc1", "intermediate.dense"),
+    (r"mlp\.fc2", "output.dense"),
+]
+RESNET = [
+    (r"^stem\.conv1\.norm", "network.conv1.1"),
+    (r"^stem\.conv2\.norm", "network.conv1.4"),
+    (r"^stem\.conv3\.norm", "network.bn1"),
+    (r"^stem\.conv1", "network.conv1.0"),
+    (r"^stem\.conv2", "network.conv1.3"),
+    (r"^stem\.conv3", "network.conv1.6"),
+    (r"^res2", "network.layer1"),
+    (r"^res3", "network.layer2"),
+    (r"^res4", "network.layer3"),
+    (r"^res5", "network.layer4"),
+    (r"conv(\d)\.norm", r"bn\1"),
+    (r"shortcut\.norm", "downsample.1"),
+    (r"shortcut\.weight", "downsample.0.weight"),
+]
+PIXEL_DECODER = [
+    (r"^layer_4\.norm", "fpn.stem.1"),
+    (r"^layer_4", "fpn.stem.0"),
+    *((rf"^adapter_{3 - i}\.norm", f"fpn.layers.{i}.proj.1") for i in range(3)),
+    *((rf"^adapter_{3 - i}", f"fpn.layers.{i}.proj.0") for i in range(3)),
+    *((rf"^layer_{3 - i}\.norm", f"fpn.layers.{i}.block.1") for i in range(3)),
+    *((rf"^layer_{3 - i}", f"fpn.layers.{i}.block.0") for i in range(3)),
+    (r"^mask_features", "mask_projection"),
+]
+PREDICTOR = [
+    (r"^query_embed", "model.transformer_module.queries_embedder"),
+    (r"^input_proj", "model.transformer_module.input_projection"),
+    (r"^mask_embed\.layers\.(\d)", r"mask_head.\1.0"),
+    (r"^class_embed\.layers\.0", "query_head.0"),
+    (r"^class_embed\.layers\.1", "query_head.2"),
+    (r"^transformer\.decoder\.norm", "model.transformer_module.decoder.layernorm"),
+    (r"^transformer\.decoder", "model.transformer_module.decoder"),
+    (r"multihead_attn", "encoder_attn"),
+    (r"norm1", "self_attn_layer_norm"),
+    (r"norm2", "encoder_attn_layer_norm"),
+    (r"norm3", "final_layer_norm"),
+    (r"linear(\d)", r"mlp.fc\1"),
+    (r"out_proj", "o_proj"),
+]
+# joint projections that ours keeps apart: (pattern, names of the parts in order)
+JOINT = [
+    (r"attn\.qkv\.", "attention.self.{}.", ("query", "key", "value")),
+    (r"in_proj_", "{}_proj.", ("q", "k", "v")),
+]
+PARTS = [
+    # prefix in the file, prefix in an OpenVocabSegmenter, replacements
+    ("backbone.", "proposer.model.pixel_level_module.encoder.", SWIN),
+    ("sem_seg_head.pixel_decoder.", "proposer.model.pixel_level_module.decoder.", PIXEL_DECODER),
+    ("sem_seg_head.predictor.", "proposer.", PREDICTOR),
+    ("clip_adapter.clip_model.visual.mask_embedding", "clip.clip.visual.prompt.mask_embedding", []),
+    ("clip_adapter.clip_model.visual.", "clip.clip.visual.visual.", []),
+    ("clip_adapter.clip_model.", "clip.clip.", []),
+    ("clip_adapter.non_object_embedding", "proposer.no_object_embedding", []),
+]
+
+
+def read_official(path: str | Path, untold: Untold = UNTOLD) -> Official:
+    """Read a checkpoint as the authors of OVSeg released it: a dict whose `model` is the state dict.
+
+    Raises:
+        InputError: the file is missing, damaged, or not such a checkpoint.
+    """
+    content = read_state(path)
+    weights: State = content.get("model", content)
+    needed = ("backbone.", "sem_seg_head.pixel_decoder.", "sem_seg_head.predictor.", "clip_adapter.clip_model.")
+    if missing := [prefix for prefix in needed if not any(key.startswith(prefix) for key in weights)]:
+        raise InputError(f"{path} is no released OVSeg checkpoint: it has no weights called {missing[0]}*")
+    try:
+        proposer, clip = _proposer(weights, untold), _clip(_under(weights, "clip_adapter.clip_model."))
+    except (KeyError, IndexError, ValueError) as error:
+        raise InputError(f"{path} lacks keys of a released OVSeg checkpoint ({error}); fetch it again") from error
+    state, unused = _rename(weights)
+    prompt = state.get("clip.clip.visual.prompt.mask_embedding")
+    return Official(proposer, clip, None if prompt is None else (prompt.shape[0], prompt.shape[1]), state, unused)
+
+
+def _rename(weights: State) -> tuple[State, list[str]]:
+    state: State = {}
+    unused = []
+    resnet = "backbone.stem.conv1.weight" in weights
+    for key, value in weights.items():
+        part = next((part for part in PARTS if key.startswith(part[0])), None)
+        if part is None or WEIGHTLESS.match(key):
+            unused.append(key)
+            continue
+        prefix, ours, replacements = part
+        name = key.removeprefix(prefix)
+        for pattern, replacement in RESNET if prefix == "backbone." and resnet else replacements:
+            name = re.sub(pattern, replacement, name)
+        joint = next((joint for joint in JOINT if part[2] and re.search(joint[0], name)), None)
+        if joint is None:
+            state[ours + name] = value
+        else:
+            pattern, replacement, parts = joint
+            for each, rows in zip(parts, value.chunk(3), strict=True):
+                state[ours + re.sub(pattern, replacement.format(each), name)] = rows
+    return state, unused
+
+
+def _proposer(weights: State, untold: Untold) -> dict[str, Any]:
+    head = _under(weights, "sem_seg_head.predictor.")
+    queries, hidden = head["query_embed.weight"].shape
+    decoder = {
+        "model_type": "detr",
+        "d_model": hidden,
+        "decoder_layers": _count(head, r"transformer\.decoder\.layers\.(\d+)\."),
+        "decoder_attention_heads": untold.decoder_heads,
+        "decoder_ffn_dim": head["transformer.decoder.layers.0.linear1.weight"].shape[0],
+        "num_queries": queries,
+        "dropout": 0.1,
+    }
+    pixel = _under(weights, "sem_seg_head.pixel_decoder.")
+    backbone = _under(weights, "backbone.")
+    model = {
+        "model_type": "maskformer",
+        "backbone_config": _resnet(backbone, untold) if "stem.conv1.weight" in backbone else _swin(backbone),
+        "decoder_config": decoder,
+        "fpn_feature_size": pixel["layer_1.weight"].shape[0],
+        "mask_feature_size": pixel["mask_features.weight"].shape[0],
+    }
+    last = head["class_embed.layers.1.weight"]
+    return {"model": model, "text_dim": last.shape[0], "head_width": last.shape[1]}
+
+
+def _swin(weights: State) -> dict[str, Any]:
+    stages = range(_count(weights, r"layers\.(\d+)\."))
+    tables = [weights[f"layers.{stage}.blocks.0.attn.relative_position_bias_table"] for stage in stages]
+    return {
+        "model_type": "swin",
+        "image_size": 384,
+        "embed_dim": weights["patch_embed.proj.weight"].shape[0],
+        "patch_size": weights["patch_embed.proj.weight"].shape[-1],
+        "depths": [_count(weights, rf"layers\.{stage}\.blocks\.(\d+)\.") for stage in stages],
+        "num_heads": [table.shape[1] for table in tables],
+        "window_size": (round(tables[0].shape[0] ** 0.5) + 1) // 2,  # a table has (2 · window − 1)² rows
+        "drop_path_rate": 0.3,
+        "out_features": [f"stage{stage + 1}" for stage in stages],
+    }
+
+
+def _resnet(weights: State, untold: Untold) -> dict[str, Any]:
+    stages = range(2, 6)
+    return {
+        "model_type": "deeplab_resnet",
+        "depths": [_count(weights, rf"res{stage}\.(\d+)\.") for stage in stages],
+        "hidden_sizes": [weights[f"res{stage}.0.conv3.weight"].shape[0] for stage in stages],
+        "stem_size": weights["stem.conv3.weight"].shape[0],
+        "multi_grid": list(untold.multi_grid),
+    }
+
+
+def _clip(weights: State) -> dict[str, Any]:
+    """open_clip's `model_cfg` of a CLIP in OpenAI's names; their heads are 64 wide."""
+    width, _, _, patch = weights["visual.conv1.weight"].shape
+    grid = round((weights["visual.positional_embedding"].shape[0] - 1) ** 0.5)
+    text_width, embed_dim = weights["text_projection"].shape
+    return {
+        "embed_dim": embed_dim,
+        "quick_gelu": True,
+        "vision_cfg": {
+            "image_size": grid * patch,
+            "layers": _count(weights, r"visual\.transformer\.resblocks\.(\d+)\."),
+            "width": width,
+            "head_width": 64,
+            "patch_size": patch,
+        },
+        "text_cfg": {
+            "context_length": weights["positional_embedding"].shape[0],
+            "vocab_size": weights["token_embedding.weight"].shape[0],
+            "width": text_width,
+            "heads": text_width // 64,
+            "layers": _count(weights, r"transformer\.resblocks\.(\d+)\."),
+        },
+    }
+
+
+def _under(weights: State, prefix: str) -> State:
+    return {key.removeprefix(prefix): value for key, value in weights.items() if key.startswith(prefix)}
+
+
+def _count(weights: State, pattern: str) -> int:
+    """How many numbers the pattern's group takes at the beginning of keys."""
+    found = {int(match[1]) for key in weights if (match := re.match(pattern, key))}
+    if not found:
+        raise KeyError(pattern)
+    return len(found)
