@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import socket
 import tempfile
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -13,7 +12,8 @@ import pytest
 # before any import that reads them
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
-os.environ["OVSEG_CACHE"] = str(Path(tempfile.gettempdir()) / f"ovseg-tests-{os.getpid()}")
+_cache = tempfile.TemporaryDirectory(prefix="ovseg-tests-")  # empty, so that no earlier code's results are tested
+os.environ["OVSEG_CACHE"] = _cache.name
 
 _LOOPBACK = {"localhost", "127.0.0.1", "::1", "", None}
 _connect, _getaddrinfo = socket.socket.connect, socket.getaddrinfo

@@ -23,6 +23,11 @@ MODEL = {
 }
 
 
+@pytest.fixture(autouse=True)
+def _empty_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OVSEG_CACHE", str(tmp_path / "cache"))
+
+
 @pytest.fixture(scope="module")
 def clip(tmp_path_factory: pytest.TempPathFactory) -> CLIPAdapter:
     """The golden text tower, through the real loading of a model folder."""
@@ -50,6 +55,14 @@ def test_features_equal_the_release(clip: CLIPAdapter, templates: str, golden: s
     torch.testing.assert_close(TextClassifier(clip, templates)(NAMES), G5[f"emb_{golden}"], rtol=1e-4, atol=1e-4)
 
 
+def test_features_from_the_cache_equal_the_release(clip: CLIPAdapter) -> None:
+    classifier = TextClassifier(clip, "vild")
+    computed = classifier(NAMES)
+    classifier.encode = None  # type: ignore[assignment, method-assign]
+    assert torch.equal(classifier(NAMES), computed)
+    torch.testing.assert_close(computed, G5["emb_vild"], rtol=1e-4, atol=1e-4)
+
+
 def test_tokens_equal_the_release_exactly(clip: CLIPAdapter) -> None:
     sentences = [PROMPT_TEMPLATES["vild"][0].format(name) for name in NAMES]
     assert torch.equal(clip.tokenizer(sentences), G5["tokens_t0"])
@@ -67,7 +80,7 @@ def test_similarities_equal_the_release(clip: CLIPAdapter) -> None:
 
 def test_batches_do_not_matter(clip: CLIPAdapter) -> None:
     classifier = TextClassifier(clip, "vild")
-    torch.testing.assert_close(classifier(NAMES, batch_size=5), classifier(NAMES))
+    torch.testing.assert_close(classifier.encode(NAMES, batch_size=5), classifier.encode(NAMES))
 
 
 def test_a_name_with_braces_goes_in_whole(clip: CLIPAdapter) -> None:

@@ -29,6 +29,7 @@ from ovseg.checkpoint import (
     toy_weights,
 )
 from ovseg.models.mask_prompt import MaskPromptedViT
+from ovseg.models.text_tower import encode_tokens
 from ovseg.structures import InputError
 
 CONFIG, WEIGHTS = "open_clip_config.json", "open_clip_model.safetensors"  # names that open_clip knows
@@ -124,9 +125,7 @@ class CLIPAdapter(nn.Module):
 
     def encode_text(self, texts: Sequence[str]) -> Tensor:
         """L2-normalised features of K texts, (K, D); longer texts than the context are cut."""
-        tokens: Tensor = self.tokenizer(list(texts)).to(self.mean.device)
-        features: Tensor = self.clip.encode_text(tokens, normalize=True)  # type: ignore[operator]
-        return features
+        return encode_tokens(self.clip, self.tokenizer(list(texts)))
 
     def architecture(self) -> Architecture:
         """What a training checkpoint keeps beside the weights, to rebuild the network without a hub."""

@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ovseg.models.clip_adapter import IMAGENET_TEMPLATES, CLIPAdapter
+from ovseg.models.text_cache import key_of, recall_or
 from ovseg.structures import InputError
 
 PROMPT_TEMPLATES: dict[str, tuple[str, ...]] = {
@@ -31,6 +32,8 @@ PROMPT_TEMPLATES: dict[str, tuple[str, ...]] = {
 class TextClassifier:
     """Text features of class names by a CLIP model.
 
+    Those of a vocabulary are kept in the user's cache, see `ovseg.models.text_cache`.
+
     Args:
         clip: holds the text tower.
         templates: a name in `PROMPT_TEMPLATES`, or sentences with `{}` in the name's place.
@@ -52,24 +55,42 @@ class TextClassifier:
         self._features: dict[str, Tensor] = {}
 
     @torch.no_grad()
-    def __call__(self, names: Sequence[str], batch_size: int = 512) -> Tensor:
+    def __call__(self, names: Sequence[str]) -> Tensor:
         """L2-normalised mean of the normalised features over all templates, (K, D).
 
         Args:
             names: K phrases; each goes into the templates whole, commas included.
+        """
+        tokens: Tensor = self.clip.tokenizer(self._sentences(names))
+        device = self.clip.mean.device
+        with torch.autocast(device.type, enabled=False):  # what is kept is of full precision
+            key = key_of(self.clip, tokens.view(len(names), len(self.templates), -1))
+            return recall_or(lambda: self.encode(names), key).to(device)
+
+    @torch.no_grad()
+    def encode(self, names: Sequence[str], batch_size: int = 128) -> Tensor:
+        """The same, computed.
+
+        Args:
             batch_size: sentences that go through the tower at once.
         """
-        sentences = [template.replace("{}", name) for name in names for template in self.templates]
-        batches = [sentences[start : start + batch_size] for start in range(0, len(sentences), batch_size)]
-        features = torch.cat([self.clip.encode_text(batch) for batch in batches])
+        sentences = self._sentences(names)
+        # of like lengths together, as the tower works on as many positions as the longest of a batch has
+        order = sorted(range(len(sentences)), key=lambda index: len(sentences[index]))
+        batches = [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
+        ordered = torch.cat([self.clip.encode_text([sentences[index] for index in batch]) for batch in batches])
+        features = ordered[torch.tensor(order).argsort()]
         return F.normalize(features.view(len(names), len(self.templates), -1).mean(dim=1), dim=-1)
 
     def cached(self, names: Sequence[str]) -> Tensor:
-        """The same, but the text tower runs only once for each name; for a tower that stays as it is."""
+        """The same for names that come bit by bit, each computed once and kept in memory while the tower stays."""
         if missing := [name for name in dict.fromkeys(names) if name not in self._features]:
-            self._features |= zip(missing, self(missing), strict=True)
+            self._features |= zip(missing, self.encode(missing), strict=True)
         return torch.stack([self._features[name] for name in names])
 
     def forget(self) -> None:
         """Drop what `cached` keeps, after the weights have changed or moved."""
         self._features.clear()
+
+    def _sentences(self, names: Sequence[str]) -> list[str]:
+        return [template.replace("{}", name) for name in names for template in self.templates]

@@ -1,0 +1,98 @@
+"""Text features on disk: in the folder `text` of the user's cache, `$OVSEG_CACHE` or else `~/.cache/ovseg`.
+
+Any file there may be deleted at any time; it is made anew when needed.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import os
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from importlib.metadata import version
+from pathlib import Path
+from uuid import uuid4
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+from torch import Tensor
+
+from ovseg.models.clip_adapter import CLIPAdapter
+
+FORMAT = 1  # raise it when the same key would stand for other features
+
+
+def key_of(clip: CLIPAdapter, tokens: Tensor) -> str:
+    """A hash of all that features depend on: the weights of the text tower as they are now, its config, and tokens.
+
+    Image tower, mask prompts and temperature do not count: a CLIP whose image side was adapted has the same texts.
+
+    Args:
+        tokens: (K, templates, context); they stand for tokenizer, templates and names.
+    """
+    tensors = {
+        name: tensor
+        for name, tensor in clip.clip.state_dict().items()
+        if not name.startswith(("visual.", "logit_scale", "logit_bias"))
+    }
+    config = {name: value for name, value in clip.config["model_cfg"].items() if name != "vision_cfg"}
+    facts = [FORMAT, version("open_clip_torch"), config, str(clip.mean.device.type), clip.training, list(tokens.shape)]
+    with ThreadPoolExecutor() as pool:  # hashing large buffers leaves the interpreter to other threads
+        digests = pool.map(_digest, [tokens, *tensors.values()])
+        parts = dict(zip(["tokens", *tensors], digests, strict=True))
+    return hashlib.sha256(json.dumps([facts, parts], sort_keys=True).encode()).hexdigest()
+
+
+def recall_or(compute: Callable[[], Tensor], key: str) -> Tensor:
+    """What the cache has under `key`, on the CPU; else what `compute` returns, kept for the next time.
+
+    A file that is damaged is replaced; a cache that cannot be read or written is done without.
+    """
+    try:
+        path = Path(os.environ.get("OVSEG_CACHE") or Path.home() / ".cache" / "ovseg") / "text" / f"{key}.safetensors"
+    except RuntimeError:  # a user without a home
+        return compute()
+    features = _read(path)
+    if features is None:
+        features = compute()
+        _write(path, features)
+    return features
+
+
+def _read(path: Path) -> Tensor | None:
+    """The features, None where there is no sound file."""
+    try:
+        with safe_open(path, framework="pt") as file:
+            features: Tensor = file.get_tensor("features")
+            return features if (file.metadata() or {}).get("digest") == _digest(features) else None
+    except (OSError, SafetensorError):
+        return None
+
+
+def _write(path: Path, features: Tensor) -> None:
+    features = features.cpu().contiguous()
+    content = save({"features": features}, metadata={"digest": _digest(features)})
+    partial = path.with_suffix(f".{uuid4().hex}.tmp")  # of this writer alone, so that no reader sees half a file
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        partial.write_bytes(content)
+        partial.replace(path)
+    except OSError as error:
+        with suppress(OSError):
+            partial.unlink()
+        logging.getLogger(__name__).warning(
+            "text features cannot be kept in %s (%s); set OVSEG_CACHE to a folder that can be written",
+            path.parent,
+            error.strerror,
+        )
+
+
+def _digest(tensor: Tensor) -> str:
+    """Hash of dtype, shape and bytes; SHA-256 because processors have instructions for it."""
+    digest = hashlib.sha256(f"{tensor.dtype} {list(tensor.shape)} ".encode())
+    digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())  # type: ignore[arg-type]
+    return digest.hexdigest()
