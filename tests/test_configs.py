@@ -13,11 +13,12 @@ import yaml
 from PIL import Image
 
 from ovseg.cli import run_trainer_verb
-from ovseg.data import CaptionDataModule, COCOStuffDataModule, RegionTextDataModule, SegmentationBenchmark
+from ovseg.data import ADE20K150DataModule, CaptionDataModule, COCOStuffDataModule, RegionTextDataModule
 from ovseg.lightning_cli import OVSegCLI
 from ovseg.tasks import AdapterTask, MiningTask, ProposalTask, SegmentationTask
 from ovseg.trainer import OVSegTrainer
 from tests import tiny
+from tests.data import layouts
 from tests.stages import CONF, ovseg
 
 STAGES = {  # file → verb and what else it needs
@@ -47,6 +48,14 @@ FRAGMENTS = {  # fragment → flag, and a stage that it can be a part of
     "model/proposals_swin_base.yaml": ("--model", "proposals.yaml"),
     "model/segmentation.yaml": ("--model", "test.yaml"),
     "data/ade20k_150.yaml": ("--data", "test.yaml"),
+    "data/ade20k_847.yaml": ("--data", "test.yaml"),
+    "data/coco_stuff_171.yaml": ("--data", "test.yaml"),
+    "data/own.yaml": ("--data", "test.yaml"),
+    "data/pascal_context_459.yaml": ("--data", "test.yaml"),
+    "data/pascal_context_59.yaml": ("--data", "test.yaml"),
+    "data/pascal_voc_20.yaml": ("--data", "test.yaml"),
+    "data/pascal_voc_20b.yaml": ("--data", "test.yaml"),
+    "data/pascal_voc_21.yaml": ("--data", "test.yaml"),
     "data/coco_captions.yaml": ("--data", "mine.yaml"),
     "data/coco_stuff.yaml": ("--data", "proposals.yaml"),
     "data/region_text.yaml": ("--data", "adapter.yaml"),
@@ -185,11 +194,13 @@ def test_image_tower_is_tuned_as_in_the_paper(build: Any, shallow_clip: Path) ->
 
 
 def test_benchmark_is_tested_as_the_segmenter_says(build: Any, tmp_path: Path) -> None:
-    flags = ["--data", CONF / "data" / "ade20k_150.yaml", "--model.segmenter", tiny_folder(tmp_path)]
+    layouts.ade20k_150(tmp_path, [[0, 1, 150], [0, 0, 0]])
+    flags = ["--data", CONF / "data" / "ade20k_150.yaml", "--data.root", tmp_path]
+    flags += ["--model.segmenter", tiny_folder(tmp_path)]
     cli = build("test", "test.yaml", *flags, "--model.ensemble_weight", 0.6, "--model.classifier", "clip")
 
-    assert isinstance(cli.model, SegmentationTask) and isinstance(cli.datamodule, SegmentationBenchmark)
-    assert (len(cli.datamodule.vocabulary), cli.datamodule.label_offset) == (150, 1)
+    assert isinstance(cli.model, SegmentationTask) and isinstance(cli.datamodule, ADE20K150DataModule)
+    assert (len(cli.datamodule.vocabulary), cli.datamodule.dataset.resize) == (150, None)
     segmenter = cli.model.segmenter
     assert (segmenter.ensemble_weight, segmenter.classifier, segmenter.mask_threshold) == (0.6, "clip", 0.5)
 

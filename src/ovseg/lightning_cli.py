@@ -11,7 +11,7 @@ from typing import Any
 
 import jsonargparse
 from lightning.fabric.utilities.exceptions import MisconfigurationException
-from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch import LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback, LearningRateMonitor, ModelCheckpoint
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
@@ -87,6 +87,12 @@ class OVSegCLI(LightningCLI):
             )
         except MisconfigurationException as error:  # what Lightning says to a flag that does not suit the machine
             raise InputError(str(error)) from error
+
+    def add_core_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        """Trainer, data, model: what comes first is built first, and files are looked for before networks are made."""
+        parser.add_lightning_class_args(OVSegTrainer, "trainer")
+        parser.add_lightning_class_args(LightningDataModule, "data", subclass_mode=True, required=False)
+        parser.add_lightning_class_args(LightningModule, "model", subclass_mode=True)
 
     @staticmethod
     def subcommands() -> dict[str, set[str]]:

@@ -15,6 +15,7 @@ from typing import NamedTuple
 from torch import Tensor
 
 IGNORE_INDEX = 255
+WIDE_IGNORE_INDEX = 65535  # of vocabularies in which 255 is a class
 
 
 class InputError(ValueError):
@@ -32,6 +33,7 @@ class Vocabulary:
         names: K distinct, non-empty names.
         synonyms: per class the phrases that stand for it; the name alone where not given.
         seen: per class whether the training data has it; all unknown where not given.
+        background_from: index from which on the classes are scored as one, the background.
 
     Raises:
         InputError: no names, an empty or repeated name, or lists of another length.
@@ -40,6 +42,7 @@ class Vocabulary:
     names: tuple[str, ...]
     synonyms: tuple[tuple[str, ...], ...] = ()
     seen: tuple[bool, ...] | None = None
+    background_from: int | None = None
 
     def __post_init__(self) -> None:
         names = tuple(self.names)
@@ -56,11 +59,23 @@ class Vocabulary:
             raise InputError(f"{len(names)} class names need as many non-empty lists of synonyms, got {len(synonyms)}")
         if self.seen is not None and len(self.seen) != len(names):
             raise InputError(f"{len(names)} class names need as many seen flags, got {len(self.seen)}")
+        if self.background_from is not None and not 0 < self.background_from < len(names):
+            raise InputError(f"background_from {self.background_from} is no index that leaves classes on either side")
         object.__setattr__(self, "names", names)
         object.__setattr__(self, "synonyms", synonyms)
 
     def __len__(self) -> int:
         return len(self.names)
+
+    @property
+    def scored_names(self) -> tuple[str, ...]:
+        """The classes of labels and metrics; a prediction beyond the last of them counts as the last."""
+        return self.names if self.background_from is None else (*self.names[: self.background_from], "background")
+
+    @property
+    def ignore_index(self) -> int:
+        """Label of unlabelled pixels: 255, or 65535 where 255 is a class."""
+        return IGNORE_INDEX if len(self.scored_names) <= IGNORE_INDEX else WIDE_IGNORE_INDEX
 
 
 class SegmentationBatch(NamedTuple):
@@ -105,6 +120,7 @@ class Proposals(NamedTuple):
     mask_logits: Tensor  # (B, Q, h / 4, w / 4) of the padded input
     query_embeddings: Tensor  # (B, Q, D), not normalised
     class_logits: Tensor | None  # (B, Q, K + 1), no-object last; None until a vocabulary is set
+    objectness: Tensor | None = None  # (B, Q) in [0, 1], in place of class logits where the embeddings are not trained
 
 
 class RegionTextPair(NamedTuple):

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from ovseg.data.vocabulary import builtin_vocabularies, read_dataset_ids, read_vocabulary
-from ovseg.structures import InputError
+from ovseg.structures import InputError, Vocabulary
 
 
 @pytest.mark.parametrize(
@@ -61,15 +61,68 @@ def test_text_file(tmp_path: Path) -> None:
     file = tmp_path / "words.txt"
     file.write_text("road, route\nsofa; couch ;settee\n", encoding="utf-8-sig")
     assert read_vocabulary(str(file)).names == ("road, route", "sofa")
-    assert read_vocabulary(str(file)).synonyms == (("road, route",), ("sofa",))
-    assert read_vocabulary(str(file), synonyms=True).synonyms == (("road, route",), ("sofa", "couch", "settee"))
+    assert read_vocabulary(str(file)).synonyms == (("road, route",), ("sofa", "couch", "settee"))
 
 
 def test_json_file(tmp_path: Path) -> None:
     file = tmp_path / "mine.json"
-    file.write_text(json.dumps({"classes": ["a", "b"], "seen": [1, 0], "dataset_ids": [3, 7]}))
+    lists = {
+        "classes": ["a", "b"],
+        "seen": [1, 0],
+        "dataset_ids": [3, 7],
+        "other_ids": [1, 2],
+        "synonyms": [["a"], "c"],
+    }
+    file.write_text(json.dumps(lists))
     assert read_vocabulary(str(file)).seen == (True, False)
-    assert read_dataset_ids(str(file)) == [3, 7]
+    assert read_vocabulary(str(file)).synonyms == (("a",), ("c",))
+    assert (read_dataset_ids(str(file)), read_dataset_ids(str(file), "other_ids")) == ([3, 7], [1, 2])
+
+
+def test_words_of_any_language_and_number(tmp_path: Path) -> None:
+    names = ("猫", "диван", "شجرة", "σκύλος", "🌳", "café au lait")
+    (tmp_path / "words.txt").write_text("\n".join(names), encoding="utf-8")
+    assert read_vocabulary(str(tmp_path / "words.txt")).names == names
+    assert read_vocabulary(", ".join(names)).names == names
+    (tmp_path / "many.txt").write_text("\n".join(f"word {number}" for number in range(10_000)))
+    many = read_vocabulary(str(tmp_path / "many.txt"))
+    assert (len(many), many.ignore_index) == (10_000, 65535)
+    assert (len(read_vocabulary("cat")), read_vocabulary("cat").ignore_index) == (1, 255)
+
+
+def test_ignored_labels_are_no_class() -> None:
+    wide = [name for name in builtin_vocabularies() if read_vocabulary(name).ignore_index == 65535]
+    assert wide == ["ade20k_847", "pascal_context_459"]
+    assert Vocabulary(tuple(f"{n}" for n in range(255))).ignore_index == 255
+    assert Vocabulary(tuple(f"{n}" for n in range(256))).ignore_index == 65535
+
+
+def test_background_of_voc_is_one_class_of_many_names() -> None:
+    voc, context = (read_vocabulary(name, synonyms=True) for name in ("pascal_voc_20", "pascal_context_59"))
+    as_rest, as_class = (read_vocabulary(name, synonyms=True) for name in ("pascal_voc_20b", "pascal_voc_21"))
+    assert as_rest.names == voc.names + context.names[20:]
+    assert as_rest.synonyms == voc.synonyms + context.synonyms[20:]
+    assert as_rest.scored_names == (*voc.names, "background")
+    assert as_class.names == as_class.scored_names == ("background", *voc.names)
+    assert as_class.synonyms == (("background",), *voc.synonyms)
+    for wrong in (0, 2):
+        with pytest.raises(InputError, match=f"background_from {wrong} is no index"):
+            Vocabulary(("a", "b"), background_from=wrong)
+
+
+def test_the_same_word_in_two_classes_is_a_warning_that_names_both(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    file = tmp_path / "words.txt"
+    file.write_text("seat; Chair\nsofa; sofa; couch\nchair; stool\nbench\n")
+    read_vocabulary(str(file))
+    assert caplog.messages == [f"vocabulary {file} has the same word in two classes: 'chair' in 'seat' and 'chair'"]
+    caplog.clear()
+    read_vocabulary("ade20k_847")
+    assert caplog.messages == []
+    read_vocabulary("ade20k_847", synonyms=True)
+    (warning,) = caplog.messages
+    assert "'beds' in 'bed' and 'beds'; " in warning and warning.endswith(" and 40 more words")
 
 
 @pytest.mark.parametrize(

@@ -9,9 +9,17 @@ from importlib import import_module
 from typing import Any
 
 _HOMES = {
+    "ADE20K150DataModule": "benchmarks",
+    "ADE20K847DataModule": "benchmarks",
     "CaptionDataModule": "captions",
+    "COCOStuff171DataModule": "benchmarks",
     "COCOStuffDataModule": "coco",
     "ImagesDataModule": "images",
+    "PascalContext59DataModule": "benchmarks",
+    "PascalContext459DataModule": "benchmarks",
+    "PascalVOC20DataModule": "benchmarks",
+    "PascalVOC20bDataModule": "benchmarks",
+    "PascalVOC21DataModule": "benchmarks",
     "RegionTextDataModule": "regions",
     "SegmentationBenchmark": "benchmarks",
     "read_pairs": "pairs",

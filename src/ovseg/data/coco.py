@@ -10,12 +10,13 @@ from torch.utils.data import DataLoader, Dataset
 
 from ovseg.data.base import eval_loader
 from ovseg.data.images import EvalImages
-from ovseg.data.labels import LabelFiles
+from ovseg.data.labels import LabelFiles, coding_of
 from ovseg.data.loading import ResumableDataModule, ResumableLoader, seeded, train_loader
+from ovseg.data.partners import by_stem
 from ovseg.data.transforms import SegmentationTransform
 from ovseg.data.vocabulary import read_vocabulary
 from ovseg.images import read_image
-from ovseg.structures import EvalBatch, InputError, SegmentationBatch
+from ovseg.structures import IGNORE_INDEX, EvalBatch, InputError, SegmentationBatch
 
 _SOURCE = (
     "unpack train2017.zip and val2017.zip of COCO and stuffthingmaps_trainval2017.zip of COCO-Stuff there, "
@@ -51,6 +52,10 @@ class COCOStuffDataModule(ResumableDataModule):
     ) -> None:
         super().__init__()
         self.root, self.vocabulary_spec, self.vocabulary = Path(root), vocabulary, read_vocabulary(vocabulary)
+        if self.vocabulary.ignore_index != IGNORE_INDEX:
+            raise InputError(
+                f"{vocabulary} has {len(self.vocabulary)} classes; proposals train on {IGNORE_INDEX} at most"
+            )
         self.transform, self.batch_size, self.num_workers, self.seed = transform, batch_size, num_workers, seed
         self.val_split, self.val_short_side = val_split, val_short_side
 
@@ -82,9 +87,10 @@ class COCOStuffDataModule(ResumableDataModule):
         if not images.is_dir() and (self.root / "images" / split).is_dir():
             images = self.root / "images" / split
         prepared = self.root / "stuffthingmaps_detectron2" / split
-        if not labels.is_dir() and prepared.is_dir():
-            return LabelFiles(images, prepared, self.vocabulary_spec, use_ids=False, source=_SOURCE)
-        return LabelFiles(images, labels, self.vocabulary_spec, source=_SOURCE)
+        use_ids = labels.is_dir() or not prepared.is_dir()
+        files = by_stem(images, labels if use_ids else prepared, source=_SOURCE)
+        coding = coding_of(self.vocabulary, self.vocabulary_spec, use_ids=use_ids)
+        return LabelFiles(files, coding, self.vocabulary_spec)
 
     def train_dataloader(self) -> ResumableLoader:
         return self.resumable(train_loader(self.train_dataset, self.batch_size, self.seed, self.num_workers, _collate))

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import struct
+import zlib
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -10,105 +14,137 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from ovseg.data.vocabulary import read_dataset_ids, read_vocabulary
-from ovseg.images import IMAGE_SUFFIXES, open_image
-from ovseg.structures import IGNORE_INDEX, InputError
+from ovseg.data.vocabulary import read_dataset_ids
+from ovseg.images import open_image, read_image
+from ovseg.structures import IGNORE_INDEX, WIDE_IGNORE_INDEX, InputError, Vocabulary
 
-_CHECKED = 50  # files that are read before work starts
+_REFUSED = 2**16  # where values that labels cannot have are looked up
+_LOOKED_AT = 50  # files that are read before work starts
+_SHOWN = 3  # faults that one message spells out
+
+
+def read_png(path: Path) -> NDArray[Any]:
+    """(H, W) values of an image with one channel; of a palette the indices, not the colours."""
+    with open_image(path) as image:
+        values: NDArray[Any] = np.asarray(image)
+    return values
+
+
+def read_ade20k_full(path: Path) -> NDArray[Any]:
+    """(H, W) object ids of a `*_seg.png` of the full ADE20K: red / 10, whole, is the upper byte, green the lower."""
+    with open_image(path) as image:
+        if image.mode != "RGB":
+            raise InputError(f"{path} is no RGB image; use the *_seg.png files as downloaded")
+        pixels = np.asarray(image)
+    ids: NDArray[np.uint16] = pixels[..., 0].astype(np.uint16) // 10 * 256 + pixels[..., 1]
+    return ids
+
+
+def read_label_map(path: Path) -> NDArray[Any]:
+    """(H, W) `LabelMap` of a MATLAB file of PASCAL Context."""
+    from scipy.io import loadmat
+    from scipy.io.matlab import MatReadError
+
+    broken = (OSError, ValueError, TypeError, KeyError, NotImplementedError, MatReadError, zlib.error, struct.error)
+    try:
+        values: NDArray[Any] = loadmat(path)["LabelMap"]
+    except broken as error:
+        raise InputError(f"{path} has no LabelMap that can be read ({error}); unpack trainval.tar.gz anew") from error
+    return values
+
+
+@dataclass(frozen=True)
+class Coding:
+    """How the pixels of label files stand for classes.
+
+    Args:
+        values: per class the value that stands for it.
+        unlabelled: values that are ignored; any other is refused.
+        read: label file → (H, W) values from 0 to 65535.
+    """
+
+    values: Sequence[int]
+    unlabelled: Collection[int]
+    read: Callable[[Path], NDArray[Any]] = read_png
+
+
+def coding_of(vocabulary: Vocabulary, spec: str, offset: int = 0, use_ids: bool = True) -> Coding:
+    """Of grey or palette images whose values minus `offset` are class indices, or `dataset_ids` minus 1.
+
+    Smaller values are unlabelled, and so is 255 (65535 where 255 is a class).
+
+    Args:
+        vocabulary: the classes.
+        spec: what `vocabulary` was read from; says whether it has `dataset_ids`.
+        offset: the value of class 0, or of id 1.
+        use_ids: whether the values may be ids.
+    """
+    ids = read_dataset_ids(spec) if use_ids else None
+    indices = [i - 1 for i in ids] if ids else range(len(vocabulary))
+    return Coding([i + offset for i in indices], {*range(max(offset, 0)), vocabulary.ignore_index})
 
 
 class LabelFiles:
-    """Label files of images, read as class indices of a vocabulary.
-
-    A pixel's value minus `offset` is its class index or, for a vocabulary that lists `dataset_ids`, its id there
-    minus 1. Values below `offset`, and 255 where no class has it, are ignored; any other value is refused.
+    """Label files of images, read as class indices.
 
     Args:
-        images: folder of images.
-        labels: folder of label files, called as the images are, with `suffix` in place of theirs.
-        vocabulary: see `read_vocabulary`.
-        use_ids: whether the values may be `dataset_ids`.
-        source: a sentence's end that says where the data comes from, for the error message.
+        files: image → label file; all exist.
+        coding: how to read them; its classes are those of the vocabulary.
+        vocabulary: what to call the classes in a message.
 
     Raises:
-        InputError: a folder or partner is missing, or one of 50 files spread over the folder cannot be read.
+        InputError: of 50 pairs spread over the files, some cannot be used.
     """
 
-    def __init__(
-        self,
-        images: Path,
-        labels: Path,
-        vocabulary: str,
-        offset: int = 0,
-        suffix: str = ".png",
-        use_ids: bool = True,
-        source: str = "",
-    ) -> None:
-        self.vocabulary = vocabulary
-        self.ids = read_dataset_ids(vocabulary) if use_ids else None
-        values = [i - 1 for i in self.ids] if self.ids else list(range(len(read_vocabulary(vocabulary))))
-        self.table = _table(values, offset, vocabulary)
-        self.files = _pairs(images, labels, suffix, source)  # image → label file
-        paths = list(self.files.values())
-        for path in paths[:: -(-len(paths) // _CHECKED)]:
-            self._read(path)
+    def __init__(self, files: Mapping[Path, Path], coding: Coding, vocabulary: str) -> None:
+        self.files, self.coding, self.vocabulary = dict(files), coding, vocabulary
+        classes = len(coding.values)
+        if min(coding.values) < 0 or max(coding.values) >= WIDE_IGNORE_INDEX:
+            raise InputError(
+                f"classes of {vocabulary} have the values {min(coding.values):,} to {max(coding.values):,} but labels "
+                f"hold 0 to {WIDE_IGNORE_INDEX - 1:,}; correct label_offset or take fewer classes"
+            )
+        self.ignore_index = IGNORE_INDEX if classes <= IGNORE_INDEX else WIDE_IGNORE_INDEX
+        self.table = np.full(_REFUSED + 1, -1)  # value → class index; -1 for values that are refused
+        self.table[list(coding.unlabelled)] = self.ignore_index
+        self.table[list(coding.values)] = np.arange(classes)
+        some = self.images[:: -(-len(files) // _LOOKED_AT) or 1]
+        if faults := [fault for image in some if (fault := self.fault(image))]:
+            more = f"; and {len(faults) - _SHOWN} more of the {len(some)} looked at" if len(faults) > _SHOWN else ""
+            raise InputError(f"{'; '.join(faults[:_SHOWN])}{more}")
 
     @property
     def images(self) -> list[Path]:
         return list(self.files)
 
     def __call__(self, image: Path, size: tuple[int, int]) -> Tensor:
-        """(H, W) int64 with IGNORE_INDEX, for an image of `size` (H, W)."""
-        indices = self._read(self.files[image])
+        """(H, W) int64 with `ignore_index`, for an image of `size` (H, W)."""
+        path = self.files[image]
+        values = self.coding.read(path)
+        if values.ndim != 2 or values.dtype.kind not in "bui":
+            channels = values.shape[2] if values.ndim == 3 else 1
+            raise InputError(
+                f"{path} has {channels} channels of {values.dtype}; labels have one of whole numbers, a class per pixel"
+            )
+        places = np.where(values < 0, _REFUSED, values) if values.dtype.kind == "i" else values
+        indices: NDArray[np.int64] = self.table.take(places, mode="clip")
+        if (indices < 0).any():
+            raise InputError(
+                f"{path} has the value {values[indices < 0][0]}, no class of {self.vocabulary}; use the label files "
+                "as downloaded and the vocabulary (label_offset, too) that they were made for"
+            )
         if indices.shape != size:
-            (height, width), path = indices.shape, self.files[image]
+            height, width = indices.shape
             raise InputError(
                 f"{path} is {width} x {height} pixels but {image} is {size[1]} x {size[0]}; give its own labels"
             )
         return torch.from_numpy(indices)
 
-    def _read(self, path: Path) -> NDArray[np.int64]:
-        with open_image(path) as image:
-            values: NDArray[Any] = np.asarray(image)
-        if values.ndim != 2:
-            raise InputError(f"{path} has {values.shape[2]} channels; labels have one, with a class index per pixel")
-        indices: NDArray[np.int64] = self.table[np.clip(values, 0, len(self.table) - 1)]
-        if (indices < 0).any():
-            advice = (
-                "use the label files as downloaded, not a copy that another project prepared"
-                if self.ids
-                else "use the vocabulary that these labels were made for, and their label_offset"
-            )
-            raise InputError(f"{path} has the value {values[indices < 0][0]}, no class of {self.vocabulary}; {advice}")
-        return indices
-
-
-def _table(values: list[int], offset: int, vocabulary: str) -> NDArray[np.int64]:
-    """Pixel value → class index; -1 for values that are none."""
-    if len(values) > IGNORE_INDEX:
-        raise InputError(
-            f"{vocabulary} has {len(values)} classes but index {IGNORE_INDEX} means unlabelled; "
-            f"use a vocabulary of at most {IGNORE_INDEX}"
-        )
-    table = np.full(2**16, -1)
-    table[: max(offset, 0)] = IGNORE_INDEX
-    table[IGNORE_INDEX] = IGNORE_INDEX
-    table[np.array(values) + offset] = np.arange(len(values))
-    return table
-
-
-def _pairs(images: Path, labels: Path, suffix: str, source: str) -> dict[Path, Path]:
-    if absent := [str(folder) for folder in (images, labels) if not folder.is_dir()]:
-        raise InputError(f"there is no folder {' and no '.join(absent)}; {source or 'correct the path'}")
-    image_of = {path.stem: path for path in sorted(images.iterdir()) if path.suffix.lower() in IMAGE_SUFFIXES}
-    label_of = {path.name.removesuffix(suffix): path for path in labels.iterdir() if path.name.endswith(suffix)}
-    for kind, have, other in (("label", image_of, label_of), ("image", label_of, image_of)):
-        if alone := sorted(have.keys() - other.keys()):
-            folder = labels if kind == "label" else images
-            raise InputError(
-                f"{len(alone)} of {len(have)} files have no {kind} in {folder}, the first is {have[alone[0]]}; "
-                f"{source or 'add the missing files'}"
-            )
-    if not image_of:
-        raise InputError(f"{images} has no image; {source or 'correct the path'}")
-    return {path: label_of[stem] for stem, path in image_of.items()}
+    def fault(self, image: Path) -> str | None:
+        """What is wrong with an image and its labels; None where nothing is."""
+        try:
+            picture = read_image(image)
+            self(image, (picture.height, picture.width))
+        except InputError as error:
+            return str(error)
+        return None

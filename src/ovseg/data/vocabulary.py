@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Mapping
 from importlib import resources
 from pathlib import Path
 from typing import Any
 
 from ovseg.structures import InputError, Vocabulary
+
+_LOG = logging.getLogger(__name__)
+_SHOWN = 5  # shared words that a warning spells out
 
 
 def builtin_vocabularies() -> list[str]:
@@ -18,28 +22,33 @@ def builtin_vocabularies() -> list[str]:
 
 
 def read_vocabulary(spec: str, synonyms: bool = False) -> Vocabulary:
-    """The class names, exactly as written in the list, with its synonyms only where asked for.
+    """The class names, exactly as written in the list.
+
+    A word that stands for two classes is logged as a warning that names both.
 
     Args:
         spec: a built-in name ("ade20k_150"), a .json file of the same format, a text file (one class a line, synonyms
             after ";", a comma is part of the name), or names separated by commas ("cat, sofa, potted plant").
-        synonyms: also take the list's synonyms; other people chose them, and some change a name's meaning.
+        synonyms: also take a built-in list's synonyms; other people chose them, and some change a name's meaning.
+            Those of a file of yours always count.
 
     Raises:
         InputError: no such list or file, or one that is empty, damaged or has duplicates.
     """
-    if spec in builtin_vocabularies() or spec.endswith(".json"):
+    builtin = spec in builtin_vocabularies()
+    if builtin or spec.endswith(".json"):
         content = _read_json(spec)
         flags = content.get("seen_in_coco_stuff", content.get("seen"))
         return _named(
             spec,
             content["classes"],
-            content.get("synonyms", []) if synonyms else [],
+            content.get("synonyms", []) if synonyms or not builtin else [],
             None if flags is None else tuple(bool(flag) for flag in flags),
+            content.get("background_from"),
         )
     if spec.endswith(".txt") or ("," not in spec and Path(spec).is_file()):
         entries = _read_lines(Path(spec))
-        return _named(spec, [entry[0] for entry in entries], entries if synonyms else [])
+        return _named(spec, [entry[0] for entry in entries], entries)
     if "," not in spec and (
         "_" in spec or "/" in spec or any(n.startswith(f"{spec}_") for n in builtin_vocabularies())
     ):
@@ -51,24 +60,49 @@ def read_vocabulary(spec: str, synonyms: bool = False) -> Vocabulary:
     return _named("given", names if spec.strip(" ,") else [], [])
 
 
-def read_dataset_ids(spec: str) -> list[int] | None:
-    """Per class its id in the data set's label files; None for a vocabulary that does not say."""
+def read_dataset_ids(spec: str, key: str = "dataset_ids") -> list[int] | None:
+    """Per class its id in the data set's label files; None for a vocabulary that does not say.
+
+    Args:
+        spec: see `read_vocabulary`.
+        key: the list's entry, for a vocabulary with ids of several data sets.
+    """
     if spec not in builtin_vocabularies() and not spec.endswith(".json"):
         return None
     content = _read_json(spec)
-    ids = content.get("dataset_ids")
+    ids = content.get(key)
     if ids is not None and (len(ids) != len(content["classes"]) or len(set(ids)) != len(ids)):
-        raise InputError(f"vocabulary {spec}: 'dataset_ids' needs one id of its own per class; correct the file")
+        raise InputError(f"vocabulary {spec}: '{key}' needs one id of its own per class; correct the file")
     return ids
 
 
 def _named(
-    source: str, names: list[str], synonyms: list[list[str]], seen: tuple[bool, ...] | None = None
+    source: str,
+    names: list[str],
+    synonyms: list[list[str]],
+    seen: tuple[bool, ...] | None = None,
+    background_from: int | None = None,
 ) -> Vocabulary:
     try:
-        return Vocabulary(tuple(names), tuple(tuple(phrases) for phrases in synonyms), seen)
+        vocabulary = Vocabulary(
+            tuple(names), tuple(tuple(phrases) for phrases in synonyms), seen, background_from=background_from
+        )
     except InputError as error:
         raise InputError(f"vocabulary {source}: {error}") from error
+    _warn_of_shared_phrases(source, vocabulary)
+    return vocabulary
+
+
+def _warn_of_shared_phrases(source: str, vocabulary: Vocabulary) -> None:
+    """Say which words stand for two classes: a pixel goes to one of them by chance."""
+    owners: dict[str, list[str]] = {}
+    for name, phrases in zip(vocabulary.names, vocabulary.synonyms, strict=True):
+        for phrase in {" ".join(phrase.casefold().split()): None for phrase in phrases}:
+            owners.setdefault(phrase, []).append(name)
+    shared = [f"{phrase!r} in {' and '.join(map(repr, of))}" for phrase, of in owners.items() if len(of) > 1]
+    if shared:
+        more = f" and {len(shared) - _SHOWN} more words" if len(shared) > _SHOWN else ""
+        _LOG.warning("vocabulary %s has the same word in two classes: %s%s", source, "; ".join(shared[:_SHOWN]), more)
 
 
 def _read_json(spec: str) -> Mapping[str, Any]:

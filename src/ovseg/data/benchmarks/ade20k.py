@@ -1,0 +1,54 @@
+"""ADE20K, validation: 150 classes of the scene parsing benchmark, 847 of the full data set."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from ovseg.data.benchmarks.base import Benchmark, Layout
+from ovseg.data.labels import Coding, LabelFiles, read_ade20k_full
+from ovseg.data.partners import by_stem, require_labels
+from ovseg.data.vocabulary import read_dataset_ids
+from ovseg.structures import InputError
+
+
+class ADE20K150DataModule(Benchmark):
+    """ADE20K SceneParsing 150, 2,000 images: value 0 is unlabelled, 1 the first class."""
+
+    layout = Layout(
+        classes="ade20k_150",
+        homes=("ADEChallengeData2016", "."),
+        images=("images/validation",),
+        labels=("annotations/validation",),
+        source="unpack ADEChallengeData2016.zip there, from sceneparsing.csail.mit.edu",
+    )
+
+    def label_files(self, found: Mapping[str, Path]) -> LabelFiles:
+        files = by_stem(found["images"], found["labels"], source=self.layout.source)
+        return LabelFiles(files, Coding(range(1, 151), {0}), self.layout.classes)
+
+
+class ADE20K847DataModule(Benchmark):
+    """Full ADE20K of 2021, 2,000 images in nested folders: object ids in the colours of `*_seg.png`.
+
+    The 847 objects of the vocabulary count, all others are unlabelled. `index_ade20k.pkl` is not read: a pickle from
+    the web can run any code.
+    """
+
+    layout = Layout(
+        classes="ade20k_847",
+        homes=("ADE20K_2021_17_01", "."),
+        images=("images/ADE/validation",),
+        source="unpack ADE20K_2021_17_01.zip there, which groups.csail.mit.edu/vision/datasets/ADE20K gives "
+        "after registration",
+    )
+
+    def label_files(self, found: Mapping[str, Path]) -> LabelFiles:
+        folder = found["images"]
+        files = {image: image.with_name(f"{image.stem}_seg.png") for image in sorted(folder.rglob("*.jpg"))}
+        if not files:
+            raise InputError(f"{folder} has no image; {self.layout.source}")
+        require_labels(files, folder, self.layout.source)
+        ids = read_dataset_ids(self.layout.classes)
+        assert ids is not None  # it is ours
+        return LabelFiles(files, Coding(ids, range(26 * 256), read_ade20k_full), self.layout.classes)

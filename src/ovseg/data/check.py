@@ -1,0 +1,72 @@
+"""Reads every image and label file of a benchmark and says what is wrong with which."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+from tqdm import tqdm
+
+from ovseg.data.benchmarks.base import EvalDataModule
+from ovseg.data.labels import LabelFiles
+from ovseg.images import read_image
+from ovseg.structures import InputError
+
+_SHOWN = 10  # absent classes that are named
+
+
+class Looked(NamedTuple):
+    """What an image's labels hold, or what is wrong with the two."""
+
+    present: Tensor  # (K,) bool
+    fault: str
+
+
+class CheckedFiles(Dataset[Looked]):
+    """Every image with its labels, as a test would read them."""
+
+    def __init__(self, labels: LabelFiles) -> None:
+        self.labels, self.images = labels, labels.images
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitem__(self, index: int) -> Looked:
+        present = torch.zeros(len(self.labels.coding.values), dtype=torch.bool)
+        try:
+            picture = read_image(self.images[index])
+            found = torch.unique(self.labels(self.images[index], (picture.height, picture.width)))
+        except InputError as error:
+            return Looked(present, str(error))
+        present[found[found != self.labels.ignore_index]] = True
+        return Looked(present, "")
+
+
+def check(data: EvalDataModule, num_workers: int = 0) -> list[str]:
+    """Read all files, with a progress bar that also shows each fault.
+
+    Returns:
+        Lines for the user: where the files are, how many, and which classes are absent.
+
+    Raises:
+        InputError: an image cannot be read, or its labels have another size or a value outside the vocabulary.
+    """
+    files = CheckedFiles(data.labels)
+    present, faults = torch.zeros(len(data.vocabulary.scored_names), dtype=torch.bool), 0
+    loader: DataLoader[Looked] = DataLoader(files, batch_size=None, num_workers=num_workers)
+    for looked in tqdm(loader, desc="images and labels", unit="image"):
+        present |= looked.present
+        if looked.fault:
+            faults += 1
+            tqdm.write(looked.fault)
+    if faults:
+        raise InputError(f"{faults:,} of {len(files):,} images or their labels cannot be used, see above; replace them")
+    absent = [name.strip() for name, there in zip(data.vocabulary.scored_names, present, strict=True) if not there]
+    more = f" and {len(absent) - _SHOWN} more" if len(absent) > _SHOWN else ""
+    return [
+        *(f"{part}: {path}" for part, path in data.found.items()),
+        f"{len(files):,} images, {len(files):,} labels, {int(present.sum())} of {len(present)} classes present",
+        *([f"absent: {', '.join(absent[:_SHOWN])}{more}"] if absent else []),
+    ]
