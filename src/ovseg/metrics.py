@@ -61,8 +61,12 @@ class MeanIoU(Metric):
         self.confusion += torch.bincount(target * k + preds, minlength=k * k).view(k, k)
 
     def per_class(self) -> dict[str, Tensor]:
-        """Per class `iou`, `accuracy` (both NaN where the class is not in the ground truth) and `pixels`, each (K,)."""
-        hit, in_target, in_pred = self._counts()
+        """Per class `iou`, `accuracy` (both NaN where the class is not in the ground truth) and `pixels`, each (K,).
+
+        Under DDP every process has to ask, as for `compute`, and gets what all of them counted.
+        """
+        with self.sync_context():
+            hit, in_target, in_pred = self._counts()
         nan = torch.full_like(hit, float("nan"))
         return {
             "iou": torch.where(in_target > 0, hit / (in_target + in_pred - hit), nan),

@@ -1,0 +1,65 @@
+"""`ovseg test` on two processes gives what one gives; one that dies ends the run."""
+
+from __future__ import annotations
+
+import csv
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import pytest
+
+from tests import tiny
+from tests.stages import CONF, REPOSITORY, ovseg
+
+
+@pytest.fixture(scope="module")
+def flags(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+    """Of a test on five scenes, with networks of random weights."""
+    root = tmp_path_factory.mktemp("distributed")
+    ovseg("toy", "--out", root / "world", "--scenes", 1, "--val_scenes", 5)
+    tiny.segmenter(root / "clip").save_pretrained(root / "segmenter")
+    data = ["--data.images", root / "world" / "val2017", "--data.labels", root / "world" / "stuffthingmaps" / "val2017"]
+    model = ["--model.segmenter", root / "segmenter", "--trainer.enable_progress_bar", "false"]
+    return [str(word) for word in ["test", "--config", CONF / "toy" / "test.yaml", *data, *model]]
+
+
+def run_ddp(flags: list[str], out: Path, *words: str) -> subprocess.CompletedProcess[str]:
+    """A command line of its own, since Lightning starts the second process by repeating it."""
+    ddp = ["--trainer.devices", "2", "--trainer.strategy", "ddp", "--trainer.default_root_dir", str(out)]
+    command = [sys.executable, "-m", "ovseg", *flags, *ddp, *words]
+    environment = {**os.environ, "PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1"}
+    return subprocess.run(command, capture_output=True, text=True, timeout=240, env=environment, check=False)
+
+
+def logged(run: Path) -> list[dict[str, str]]:
+    return [row for file in run.rglob("metrics.csv") for row in csv.DictReader(file.open())]
+
+
+def test_test_on_two_processes_gives_the_numbers_of_one(flags: list[str], tmp_path: Path) -> None:
+    ovseg(*flags, "--trainer.default_root_dir", tmp_path / "one")
+    (expected,) = logged(tmp_path / "one")
+    assert float(expected["test/miou_union"]) > 0
+
+    done = run_ddp(flags, tmp_path / "two")
+    assert done.returncode == 0, done.stderr
+    assert "MEMBER: 2/2" in done.stderr
+    assert logged(tmp_path / "two") == [expected]
+
+
+class Killed(L.Callback):
+    """The system ends the second process in its first batch."""
+
+    def on_test_batch_end(self, trainer: L.Trainer, *args: Any) -> None:
+        if trainer.global_rank == 1:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+
+def test_a_process_that_dies_ends_the_run_without_a_number(flags: list[str], tmp_path: Path) -> None:
+    done = run_ddp(flags, tmp_path, "--trainer.callbacks", "tests.tasks.test_distributed.Killed")
+    assert done.returncode != 0 and "MEMBER: 2/2" in done.stderr
+    assert not logged(tmp_path) and "miou" not in done.stdout

@@ -1,0 +1,113 @@
+"""Metrics by hand, at full size, and outside what goldens cover."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor, distributed, multiprocessing
+from torch.profiler import ProfilerActivity, profile
+
+from ovseg.metrics import MeanIoU
+
+
+def test_every_number_by_hand() -> None:
+    metric = MeanIoU(["cat", "dog", "sky", "sea"], seen=[True, False, True, True])
+    # dog is predicted alone, sea occurs nowhere
+    metric.update(torch.tensor([0, 0, 1, 2, 2, 2]), torch.tensor([0, 0, 0, 0, 2, 255]))
+    per_class = metric.per_class()
+    assert per_class["iou"].tolist() == pytest.approx([2 / 4, math.nan, 1 / 2, math.nan], nan_ok=True)
+    assert per_class["accuracy"].tolist() == pytest.approx([2 / 4, math.nan, 1, math.nan], nan_ok=True)
+    assert per_class["pixels"].tolist() == [4, 0, 1, 0]
+    expected = {
+        "miou_union": (1 / 2 + 0 + 1 / 2) / 3,
+        "miou_target": (1 / 2 + 1 / 2) / 2,
+        "fwiou": 4 / 5 * 1 / 2 + 1 / 5 * 1 / 2,
+        "macc": (1 / 2 + 1) / 2,
+        "pacc": 3 / 5,
+        "miou_union_seen": 1 / 2,
+        "miou_union_unseen": 0,
+        "miou_union_harmonic": 0,
+        "miou_target_seen": 1 / 2,
+        "miou_target_unseen": math.nan,  # no unseen class occurs
+        "miou_target_harmonic": math.nan,
+    }
+    assert {name: float(value) for name, value in metric.compute().items()} == pytest.approx(expected, nan_ok=True)
+
+
+def test_images_without_labels_count_nothing() -> None:
+    void = torch.full((4, 5), 65535)
+    metric = MeanIoU("abc", ignore_index=65535)
+    metric.update(torch.ones_like(void), void)
+    assert all(math.isnan(value) for value in metric.compute().values())
+    per_class = metric.per_class()
+    assert torch.isnan(per_class["iou"]).all() and torch.isnan(per_class["accuracy"]).all()
+    assert per_class["pixels"].tolist() == [0, 0, 0]
+
+    preds, target = torch.tensor([[0, 1, 1]]), torch.tensor([[0, 1, 0]])
+    metric.update(preds, target)
+    alone = MeanIoU("abc")
+    alone.update(preds, target)
+    assert torch.equal(metric.confusion, alone.confusion)
+
+
+def test_255_is_a_class_where_there_are_more() -> None:
+    metric = MeanIoU([str(index) for index in range(847)], ignore_index=65535)
+    metric.update(torch.tensor([255, 846, 3]), torch.tensor([255, 255, 65535]))
+    assert metric.confusion.sum() == 2
+    assert (metric.confusion[255, 255], metric.confusion[255, 846]) == (1, 1)
+
+
+def test_847_classes_at_2_megapixels_take_little_memory() -> None:
+    generator = torch.Generator().manual_seed(0)
+    preds, target = torch.randint(0, 847, (2, 1200, 1800), generator=generator)
+    target[:100] = 65535
+    metric = MeanIoU([str(index) for index in range(847)], ignore_index=65535)
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as record:
+        metric.update(preds, target)
+        metric.compute()
+        metric.per_class()
+    # all that was ever allocated, which is no less than what was there at once
+    allocated = sum(max(event.self_cpu_memory_usage, 0) for event in record.events())
+    assert 2**20 < allocated < 300 * 2**20
+    assert metric.confusion.sum() == 1100 * 1800
+
+
+# Two processes, with gloo: what they count is to the last pixel what one counts
+
+NAMES = ["cat", "dog", "sky", "sea", "sand"]
+COUNTS = (5, 1)  # images: one process has one more, one process has none
+
+
+def counted(images: range) -> MeanIoU:
+    """The metric after these images of a small set."""
+    metric = MeanIoU(NAMES, seen=[True, False, True, False, True])
+    for image in images:
+        generator = torch.Generator().manual_seed(image)
+        preds, target = torch.randint(0, 4, (2, 30, 20 + image), generator=generator)  # sand occurs nowhere
+        target[torch.rand(target.shape, generator=generator) < 0.2] = 255
+        metric.update(preds, target)
+    return metric
+
+
+def numbers(metric: MeanIoU) -> dict[str, Tensor]:
+    return {**metric.compute(), **metric.per_class()}
+
+
+def count_in_process(rank: int, folder: str) -> None:
+    distributed.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2)
+    found = [numbers(counted(range(rank, count, 2))) for count in COUNTS]
+    torch.save(found, f"{folder}/{rank}.pt")
+    distributed.destroy_process_group()
+
+
+def test_metric_of_two_processes_is_that_of_one(tmp_path: Path) -> None:
+    multiprocessing.spawn(count_in_process, (str(tmp_path),), nprocs=2)  # type: ignore[no-untyped-call]
+    expected = [numbers(counted(range(count))) for count in COUNTS]
+    for rank in (0, 1):
+        for found, wanted in zip(torch.load(tmp_path / f"{rank}.pt", weights_only=True), expected, strict=True):
+            assert found.keys() == wanted.keys()
+            for name, value in wanted.items():
+                assert torch.equal(found[name].nan_to_num(-1), value.nan_to_num(-1)), name
