@@ -87,7 +87,7 @@ WORDS: dict[str, tuple[tuple[object, ...], str]] = {
     "class": ((*TOY, "--model", "NoSuchTask"), "model: NoSuchTask is neither a config file that exists nor a class"),
     "fragment": ((*TOY, "--data", "none.yaml"), "data: none.yaml is neither a config file that exists nor a class"),
     "config": (("fit", "--config", "none.yaml"), "config: File does not exist: "),
-    "needed": (("segment",), "SegmentationTask needs segmenter; give --model.segmenter"),
+    "needed": (("segment",), "ImagesDataModule needs images, vocabulary; give --data.images and --data.vocabulary"),
     "command": (("toy", "--out", "x", "--scens", 3), "toy does not know --scens; did you mean 'scenes'?"),
     "command needs": (("bundle",), "bundle needs proposals, clip, out; give --proposals and --clip and --out"),
     "command number": (("toy", "--out", "x", "--scenes", "three"), "scenes: expected int, got three"),

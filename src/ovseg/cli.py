@@ -23,6 +23,7 @@ TRAINER_VERBS = {
 COMMANDS = {
     "toy": "write scenes of the embedded toy world, in the layout of COCO",
     "bundle": "join trained proposals and an adapted CLIP into a segmenter",
+    "data": "check every file of a benchmark: ovseg data check NAME --root DIR",
 }
 
 

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from inspect import signature
+from itertools import takewhile
 from pathlib import Path
+from typing import Literal
 
 import jsonargparse
 
@@ -64,7 +67,21 @@ def bundle(
     )
 
 
-COMMANDS: dict[str, Callable[..., None]] = {"toy": toy, "bundle": bundle}
+def data(action: Literal["check"], benchmark: str, root: Path | None = None, num_workers: int = 2) -> None:
+    """Read every image and label of a benchmark: `ovseg data check NAME --root DIR`.
+
+    Args:
+        action: `check`.
+        benchmark: its name, for example `ade20k_847`, or a file such as conf/data/own.yaml.
+        root: the folder that holds it; that of the file, or `datasets`, where not given.
+        num_workers: processes that read.
+    """
+    from ovseg.data.check import check, load_benchmark
+
+    print("\n".join(check(load_benchmark(benchmark, root), num_workers)))
+
+
+COMMANDS: dict[str, Callable[..., None]] = {"toy": toy, "bundle": bundle, "data": data}
 
 
 def run(words: list[str]) -> None:
@@ -75,6 +92,9 @@ def run(words: list[str]) -> None:
     """
     verb, *rest = words
     function = COMMANDS[verb]
+    plain = list(takewhile(lambda word: not word.startswith("-"), rest))  # `ovseg data check`: first ones need no flag
+    pairs = list(zip(signature(function).parameters, plain, strict=False))
+    rest = [*(part for name, word in pairs for part in (f"--{name}", word)), *rest[len(pairs) :]]
     first_line = (function.__doc__ or "").splitlines()[0]
     parser = jsonargparse.ArgumentParser(
         prog=f"ovseg {verb}", description=first_line, exit_on_error=False, allow_abbrev=False

@@ -2,19 +2,41 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import NamedTuple
 
+import jsonargparse
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
-from ovseg.data.benchmarks.base import EvalDataModule
+from ovseg.data.benchmarks import BENCHMARKS, EvalDataModule
 from ovseg.data.labels import LabelFiles
 from ovseg.images import read_image
 from ovseg.structures import InputError
 
 _SHOWN = 10  # absent classes that are named
+
+
+def load_benchmark(spec: str, root: Path | None = None) -> EvalDataModule:
+    """The datamodule of a published benchmark by its name, or of a file such as conf/data/own.yaml.
+
+    Raises:
+        InputError: there is none, or its files cannot be used.
+        jsonargparse.ArgumentError: the file does not say which.
+    """
+    if spec in BENCHMARKS:
+        return BENCHMARKS[spec]() if root is None else BENCHMARKS[spec](str(root))
+    if not Path(spec).is_file():
+        raise InputError(
+            f"there is no benchmark {spec!r}; take one of {', '.join(BENCHMARKS)}, or a file with its data"
+        )
+    parser = jsonargparse.ArgumentParser(exit_on_error=False, allow_abbrev=False)
+    parser.add_subclass_arguments(EvalDataModule, "data", required=True)
+    words = ["--data", spec, *([] if root is None else ["--data.root", str(root)])]
+    data: EvalDataModule = parser.instantiate(parser.parse_args(words)).data
+    return data
 
 
 class Looked(NamedTuple):
@@ -62,7 +84,10 @@ def check(data: EvalDataModule, num_workers: int = 0) -> list[str]:
             faults += 1
             tqdm.write(looked.fault)
     if faults:
-        raise InputError(f"{faults:,} of {len(files):,} images or their labels cannot be used, see above; replace them")
+        raise InputError(
+            f"{faults:,} of {len(files):,} images or their labels cannot be used, see above; "
+            "replace them or delete them with their labels"
+        )
     absent = [name.strip() for name, there in zip(data.vocabulary.scored_names, present, strict=True) if not there]
     more = f" and {len(absent) - _SHOWN} more" if len(absent) > _SHOWN else ""
     return [

@@ -1,0 +1,116 @@
+"""`ovseg data check` reads everything and names what is off; `ovseg test` finds it before it builds a model."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from ovseg.data.vocabulary import read_vocabulary
+from tests.data import layouts
+from tests.data.worlds import write_pair
+from tests.stages import CONF, ovseg, refusal, write
+
+Capture = pytest.CaptureFixture[str]
+ALONE = ("--num_workers", 0)
+
+
+def printed(capsys: Capture, *words: object) -> list[str]:
+    capsys.readouterr()
+    ovseg("data", "check", *words, *ALONE)
+    return capsys.readouterr().out.splitlines()
+
+
+def test_what_there_is_is_counted(tmp_path: Path, capsys: Capture) -> None:
+    layouts.pascal_voc(tmp_path, [[0, 1, 20], [255, 15, 0]], [[1, 1, 1], [3, 3, 3]])
+    voc = tmp_path / "VOCdevkit" / "VOC2012"
+    lines = printed(capsys, "pascal_voc_20", "--root", tmp_path)
+    assert lines[:3] == [
+        f"images: {voc / 'JPEGImages'}",
+        f"labels: {voc / 'SegmentationClass'}",
+        f"split: {voc / 'ImageSets/Segmentation/val.txt'}",
+    ]
+    names = read_vocabulary("pascal_voc_20").names
+    absent = [name for index, name in enumerate(names) if index not in (0, 2, 14, 19)]
+    assert lines[3:] == ["2 images, 2 labels, 4 of 20 classes present", f"absent: {', '.join(absent[:10])} and 6 more"]
+    assert printed(capsys, "pascal_voc_20b", "--root", tmp_path)[3] == "2 images, 2 labels, 5 of 21 classes present"
+
+
+def test_all_classes_may_be_there_and_files_are_read_by_several_processes(tmp_path: Path, capsys: Capture) -> None:
+    layouts.coco_stuff(tmp_path, *([[value] * 3] * 2 for value in (0, 1)))
+    (tmp_path / "words.txt").write_text("person\nbicycle\n")
+    folders = {
+        part: tmp_path / "coco" / place / "val2017" for part, place in (("images", ""), ("labels", "stuffthingmaps"))
+    }
+    own = write(
+        tmp_path / "own.yaml",
+        "class_path: ovseg.data.SegmentationBenchmark\n"
+        f"init_args: {{images: {folders['images']}, labels: {folders['labels']}, vocabulary: {tmp_path}/words.txt}}",
+    )
+    ovseg("data", "check", own, "--num_workers", 2)
+    assert capsys.readouterr().out.splitlines()[-1] == "2 images, 2 labels, 2 of 2 classes present"
+
+
+def test_a_file_of_conf_takes_another_root(tmp_path: Path, capsys: Capture) -> None:
+    layouts.ade20k_150(tmp_path, [[1, 2, 3], [4, 5, 6]])
+    lines = printed(capsys, CONF / "data" / "ade20k_150.yaml", "--root", tmp_path)
+    assert lines[2] == "1 images, 1 labels, 6 of 150 classes present"
+
+
+def test_every_fault_is_named(tmp_path: Path, capsys: Capture) -> None:
+    """Of more files than are looked at in the beginning."""
+    folders = tmp_path / "images", tmp_path / "labels"
+    for number in range(110):
+        write_pair(*folders, f"{number:03}", np.zeros((4, 6)))
+    jpeg = tmp_path / "images" / "001.jpg"
+    jpeg.write_bytes(jpeg.read_bytes()[:-60])
+    Image.new("L", (6, 5)).save(tmp_path / "labels" / "004.png")
+    Image.new("L", (6, 4), 9).save(tmp_path / "labels" / "007.png")
+    own = write(
+        tmp_path / "own.yaml",
+        "class_path: ovseg.data.SegmentationBenchmark\n"
+        f"init_args: {{images: {folders[0]}, labels: {folders[1]}, vocabulary: 'sky, sea'}}",
+    )
+    with pytest.raises(SystemExit) as stopped:
+        ovseg("data", "check", own, *ALONE)
+    assert stopped.value.code == 2
+    out, err = capsys.readouterr()
+    faults = out.splitlines()
+    assert len(faults) == 3
+    assert faults[0].startswith(f"{jpeg} cannot be used (")
+    assert faults[1].startswith(f"{tmp_path}/labels/004.png is 6 x 5 pixels but {tmp_path}/images/004.jpg is 6 x 4")
+    assert faults[2].startswith(f"{tmp_path}/labels/007.png has the value 9, no class of sky, sea")
+    assert err.splitlines()[-1].startswith("ovseg: 3 of 110 images or their labels cannot be used, see above; replace")
+
+
+def test_words_that_mean_nothing_are_refused(tmp_path: Path, capsys: Capture) -> None:
+    assert "data needs action, benchmark; give --action and --benchmark" in refusal(capsys, "data")
+    assert "data needs benchmark" in refusal(capsys, "data", "check")
+    assert "action: expected Literal['check'], got look" in refusal(capsys, "data", "look", "ade20k_150")
+    assert "there is no benchmark 'ade20k'; take one of ade20k_150, " in refusal(capsys, "data", "check", "ade20k")
+    wrong = refusal(capsys, "data", "check", "ade20k_150", "--root", tmp_path)
+    assert wrong.startswith(
+        f"ade20k_150 has no images ({tmp_path}/ADEChallengeData2016/images/validation) and no labels"
+    )
+    assert "data does not know stray" in refusal(capsys, "data", "check", "ade20k_150", tmp_path, 0, "stray")
+    captions = CONF / "data" / "coco_captions.yaml"
+    assert "CaptionDataModule" in refusal(capsys, "data", "check", captions)
+
+
+def test_missing_files_are_found_before_the_model_is_built(tmp_path: Path, capsys: Capture) -> None:
+    words = (
+        "test",
+        "--config",
+        CONF / "test.yaml",
+        "--data",
+        CONF / "data" / "ade20k_847.yaml",
+        "--data.root",
+        tmp_path,
+    )
+    place = ("--trainer.default_root_dir", tmp_path / "run", "--model.segmenter", tmp_path / "none")
+    assert "ade20k_847 has no images (" in refusal(capsys, *words, *place)
+    layouts.ade20k_847(tmp_path, [[2978, 312, 0], [5, 6000, 2978]])
+    assert f"no segmenter in {tmp_path}/none" in refusal(capsys, *words, *place)
+    assert not (tmp_path / "run").exists()
