@@ -59,7 +59,7 @@ def test_ade20k_150(tmp_path: Path) -> None:
 def test_ade20k_847(tmp_path: Path) -> None:
     # 2978 is wall, the first class; 312 building, the second; 0 and 5 are objects outside the vocabulary
     layouts.ade20k_847(tmp_path, [[2978, 312, 0], [5, 6000, 2978]], [[312, 312, 312], [312, 312, 312]])
-    data = ADE20K847DataModule(str(tmp_path))
+    data = ADE20K847DataModule(str(tmp_path), label_short_side=None)
     assert labels(data) == [[[1, 1, 1], [1, 1, 1]], [[0, 1, W], [W, W, 0]]]  # home_or_hotel comes before urban
     assert data.vocabulary.ignore_index == W and data.vocabulary.names[:2] == ("wall", "building, edifice")
     (seg,) = tmp_path.rglob("ADE_val_00000002_seg.png")
@@ -76,7 +76,17 @@ def test_every_class_of_ade20k_847_has_its_index(tmp_path: Path) -> None:
     layouts.ade20k_847(tmp_path, [ids])
     (scene,) = tmp_path.rglob("*.jpg")
     layouts.photo(scene, (1, 847))
-    assert labels(ADE20K847DataModule(str(tmp_path))) == [[list(range(847))]]
+    assert labels(ADE20K847DataModule(str(tmp_path), label_short_side=None)) == [[list(range(847))]]
+
+
+def test_ade20k_847_is_scored_at_the_short_side_of_the_release(tmp_path: Path) -> None:
+    layouts.ade20k_847(tmp_path, [[2978, 312, 0], [312, 2978, 2978]])
+    data = ADE20K847DataModule(str(tmp_path), resize=(4, 16))
+    (batch,) = data.test_dataloader()
+    assert batch.images[0].shape == (3, 4, 6) and batch.sizes == [(512, 768)]
+    assert batch.labels[0].shape == (512, 768)
+    assert batch.labels[0][::256, ::256].tolist() == batch.labels[0][255::256, 255::256].tolist()  # blocks
+    assert batch.labels[0][::256, ::256].tolist() == [[0, 1, W], [1, 0, 0]]
 
 
 @pytest.mark.parametrize("folder", ["SegmentationClass", "SegmentationClassAug"])

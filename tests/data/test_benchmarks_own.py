@@ -84,6 +84,15 @@ def test_more_classes_than_eight_bits_hold(tmp_path: Path) -> None:
     assert next(iter(data.test_dataloader())).labels[0].tolist() == [[300, data.vocabulary.ignore_index]]
 
 
+def test_classes_that_are_scored_as_one_have_one_value(tmp_path: Path) -> None:
+    write_pair(tmp_path / "images", tmp_path / "labels", "x", np.array([[0, 20]]))
+    data = SegmentationBenchmark(str(tmp_path / "images"), str(tmp_path / "labels"), "pascal_voc_20b")
+    assert next(iter(data.test_dataloader())).labels[0].tolist() == [[0, 20]]
+    write_pair(tmp_path / "images", tmp_path / "labels", "x", np.array([[0, 21]]))
+    with pytest.raises(InputError, match="has the value 21, no class of pascal_voc_20b"):
+        SegmentationBenchmark(str(tmp_path / "images"), str(tmp_path / "labels"), "pascal_voc_20b")
+
+
 def test_ids_are_values_plus_one(tmp_path: Path) -> None:
     (tmp_path / "words.json").write_text(json.dumps({"classes": ["a", "b"], "dataset_ids": [9, 4]}))
     write_pair(tmp_path / "images", tmp_path / "labels", "x", np.array([[8, 3]]))

@@ -80,7 +80,7 @@ def coding_of(vocabulary: Vocabulary, spec: str, offset: int = 0, use_ids: bool 
         use_ids: whether the values may be ids.
     """
     ids = read_dataset_ids(spec) if use_ids else None
-    indices = [i - 1 for i in ids] if ids else range(len(vocabulary))
+    indices = [i - 1 for i in ids] if ids else range(len(vocabulary.scored_names))
     return Coding([i + offset for i in indices], {*range(max(offset, 0)), vocabulary.ignore_index})
 
 
