@@ -1,63 +1,20 @@
-"""CLIP from every source, equal to plain open_clip, and its refusals."""
+"""CLIP from every source, equal to plain open_clip."""
 
 from __future__ import annotations
 
 import json
-import time
 from pathlib import Path
-from typing import Any
 
 import open_clip
 import pytest
 import torch
 import torch.nn.functional as F
-from huggingface_hub import constants
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 
 from ovseg.models import CLIPAdapter
 from ovseg.structures import InputError
 from tests import tiny
-
-PLAIN = {**tiny.CLIP, "text_cfg": {**tiny.CLIP["text_cfg"], "vocab_size": 49408, "context_length": 12}}
-REGIONS = torch.rand(3, 3, 32, 32, generator=torch.Generator().manual_seed(0))
-TEXTS = ["a cat", "two red sofas", "potted plants, and a word the merges do not know: zyzzyva"]
-
-
-@pytest.fixture
-def names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Tiny models that open_clip knows by name; `tiny-clip` has two tags, whose weights are at the returned place."""
-    weights = tmp_path / "tag.safetensors"
-    for name in ("tiny-clip", "tiny-clip-deep"):
-        deep = {"vision_cfg": {**PLAIN["vision_cfg"], "layers": 3}} if "deep" in name else {}
-        monkeypatch.setitem(open_clip.factory._MODEL_CONFIGS, name, PLAIN | deep)
-    tags = {
-        "quick": {"file": str(weights), "quick_gelu": True, "mean": (0.5, 0.5, 0.5), "std": (0.25, 0.25, 0.25)},
-        "far": {"hf_hub": "somebody/something/open_clip_model.safetensors"},
-    }
-    monkeypatch.setitem(open_clip.pretrained._PRETRAINED, "tiny-clip", tags)
-    torch.manual_seed(1)
-    save_file(open_clip.create_model("tiny-clip").state_dict(), weights)
-    return weights
-
-
-@torch.no_grad()
-def same_features(one: CLIPAdapter, other: CLIPAdapter) -> None:
-    masks = torch.zeros(3, 32, 32)
-    masks[:, :9, :20] = 1
-    assert torch.equal(one.eval().encode_regions(REGIONS, masks), other.eval().encode_regions(REGIONS, masks))
-    assert torch.equal(one.tokenizer(TEXTS), other.tokenizer(TEXTS))
-    assert torch.equal(one.encode_text(TEXTS), other.encode_text(TEXTS))
-    assert torch.equal(one.mean, other.mean) and torch.equal(one.std, other.std)
-    assert torch.equal(one.logit_scale, other.logit_scale)
-
-
-@torch.no_grad()
-def equals_open_clip(ours: CLIPAdapter, plain: Any, tokenizer: Any) -> None:
-    """Plain open_clip normalises by its own preprocess config."""
-    mean, std = (torch.tensor(plain.visual.preprocess_cfg[key])[:, None, None] for key in ("mean", "std"))
-    features = plain.eval().encode_image((REGIONS - mean) / std, normalize=True)
-    torch.testing.assert_close(ours.eval().encode_regions(REGIONS), features)
-    torch.testing.assert_close(ours.encode_text(TEXTS), plain.encode_text(tokenizer(TEXTS), normalize=True))
+from tests.models.clips import REGIONS, equals_open_clip, same_features
 
 
 @pytest.mark.usefixtures("names")
@@ -68,18 +25,6 @@ def test_a_name_gives_random_weights_of_that_model(prompt_depth: int | None) -> 
     torch.manual_seed(0)
     equals_open_clip(adapter, open_clip.create_model("tiny-clip"), open_clip.get_tokenizer("tiny-clip"))
     assert (adapter.image_size, adapter.dim, adapter.visual.patch_size) == (32, 32, 8)
-
-
-@pytest.mark.parametrize("suffix", [".safetensors", ".pt", ".ckpt"])
-def test_weights_from_a_file(names: Path, tmp_path: Path, suffix: str) -> None:
-    file = tmp_path / f"weights{suffix}"
-    weights = load_file(names)
-    save_file(weights, file) if suffix == ".safetensors" else torch.save(weights, file)
-    torch.manual_seed(0)
-    adapter = CLIPAdapter("tiny-clip", pretrained=str(file))
-    plain = open_clip.create_model("tiny-clip", pretrained=str(file))
-    equals_open_clip(adapter, plain, open_clip.get_tokenizer("tiny-clip"))
-    assert torch.equal(adapter.clip.positional_embedding, weights["positional_embedding"])
 
 
 @pytest.mark.usefixtures("names")
@@ -137,75 +82,6 @@ def test_prompts_of_another_tower_are_refused(tmp_path: Path) -> None:
         CLIPAdapter(str(tmp_path / "saved"))
 
 
-@pytest.mark.usefixtures("names")
-@pytest.mark.parametrize(
-    ("model", "pretrained", "reason"),
-    [
-        ("tiny-clop", None, "Model config for 'tiny-clop' not found"),
-        ("tiny-clip", "no-such-tag", "'no-such-tag' is not a known tag or valid file path"),
-        ("tiny-clip", "missing/weights.pt", "is not a known tag or valid file path"),
-        ("runs/missing", None, "Model config for 'runs-missing' not found"),
-    ],
-)
-def test_what_is_not_there_is_refused(model: str, pretrained: str | None, reason: str) -> None:
-    with pytest.raises(
-        InputError, match=rf"CLIP {model}.* could not be loaded .*{reason}.*bring the weights"
-    ) as caught:
-        CLIPAdapter(model, pretrained)
-    assert "\n" not in str(caught.value)
-
-
-@pytest.mark.parametrize("content", ["other", "text", "empty"])
-def test_weights_that_do_not_fit_are_refused(names: Path, tmp_path: Path, content: str) -> None:
-    file = tmp_path / "weights.pt"
-    file.write_text("<html>")
-    if content != "text":
-        torch.save(load_file(names) if content == "other" else {}, file)
-    with pytest.raises(InputError, match=r"CLIP tiny-clip-deep with weights .* could not be loaded"):
-        CLIPAdapter("tiny-clip-deep", pretrained=str(file))
-
-
-@pytest.mark.usefixtures("names")
-@pytest.mark.parametrize(("model", "pretrained"), [("tiny-clip", "far"), ("hf-hub:somebody/something", None)])
-def test_without_a_network_it_says_so_at_once(
-    monkeypatch: pytest.MonkeyPatch, model: str, pretrained: str | None
-) -> None:
-    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
-    monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")
-    start = time.monotonic()
-    with pytest.raises(InputError, match=r"could not be loaded.*without a network, bring the weights"):
-        CLIPAdapter(model, pretrained)
-    assert time.monotonic() - start < 5
-
-
-@pytest.mark.parametrize("weights", [True, False])
-def test_a_hub_name_in_the_cache_needs_no_network(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, weights: bool
-) -> None:
-    """And a hub name that brings no weights is refused, where open_clip would go on with random ones."""
-    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
-    model = tmp_path / "models--somebody--something"
-    (model / "refs").mkdir(parents=True)
-    (model / "refs" / "main").write_text("abc")
-    adapter = tiny.clip(tmp_path / "new")
-    adapter.save_pretrained(model / "snapshots" / "abc")
-    if weights:
-        again = CLIPAdapter("hf-hub:somebody/something")
-        assert torch.equal(again.encode_regions(REGIONS), adapter.encode_regions(REGIONS))
-    else:
-        (model / "snapshots" / "abc" / "open_clip_model.safetensors").unlink()
-        with pytest.raises(InputError, match="could not be loaded"):
-            CLIPAdapter("hf-hub:somebody/something")
-
-
-def test_a_folder_brings_its_own_weights(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="brings its own weights; leave `pretrained` out"):
-        CLIPAdapter(tiny.clip_folder(tmp_path), pretrained="openai")
-    (tmp_path / "none").mkdir()
-    with pytest.raises(InputError, match=r"is not a CLIP folder: it has no open_clip_config\.json"):
-        CLIPAdapter(str(tmp_path / "none"))
-
-
 def test_longer_texts_than_the_context_are_cut(tmp_path: Path) -> None:
     adapter = tiny.clip(tmp_path)
     same, cut = adapter.encode_text(["cat " * 200, "cat " * 100]).detach()
@@ -221,3 +97,42 @@ def test_the_config_in_the_folder_says_how_colours_are_normalised(tmp_path: Path
     features = adapter.clip.visual.visual((REGIONS - adapter.mean) / torch.tensor([1.0, 2.0, 4.0])[:, None, None])
     torch.testing.assert_close(adapter.encode_regions(REGIONS), F.normalize(features, dim=-1))
     torch.testing.assert_close(adapter.mean.flatten(), torch.tensor([0.1, 0.2, 0.3]))
+
+
+@pytest.mark.parametrize(
+    ("shape", "mask_shape", "reason"),
+    [
+        ((2, 1, 32, 32), None, r"regions have 1 channel; convert them to RGB, \(N, 3, height, width\)"),
+        ((2, 2, 32, 32), None, "regions have 2 channels; convert them to RGB"),
+        ((2, 4, 32, 32), None, "regions have 4 channels; convert them to RGB"),
+        ((3, 32, 32), None, r"regions have shape \(3, 32, 32\); stack them to"),
+        ((2, 3, 32, 7), None, r"regions of 32 × 7 pixels are smaller than a patch of CLIP \(8\); resize them"),
+        ((2, 3, 32, 32), (2, 1, 32, 32), r"masks of shape \(2, 1, 32, 32\) do not fit 2 regions of 32 × 32 pixels"),
+        ((2, 3, 32, 32), (2, 16, 16), r"masks of shape \(2, 16, 16\) do not fit 2 regions of 32 × 32 pixels"),
+    ],
+)
+def test_what_is_no_region_is_refused(
+    tmp_path: Path, shape: tuple[int, ...], mask_shape: tuple[int, ...] | None, reason: str
+) -> None:
+    adapter = tiny.clip(tmp_path, prompt_depth=1)
+    masks = None if mask_shape is None else torch.ones(mask_shape)
+    for encode in (adapter.encode_regions, adapter.visual):
+        with pytest.raises(InputError, match=reason):
+            encode(torch.rand(shape), masks)
+
+
+@torch.no_grad()
+def test_without_prompts_masks_change_nothing_and_new_prompts_are_no_zeros(tmp_path: Path) -> None:
+    """The release puts zeros into blank patches of a CLIP that was never prompted; here it stays plain CLIP."""
+    tiny.clip(tmp_path / "new").save_pretrained(tmp_path / "plain")
+    plain = CLIPAdapter(str(tmp_path / "plain")).eval()
+    masks = torch.zeros(3, 32, 32)
+    assert torch.equal(plain.encode_regions(REGIONS, masks), plain.encode_regions(REGIONS))
+    prompt = CLIPAdapter(str(tmp_path / "plain"), prompt_depth=3).visual.prompt
+    assert prompt is not None and prompt.mask_embedding.shape == (3, 16, 64)
+    assert abs(float(prompt.mask_embedding.std()) - 0.02) < 0.002
+
+
+def test_no_regions_have_no_features(tmp_path: Path) -> None:
+    features = tiny.clip(tmp_path, prompt_depth=1).encode_regions(torch.zeros(0, 3, 32, 32), torch.zeros(0, 32, 32))
+    assert features.shape == (0, 32)

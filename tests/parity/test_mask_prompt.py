@@ -10,7 +10,6 @@ from torch import Tensor
 
 from ovseg.models.mask_prompt import MaskPromptedViT
 from ovseg.ops import patch_coverage
-from ovseg.structures import InputError
 from tests.parity import goldens
 
 G1 = goldens.arrays("g1_vit_mask_prompt")
@@ -121,8 +120,3 @@ def test_gradient_checkpointing_changes_nothing() -> None:
         gradients.append(gradient)
     torch.testing.assert_close(gradients[0], gradients[1])
     assert bool((gradients[0] != 0).any())
-
-
-def test_other_towers_are_refused_with_a_sentence() -> None:
-    with pytest.raises(InputError, match=r"need a CLIP vision transformer.*Linear.*choose"):
-        MaskPromptedViT(torch.nn.Linear(2, 2), 1)

@@ -18,6 +18,7 @@ from huggingface_hub import constants
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from ovseg.checkpoint.torchscript import is_torchscript, read_torchscript
 from ovseg.structures import InputError
 
 Architecture = dict[str, Any]
@@ -72,7 +73,7 @@ def _hub_answers() -> bool:
 
 
 def read_state(path: str | Path) -> dict[str, Any]:
-    """Read a checkpoint or a bare state dict, without executing anything in it.
+    """Read a checkpoint, a bare state dict or the weights of a TorchScript archive, without executing anything in it.
 
     Raises:
         InputError: the file is missing, cut short, or holds objects other than tensors and plain values.
@@ -83,6 +84,11 @@ def read_state(path: str | Path) -> dict[str, Any]:
     try:
         if path.suffix == ".safetensors":
             return dict(load_file(path))
+        if is_torchscript(path):
+            return read_torchscript(path)
+        with path.open("rb") as file:
+            if file.read(1) not in (b"P", pickle.PROTO):  # an archive of today, or a file of torch before 1.6
+                raise ValueError("its content is of another kind")
         # mapped, not read: a checkpoint may hold an optimizer three times the size of the weights asked for
         content = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
     except pickle.UnpicklingError as error:

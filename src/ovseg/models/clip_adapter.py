@@ -1,39 +1,32 @@
-"""CLIP, adapted to masked regions: the only file beside `mask_prompt` that imports open_clip."""
+"""CLIP, adapted to masked regions."""
 
 from __future__ import annotations
 
-import gzip
-import json
-import tempfile
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import open_clip
 import torch
 import torch.nn.functional as F
-from open_clip.transformer import QuickGELU
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from ovseg.checkpoint import (
-    Architecture,
-    check_and_load,
-    first_line,
-    hub_or_cache,
-    load_weights,
-    quiet,
-    read_architecture,
-    read_state,
-    toy_weights,
+from ovseg.checkpoint import Architecture, check_and_load, hub_or_cache, load_weights, read_state
+from ovseg.models.clip_files import CONFIG as CONFIG
+from ovseg.models.clip_files import (
+    PROMPT,
+    WEIGHTS,
+    architecture_of,
+    create_clip,
+    create_tokenizer,
+    folder_of,
+    hub_name,
+    read_config,
+    write_architecture,
 )
-from ovseg.models.mask_prompt import MaskPromptedViT
+from ovseg.models.mask_prompt import MaskPromptedViT, check_regions
 from ovseg.models.text_tower import encode_tokens
 from ovseg.structures import InputError
-
-CONFIG, WEIGHTS = "open_clip_config.json", "open_clip_model.safetensors"  # names that open_clip knows
-MERGES, PROMPT = "merges.txt.gz", "mask_prompt.safetensors"
 
 IMAGENET_TEMPLATES: tuple[str, ...] = tuple(sentence("{}") for sentence in open_clip.OPENAI_IMAGENET_TEMPLATES)
 
@@ -45,9 +38,9 @@ class CLIPAdapter(nn.Module):
         model: name of an open_clip model, `hf-hub:` name, a folder with `open_clip_config.json`, a `.ckpt` of adapter
             training, or `toy`. All but the first bring their weights.
         pretrained: an open_clip tag or a weights file for a named model; weights are random without. Files of OpenAI
-            and OVSeg need a `-quickgelu` model.
-        prompt_depth: layers with mask prompts; by default as many as `model` brings. New prompts are drawn from
-            N(0, 0.02²).
+            and OVSeg need a `-quickgelu` model; OpenAI's own `.pt` are read as they are.
+        prompt_depth: layers with mask prompts; by default as many as `model` brings. To a `model` without prompts it
+            adds new ones, drawn from N(0, 0.02²) as a start for training.
         shared_prompt: one new prompt for all positions instead of one each.
 
     Raises:
@@ -66,15 +59,15 @@ class CLIPAdapter(nn.Module):
     ) -> None:
         super().__init__()
         checkpoint = model if Path(model).suffix == ".ckpt" else None
-        on_hub = model.startswith("hf-hub:")
-        with _folder_of(model) as folder, hub_or_cache(model if on_hub else pretrained or "."):
+        with folder_of(model) as folder:
             name = model if folder is None else f"local-dir:{folder}"
-            if pretrained and (folder or on_hub):
+            if pretrained and (folder or model.startswith("hf-hub:")):
                 raise InputError(f"{model} brings its own weights; leave `pretrained` out, it is for open_clip's names")
-            self.clip = _create_model(name, pretrained)
-            self.config, self.merges = _read_config(folder, name, self.clip)
-            self.tokenizer = _tokenizer(name, self.config, self.merges)
-            prompts = load_file(folder / PROMPT) if folder and (folder / PROMPT).is_file() else {}
+            with hub_or_cache(hub_name(name, pretrained)):
+                self.clip = create_clip(name, pretrained)
+                self.config, self.merges = read_config(folder, name, self.clip)
+                self.tokenizer = create_tokenizer(folder, name, self.config)
+            prompts = read_state(folder / PROMPT) if folder and (folder / PROMPT).is_file() else {}
         prompts = prompts or ({} if checkpoint is None else _prompts_in(checkpoint))
         depth, positions, _ = prompts["mask_embedding"].shape if prompts else (0, 0, 0)
         if depth and prompt_depth not in (None, depth):
@@ -116,11 +109,16 @@ class CLIPAdapter(nn.Module):
 
         Args:
             regions: (N, 3, S, S) in [0, 1], filled outside the mask.
-            region_masks: (N, S, S), positive where visible; nothing is blank where not given.
+            region_masks: (N, S, S), positive where visible; nothing is blank where not given. A CLIP without mask
+                prompts has nothing to put into blank patches and sees the fill there, masks or not.
 
         Returns:
             (N, D).
+
+        Raises:
+            InputError: regions are no RGB images, are smaller than a patch, or do not fit their masks.
         """
+        check_regions(regions, region_masks, self.visual.patch_size)
         return F.normalize(self.visual((regions - self.mean) / self.std, region_masks), dim=-1)
 
     def encode_text(self, texts: Sequence[str]) -> Tensor:
@@ -129,13 +127,13 @@ class CLIPAdapter(nn.Module):
 
     def architecture(self) -> Architecture:
         """What a training checkpoint keeps beside the weights, to rebuild the network without a hub."""
-        return {"config": self.config, "merges": self.merges}
+        return architecture_of(self.config, self.merges, self.tokenizer)
 
     def save_pretrained(self, folder: str | Path) -> None:
         """Write a folder that the constructor reads and, but for the prompts, open_clip too."""
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
-        _write_config(folder, self.config, self.merges)
+        write_architecture(folder, self.architecture())
         weights, prompt = {}, self.visual.prompt
         for key, tensor in self.clip.state_dict().items():
             if not key.startswith("visual.prompt."):
@@ -145,71 +143,7 @@ class CLIPAdapter(nn.Module):
             save_file(prompt.state_dict(), folder / PROMPT)
 
 
-@contextmanager
-def _folder_of(model: str) -> Iterator[Path | None]:
-    """The folder that `model` means, None for a name; for a checkpoint one made for the occasion, without weights."""
-    folder = toy_weights("clip") if model == "toy" else Path(model)
-    if folder.suffix == ".ckpt":
-        architecture = read_architecture(folder, "clip")
-        with tempfile.TemporaryDirectory() as temporary:  # open_clip builds models from files only
-            _write_config(Path(temporary), architecture["config"], architecture["merges"])
-            yield Path(temporary)
-    elif folder.is_dir():
-        if not (folder / CONFIG).is_file():
-            raise InputError(f"{folder} is not a CLIP folder: it has no {CONFIG}; `ovseg bundle` writes one")
-        yield folder
-    else:
-        yield None
-
-
 def _prompts_in(checkpoint: str) -> dict[str, Tensor]:
     prefix = "clip.clip.visual.prompt."
     state: dict[str, Tensor] = read_state(checkpoint)["state_dict"]
     return {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}
-
-
-def _create_model(name: str, pretrained: str | None) -> nn.Module:
-    tag = open_clip.get_pretrained_cfg(name, pretrained) if pretrained else {}
-    try:
-        with quiet("open_clip"):  # it warns of random weights even where none were asked for
-            model: nn.Module = open_clip.create_model(
-                name,
-                pretrained,
-                force_quick_gelu=bool(tag.get("quick_gelu")),
-                require_pretrained=pretrained is not None or name.startswith("hf-hub:"),
-            )
-    except Exception as error:  # of torch, safetensors, the hub and open_clip itself
-        what = f"CLIP {name}" + (f" with weights {pretrained!r}" if pretrained else "")
-        raise InputError(
-            f"{what} could not be loaded ({first_line(error)}); without a network, bring the weights from "
-            "elsewhere and give their file as `pretrained`, or a folder with open_clip_config.json as `model`"
-        ) from error
-    return model
-
-
-def _read_config(folder: Path | None, name: str, clip: nn.Module) -> tuple[dict[str, Any], list[str] | None]:
-    """The contents of `open_clip_config.json`, and the merges of a reduced tokenizer where there is one."""
-    if folder is None:
-        model = open_clip.get_model_config(name)
-        # both may come with the weights, not with the name
-        model["quick_gelu"] = any(isinstance(part, QuickGELU) for part in clip.modules())
-        preprocess = {key: clip.visual.preprocess_cfg[key] for key in ("mean", "std")}  # type: ignore[union-attr, index]
-        return {"model_cfg": model, "preprocess_cfg": preprocess, "tokenizer": name}, None
-    config: dict[str, Any] = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
-    file = folder / MERGES
-    return config, gzip.decompress(file.read_bytes()).decode().splitlines()[1:] if file.is_file() else None
-
-
-def _write_config(folder: Path, config: dict[str, Any], merges: list[str] | None) -> None:
-    (folder / CONFIG).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
-    if merges is not None:  # open_clip's format: a first line that is skipped, then a merge a line
-        (folder / MERGES).write_bytes(gzip.compress("\n".join(["#version: 0.2", *merges]).encode(), mtime=0))
-
-
-def _tokenizer(name: str, config: dict[str, Any], merges: list[str] | None) -> Any:
-    if merges is None:
-        return open_clip.get_tokenizer(config.get("tokenizer", name))
-    with tempfile.TemporaryDirectory() as folder:  # open_clip reads merges from files only
-        _write_config(Path(folder), config, merges)
-        context: int = config["model_cfg"]["text_cfg"]["context_length"]
-        return open_clip.SimpleTokenizer(str(Path(folder) / MERGES), context_length=context)

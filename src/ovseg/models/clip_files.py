@@ -1,0 +1,194 @@
+"""CLIP models of open_clip from names, the hub and files, none of which is ever executed."""
+
+from __future__ import annotations
+
+import contextlib
+import gzip
+import json
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import open_clip
+from open_clip.convert import convert_state_dict
+from open_clip.model import convert_to_custom_text_state_dict, resize_pos_embed, resize_text_pos_embed
+from open_clip.pretrained import download_pretrained, download_pretrained_from_hf
+from open_clip.tokenizer import HFTokenizer
+from open_clip.transformer import QuickGELU
+from torch import Tensor, nn
+
+from ovseg.checkpoint import Architecture, check_and_load, first_line, quiet, read_architecture, read_state, toy_weights
+from ovseg.structures import InputError
+
+CONFIG, WEIGHTS = "open_clip_config.json", "open_clip_model.safetensors"  # names that open_clip knows
+MERGES, PROMPT = "merges.txt.gz", "mask_prompt.safetensors"
+TOKENIZER = "tokenizer_config.json"  # every tokenizer of transformers has one
+
+WEIGHTS_OF_OTHERS = (
+    WEIGHTS,
+    "open_clip_pytorch_model.safetensors",
+    "open_clip_pytorch_model.bin",
+    "open_clip_pytorch_model.pth",
+    "model.safetensors",
+    "pytorch_model.bin",
+)
+"""What folders call them, the first that is there counts, as in open_clip."""
+
+NO_WEIGHTS = ("input_resolution", "context_length", "vocab_size", "text.transformer.embeddings.position_ids")
+"""Constants that OpenAI's files, and old ones of open_clip, keep among their weights."""
+
+
+@contextmanager
+def folder_of(model: str) -> Iterator[Path | None]:
+    """The folder that `model` means, None for a name; for a checkpoint one made for the occasion, without weights."""
+    folder = toy_weights("clip") if model == "toy" else Path(model)
+    if folder.suffix == ".ckpt":
+        with tempfile.TemporaryDirectory() as temporary:  # open_clip builds models from files only
+            write_architecture(Path(temporary), read_architecture(folder, "clip"))
+            yield Path(temporary)
+    elif folder.is_dir():
+        if not (folder / CONFIG).is_file():
+            raise InputError(f"{folder} is not a CLIP folder: it has no {CONFIG}; `ovseg bundle` writes one")
+        yield folder
+    else:
+        yield None
+
+
+def hub_name(name: str, pretrained: str | None) -> str:
+    """What building a model asks the hub for, or `.` if nothing."""
+    if name.startswith("hf-hub:"):
+        return name
+    try:
+        text = (open_clip.get_model_config(name) or {}).get("text_cfg", {})
+    except (OSError, ValueError):  # said where the model is built
+        text = {}
+    if name.startswith("local-dir:") and (Path(name.removeprefix("local-dir:")) / TOKENIZER).is_file():
+        text = {"hf_model_name": text.get("hf_model_name")}
+    return pretrained or text.get("hf_model_name") or text.get("hf_tokenizer_name") or "."
+
+
+def create_clip(name: str, pretrained: str | None) -> nn.Module:
+    """A model by open_clip's name, with the weights of a tag, a file, its folder or its hub.
+
+    Args:
+        name: also `hf-hub:…` and `local-dir:…`; weights of a folder that has none are random.
+
+    Raises:
+        InputError: the model is unknown, or weights are missing, unreadable or of another architecture.
+    """
+    tag = open_clip.get_pretrained_cfg(name, pretrained) if pretrained else {}
+    try:
+        with quiet("open_clip"):  # it warns of random weights even where none were asked for
+            clip: nn.Module = open_clip.create_model(
+                name,
+                load_weights=False,
+                pretrained_text=False,
+                force_quick_gelu=bool(tag.get("quick_gelu")),
+                force_preprocess_cfg=tag,
+            )
+            file = _weights_file(name, pretrained, tag)
+    except InputError:
+        raise
+    except Exception as error:  # of torch, timm, the hub and open_clip itself
+        what = f"CLIP {name}" + (f" with weights {pretrained!r}" if pretrained else "")
+        raise InputError(
+            f"{what} could not be loaded ({first_line(error)}); without a network, bring the weights from "
+            "elsewhere and give their file as `pretrained`, or a folder with open_clip_config.json as `model`"
+        ) from error
+    if file is not None:
+        _load(clip, file)
+    return clip
+
+
+def _weights_file(name: str, pretrained: str | None, tag: dict[str, Any]) -> Path | None:
+    if name.startswith("local-dir:"):
+        folder = Path(name.removeprefix("local-dir:"))
+        files = [folder / known for known in WEIGHTS_OF_OTHERS if (folder / known).is_file()]
+        others = [file for file in sorted(folder.glob("*.*")) if file.suffix in {".safetensors", ".bin", ".pt", ".pth"}]
+        if not files and (unknown := [file.name for file in others if file.name != PROMPT]):
+            raise InputError(f"{folder} has no {WEIGHTS}, but {unknown[0]}; rename that if it has the weights of CLIP")
+        return files[0] if files else None
+    if name.startswith("hf-hub:"):
+        return Path(download_pretrained_from_hf(name.removeprefix("hf-hub:")))
+    if tag:
+        return Path(download_pretrained(tag))
+    if pretrained and not Path(pretrained).is_file():
+        tags = ", ".join(open_clip.list_pretrained_tags_by_model(name)) or "none"
+        raise InputError(f"{pretrained!r} is neither a file nor a tag that open_clip knows for {name} (it has: {tags})")
+    return Path(pretrained) if pretrained else None
+
+
+def _load(clip: nn.Module, file: Path) -> None:
+    """Load what open_clip loads, in all layouts that it converts, but only by `read_state`, and only if all fits."""
+    content = read_state(file)
+    state = content.get("state_dict", content)  # training checkpoints of open_clip
+    if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
+        raise InputError(f"{file} holds no state dict of a CLIP; give a checkpoint or weights of open_clip or OpenAI")
+    state = {key.removeprefix("module."): value for key, value in state.items()}
+    state = convert_state_dict(clip, {key: value for key, value in state.items() if key not in NO_WEIGHTS})
+    if "positional_embedding" in state and not hasattr(clip, "positional_embedding"):
+        state = convert_to_custom_text_state_dict(state)
+    for key in ("logit_scale", "logit_bias"):  # of one entry, or a number
+        own = getattr(clip, key, None)
+        if key in state and isinstance(own, Tensor) and own.numel() == state[key].numel():
+            state[key] = state[key].reshape(own.shape)
+    with contextlib.suppress(AssertionError, RuntimeError):  # of another width, which the next line says
+        resize_pos_embed(state, clip)
+        resize_text_pos_embed(state, clip)
+    check_and_load(clip, state, file)
+
+
+def read_config(folder: Path | None, name: str, clip: nn.Module) -> tuple[dict[str, Any], list[str] | None]:
+    """The contents of `open_clip_config.json`, and the merges of a reduced tokenizer where there is one."""
+    if folder is None:
+        model = open_clip.get_model_config(name)
+        # both may come with the weights, not with the name
+        model["quick_gelu"] = any(isinstance(part, QuickGELU) for part in clip.modules())
+        preprocess = {key: clip.visual.preprocess_cfg[key] for key in ("mean", "std")}  # type: ignore[union-attr, index]
+        return {"model_cfg": model, "preprocess_cfg": preprocess, "tokenizer": name}, None
+    config: dict[str, Any] = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
+    file = folder / MERGES
+    return config, gzip.decompress(file.read_bytes()).decode().splitlines()[1:] if file.is_file() else None
+
+
+def architecture_of(config: dict[str, Any], merges: list[str] | None, tokenizer: Any) -> Architecture:
+    """What rebuilds a CLIP without its weights, a hub or its folder."""
+    if not isinstance(tokenizer, HFTokenizer):
+        return {"config": config, "merges": merges}
+    with tempfile.TemporaryDirectory() as folder:  # transformers writes tokenizers to folders only
+        tokenizer.save_pretrained(folder)
+        # as text of a character a byte: a checkpoint keeps plain values
+        files = {file.name: file.read_bytes().decode("latin-1") for file in sorted(Path(folder).iterdir())}
+    return {"config": config, "merges": merges, "tokenizer": files}
+
+
+def write_architecture(folder: Path, architecture: Architecture) -> None:
+    """Write it as a folder that open_clip reads."""
+    (folder / CONFIG).write_text(json.dumps(architecture["config"], indent=2) + "\n", encoding="utf-8")
+    merges = architecture["merges"]
+    if merges is not None:  # open_clip's format: a first line that is skipped, then a merge a line
+        (folder / MERGES).write_bytes(gzip.compress("\n".join(["#version: 0.2", *merges]).encode(), mtime=0))
+    for name, content in architecture.get("tokenizer", {}).items():
+        (folder / Path(name).name).write_bytes(content.encode("latin-1"))
+
+
+def create_tokenizer(folder: Path | None, name: str, config: dict[str, Any]) -> Any:
+    """The tokenizer of a model: reduced or of transformers where the folder has one, else by its name.
+
+    Raises:
+        InputError: it is on a hub out of reach.
+    """
+    if folder is not None and (folder / MERGES).is_file():
+        context: int = config["model_cfg"]["text_cfg"].get("context_length", 77)
+        return open_clip.SimpleTokenizer(str(folder / MERGES), context_length=context)
+    own = folder is not None and (folder / TOKENIZER).is_file()
+    try:
+        with quiet("open_clip"):
+            return open_clip.get_tokenizer(name if own else config.get("tokenizer", name))
+    except Exception as error:  # of transformers, the hub and open_clip itself
+        raise InputError(
+            f"the tokenizer of CLIP {name} could not be loaded ({first_line(error)}); without a network, give as "
+            f"`model` a folder that has {CONFIG}, the weights and the tokenizer's files"
+        ) from error

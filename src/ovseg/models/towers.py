@@ -1,0 +1,157 @@
+"""Image towers of open_clip taken apart, so that tokens can be replaced between their blocks.
+
+The one file that knows how the vision transformers of open_clip and timm work inside; `tests/models/test_towers.py`
+holds it equal to the public path.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from open_clip.timm_model import TimmModel
+from open_clip.transformer import VisionTransformer
+from timm.layers.hybrid_embed import HybridEmbed
+from timm.layers.pos_embed_sincos import RotaryEmbeddingCat
+from timm.models.eva import Eva
+from timm.models.vision_transformer import VisionTransformer as TimmViT
+from torch import Tensor, nn
+
+from ovseg.structures import InputError
+
+Grid = tuple[int, int]  # patches per column and row
+Block = Callable[[Tensor], Tensor]  # (N, prefix + L, C) to the same
+
+
+class OpenClipTower:
+    """open_clip's own vision transformer: a class token, and any pooling that gives one feature an image."""
+
+    prefix = 1  # tokens before those of patches
+
+    def __init__(self, visual: VisionTransformer) -> None:
+        self.visual = visual
+        self.grid: Grid = visual.grid_size  # at the tower's own resolution
+        self.patch_size = int(visual.patch_size[0])
+        self.width = int(visual.conv1.out_channels)
+
+    @property
+    def checkpointing(self) -> bool:
+        """Whether blocks are computed again for their gradients."""
+        return bool(self.visual.transformer.grad_checkpointing)
+
+    def patches(self, images: Tensor) -> tuple[Tensor, Grid]:
+        """Images (N, 3, H, W) to tokens (N, L, C) and their grid."""
+        cells: Tensor = self.visual.conv1(images)  # (N, C, rows, columns)
+        return cells.flatten(2).transpose(1, 2), (cells.shape[2], cells.shape[3])
+
+    def embed(self, tokens: Tensor, grid: Grid) -> Tensor:
+        """Tokens (N, L, C) to what the first block takes, (N, prefix + L, C)."""
+        visual = self.visual
+        first = visual.class_embedding.to(tokens.dtype).expand(len(tokens), 1, -1)
+        position = resize_grid(visual.positional_embedding, self.grid, grid, self.prefix)
+        embedded: Tensor = visual.ln_pre(torch.cat([first, tokens], dim=1) + position.to(tokens.dtype))
+        return embedded
+
+    def blocks(self, grid: Grid) -> list[Block]:
+        """The blocks in order, for tokens of that grid."""
+        return list(self.visual.transformer.resblocks)
+
+    def pool(self, tokens: Tensor) -> Tensor:
+        """What the last block gives to features (N, D)."""
+        pooled: Tensor = self.visual._pool(tokens)[0]
+        return pooled if self.visual.proj is None else pooled @ self.visual.proj
+
+
+class TimmTower:
+    """timm's vision transformer (SigLIP, MobileCLIP-B, ViTamin) or Eva (EVA-CLIP, Perception Encoder)."""
+
+    def __init__(self, visual: TimmModel) -> None:
+        self.visual = visual
+        self.trunk: TimmViT | Eva = visual.trunk
+        self.prefix = int(self.trunk.num_prefix_tokens)
+        self.grid: Grid = self.trunk.patch_embed.grid_size
+        self.patch_size = int(self.trunk.patch_embed.feat_ratio())
+        self.width = int(self.trunk.embed_dim)
+
+    @property
+    def checkpointing(self) -> bool:
+        """Whether blocks are computed again for their gradients."""
+        return bool(self.trunk.grad_checkpointing)
+
+    def patches(self, images: Tensor) -> tuple[Tensor, Grid]:
+        """Images (N, 3, H, W) to tokens (N, L, C) and their grid."""
+        embed: Any = self.trunk.patch_embed  # its own `forward` takes no other resolution
+        convolutional = isinstance(embed, HybridEmbed)
+        cells: Tensor = embed.proj(embed.backbone(images) if convolutional else images)  # (N, C, rows, columns)
+        tokens = cells.flatten(2).transpose(1, 2)
+        return tokens if convolutional else embed.norm(tokens), (cells.shape[2], cells.shape[3])
+
+    def embed(self, tokens: Tensor, grid: Grid) -> Tensor:
+        """Tokens (N, L, C) to what the first block takes, (N, prefix + L, C)."""
+        trunk, position = self.trunk, self.trunk.pos_embed
+        if position is not None and trunk.no_embed_class:
+            tokens = tokens + resize_grid(position[0], self.grid, grid)
+        first = [token.expand(len(tokens), -1, -1) for token in (trunk.cls_token, trunk.reg_token) if token is not None]
+        tokens = torch.cat([*first, tokens], dim=1)
+        if position is not None and not trunk.no_embed_class:
+            tokens = tokens + resize_grid(position[0], self.grid, grid, self.prefix)
+        embedded: Tensor = trunk.norm_pre(trunk.pos_drop(tokens))
+        return embedded
+
+    def blocks(self, grid: Grid) -> list[Block]:
+        """The blocks in order, for tokens of that grid."""
+        rope = getattr(self.trunk, "rope", None)
+        if rope is None:
+            return list(self.trunk.blocks)
+        if grid != self.grid:  # it keeps the angles of one grid only, and the tower's own shall stay
+            rope = copy.deepcopy(rope)
+            rope.update_feat_shape(list(grid))
+        return [partial(block, rope=rope.get_embed()) for block in self.trunk.blocks]
+
+    def pool(self, tokens: Tensor) -> Tensor:
+        """What the last block gives to features (N, D)."""
+        pooled: Tensor = self.visual.head(self.trunk.forward_head(self.trunk.norm(tokens)))
+        return pooled
+
+
+Tower = OpenClipTower | TimmTower
+
+
+def take_apart(visual: nn.Module) -> Tower:
+    """The parts of an image tower.
+
+    Raises:
+        InputError: it has no patch tokens, does not keep them all, or does not pool them into one feature.
+    """
+    trunk = visual.trunk if isinstance(visual, TimmModel) else visual
+    kind = type(trunk).__name__
+    if type(trunk) not in (VisionTransformer, TimmViT, Eva):  # what inherits from these may compute something else
+        raise InputError(
+            f"the image tower is a {kind}, which has no patch tokens that mask prompts could replace; choose a plain "
+            "vision transformer of open_clip, such as ViT-B-16, ViT-B-16-SigLIP or EVA02-B-16"
+        )
+    if getattr(trunk, "pool_type", None) == "none" or getattr(trunk, "global_pool", None) == "":
+        raise InputError(f"the image tower, a {kind}, does not pool its tokens into one feature; choose one that does")
+    if not isinstance(getattr(trunk, "rope", None), RotaryEmbeddingCat | None):
+        raise InputError(f"the image tower, a {kind}, has rotary positions of a kind that is not supported")
+    dropout = getattr(trunk, "patch_dropout", getattr(trunk, "patch_drop", None))
+    if not isinstance(dropout, nn.Identity | None):
+        raise InputError("the image tower drops patches in training, mask prompts need them all; set patch_dropout: 0")
+    return TimmTower(visual) if isinstance(visual, TimmModel) else OpenClipTower(visual)
+
+
+def resize_grid(tokens: Tensor, grid: Grid, target: Grid, prefix: int = 0) -> Tensor:
+    """Interpolate one token per grid cell to another grid; the same object where the grids are equal.
+
+    Args:
+        tokens: (prefix + rows · columns, C); the first `prefix` stay as they are.
+    """
+    if grid == target:
+        return tokens
+    cells = tokens[prefix:].reshape(1, *grid, -1).permute(0, 3, 1, 2).float()  # (1, C, rows, columns)
+    cells = F.interpolate(cells, target, mode="bicubic", align_corners=False, antialias=True)
+    return torch.cat([tokens[:prefix], cells[0].flatten(1).T.to(tokens.dtype)])

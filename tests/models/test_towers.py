@@ -1,0 +1,201 @@
+"""Every kind of image tower that open_clip builds: equal to its public path, or refused."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import open_clip
+import pytest
+import timm
+import torch
+from open_clip.model import resize_pos_embed
+from torch import Tensor
+
+from ovseg.models import CLIPAdapter, MaskPromptedViT
+from ovseg.models.towers import take_apart
+from ovseg.structures import InputError
+from tests import tiny
+
+SMALL = {"embed_dim": 64, "depth": 3, "num_heads": 2, "img_size": 32, "patch_size": 8}
+MAP = {"attn_pool_num_heads": 2}
+
+
+def timm_tower(base: str, vision: dict[str, Any], **small: Any) -> dict[str, Any]:
+    """Register a small variant of timm's `base`; what open_clip needs to build it."""
+
+    def entry(**settings: Any) -> torch.nn.Module:
+        return timm.create_model(base, **small, **settings)
+
+    entry.__name__ = f"tiny_{base}"
+    timm.models.register_model(entry)
+    return {"image_size": 32, "timm_model_name": entry.__name__, "timm_model_pretrained": False, **vision}
+
+
+OWN = tiny.CLIP["vision_cfg"] | {"layers": 3}
+TEXT = tiny.CLIP["text_cfg"] | {"vocab_size": 49408}
+CLS = {"timm_pool": "token", "timm_proj": None}
+TOWERS: dict[str, dict[str, Any]] = {
+    "OpenAI": {"vision_cfg": OWN},
+    "LayerScale": {"vision_cfg": OWN | {"ls_init_value": 0.1}},
+    "CLIPA": {"vision_cfg": OWN | {"no_ln_pre": True, "pool_type": "avg", "final_ln_after_pool": True}},
+    "CoCa": {
+        "vision_cfg": OWN | {"attentional_pool": True, "attn_pooler_heads": 2, "output_tokens": True},
+        "text_cfg": TEXT | {"embed_cls": True, "output_tokens": True},
+        "multimodal_cfg": {"context_length": 16, "width": 64, "heads": 2, "layers": 1, "mlp_ratio": 2},
+    },
+    "SigLIP": {
+        "vision_cfg": timm_tower("vit_base_patch16_siglip_224", {"timm_pool": "map", "timm_proj": "none"}, **SMALL),
+        "init_logit_bias": -10.0,
+    },
+    "EVA01": {"vision_cfg": timm_tower("eva_giant_patch14_clip_224", CLS, **SMALL)},
+    "EVA02": {"vision_cfg": timm_tower("eva02_base_patch16_clip_224", CLS, **SMALL)},
+    "PE-Core": {
+        "vision_cfg": timm_tower("vit_pe_core_tiny_patch16_384", {"timm_pool": "map", "timm_proj": None}, **SMALL | MAP)
+    },
+    "GAP": {"vision_cfg": timm_tower("vit_medium_patch16_gap_256", {"timm_pool": "", "timm_proj": "linear"}, **SMALL)},
+    "registers": {"vision_cfg": timm_tower("vit_base_patch16_reg4_gap_256", {"timm_pool": ""}, **SMALL)},
+    "ViTamin": {"vision_cfg": timm_tower("vitamin_small_224", {"timm_pool": ""}, img_size=32, depth=3)},
+}
+
+
+@pytest.fixture(params=TOWERS)
+def config(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+    """A tiny model that open_clip knows by the name of `tower`."""
+    config = {"embed_dim": 32, "text_cfg": TEXT, "custom_text": True} | TOWERS[request.param]
+    monkeypatch.setitem(open_clip.factory._MODEL_CONFIGS, "tower", config)
+    return config
+
+
+def random_tower(config: dict[str, Any], seed: int = 0) -> torch.nn.Module:
+    """As open_clip builds it, but with no parameter left at zero or one."""
+    torch.manual_seed(seed)
+    visual: torch.nn.Module = open_clip.model._build_vision_tower(32, dict(config["vision_cfg"]), False)
+    for parameter in visual.parameters():
+        parameter.data.add_(0.05 * torch.randn_like(parameter))
+    return visual.eval()
+
+
+def public(visual: torch.nn.Module, images: Tensor) -> Tensor:
+    features: Tensor | tuple[Tensor, Tensor] = visual(images)
+    return features[0] if isinstance(features, tuple) else features
+
+
+def images(side: int = 32) -> Tensor:
+    return torch.randn(2, 3, side, side, generator=torch.Generator().manual_seed(side))
+
+
+def half(side: int = 32) -> Tensor:
+    masks = torch.zeros(2, side, side, dtype=torch.bool)
+    masks[0, : side // 2], masks[1, 3, 5] = True, True
+    return masks
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("shared", [False, True])
+def test_full_masks_and_none_equal_the_public_path(config: dict[str, Any], shared: bool) -> None:
+    model = MaskPromptedViT(random_tower(config), 3, shared).eval()
+    expected = public(model.visual, images())
+    for masks in (None, torch.ones(2, 32, 32, dtype=torch.bool)):
+        torch.testing.assert_close(model(images(), masks), expected, rtol=1e-5, atol=1e-5)
+    assert not torch.allclose(model(images(), half()), expected, rtol=1e-2, atol=1e-2)
+
+
+@torch.no_grad()
+@pytest.mark.usefixtures("config")
+def test_the_adapter_gives_what_open_clip_gives() -> None:
+    torch.manual_seed(0)
+    adapter = CLIPAdapter("tower").eval()
+    torch.manual_seed(0)
+    plain: Any = open_clip.create_model("tower").eval()
+    mean, std = adapter.mean, adapter.std
+    features = plain.encode_image(images(), normalize=True)
+    torch.testing.assert_close(adapter.encode_regions(images() * std + mean, half()), features, rtol=1e-4, atol=1e-4)
+    texts = ["a cat", "two red sofas"]
+    expected = plain.encode_text(open_clip.get_tokenizer("tower")(texts), normalize=True)
+    torch.testing.assert_close(adapter.encode_text(texts), expected)
+    assert (adapter.image_size, adapter.dim) == (32, 32)
+
+
+@torch.no_grad()
+def test_prompts_take_the_place_of_blank_patches_and_of_nothing_else(config: dict[str, Any]) -> None:
+    model = MaskPromptedViT(random_tower(config), 3).eval()
+    assert model.prompt is not None
+    given: list[Tensor] = []  # to each block
+    made: list[Tensor] = []  # by each block
+    blocks = model.visual.trunk.blocks if hasattr(model.visual, "trunk") else model.visual.transformer.resblocks
+    for block in blocks:
+        block.register_forward_pre_hook(lambda _module, args: given.append(args[0]))
+        block.register_forward_hook(lambda _module, _args, output: made.append(output))
+    prefix, patch = model.tower.prefix, model.patch_size
+    blank = ~half().view(2, 32 // patch, patch, 32 // patch, patch).any(4).any(2).flatten(1)
+    blank = torch.cat([torch.zeros(2, prefix, dtype=torch.bool), blank], dim=1)  # (N, prefix + L)
+    model(images())
+    plain = given.copy()
+    given.clear()
+    made.clear()
+    model(images(), half())
+    assert torch.equal((given[0] != plain[0]).any(-1), blank)
+    for layer in (1, 2):
+        assert torch.equal(given[layer][~blank], made[layer - 1][~blank])
+        prompts = model.prompt.mask_embedding[layer].expand(2, -1, -1)
+        assert torch.equal(given[layer][:, prefix:][blank[:, prefix:]], prompts[blank[:, prefix:]])
+
+
+@torch.no_grad()
+def test_other_resolutions_equal_a_tower_that_was_resized(config: dict[str, Any]) -> None:
+    """By open_clip's and timm's own means."""
+    model = MaskPromptedViT(random_tower(config), 3).eval()
+    before = public(model.visual, images())
+    if hasattr(model.visual, "trunk"):
+        resized = copy.deepcopy(model.visual)
+        resized.trunk.set_input_size(64)
+    else:
+        resized = random_tower({"vision_cfg": config["vision_cfg"] | {"image_size": 64}})
+        state = {f"visual.{key}": value for key, value in model.visual.state_dict().items()}
+        resize_pos_embed(state, torch.nn.ModuleDict({"visual": resized}))
+        resized.load_state_dict({key.removeprefix("visual."): value for key, value in state.items()})
+    expected = public(resized, images(64))
+    torch.testing.assert_close(model(images(64)), expected, rtol=1e-4, atol=1e-4)
+    full = torch.ones(2, 64, 64)
+    torch.testing.assert_close(model(images(64), full), expected, rtol=1e-4, atol=1e-4)
+    assert bool(model(images(64), half(64)).isfinite().all())
+    torch.testing.assert_close(public(model.visual, images()), before)  # the tower itself stays as it was
+
+
+def test_gradient_checkpointing_changes_nothing(config: dict[str, Any]) -> None:
+    model = MaskPromptedViT(random_tower(config), 3)
+    model.visual.eval()  # blocks without their dropouts
+    model.training = True
+    gradients = []
+    for checkpointing in (False, True):
+        model.visual.set_grad_checkpointing(checkpointing)
+        assert model.tower.checkpointing == checkpointing and model.prompt is not None
+        (gradient,) = torch.autograd.grad(model(images(), half()).sum(), model.prompt.mask_embedding)
+        gradients.append(gradient)
+    torch.testing.assert_close(gradients[0], gradients[1])
+    assert all(bool((layer != 0).any()) for layer in gradients[0])
+
+
+@pytest.mark.parametrize(
+    ("vision", "reason"),
+    [
+        ({"layers": [1, 1, 1, 1], "width": 8, "head_width": 8}, "ModifiedResNet, which has no patch tokens .*; choose"),
+        ({"timm_model_name": "convnext_atto", "timm_pool": ""}, "ConvNeXt, which has no patch tokens .*; choose"),
+        ({"timm_model_name": "swin_tiny_patch4_window7_224", "timm_pool": ""}, "SwinTransformer, which has no patch"),
+        (OWN | {"pool_type": "none"}, "VisionTransformer, does not pool its tokens"),
+        (OWN | {"attentional_pool": "parallel", "attn_pooler_heads": 2}, "does not pool its tokens"),
+        (OWN | {"patch_dropout": 0.5}, "drops patches in training.*set patch_dropout: 0"),
+        (TOWERS["SigLIP"]["vision_cfg"] | {"patch_dropout": 0.5}, "drops patches in training"),
+        (
+            timm_tower("vit_small_patch16_rope_mixed_224", {"timm_pool": "token", "timm_proj": None}, **SMALL),
+            "rotary positions of a kind",
+        ),
+    ],
+)
+def test_what_has_no_patch_tokens_is_refused(vision: dict[str, Any], reason: str) -> None:
+    with torch.device("meta"):
+        visual = open_clip.model._build_vision_tower(32, dict(vision), False)
+    with pytest.raises(InputError, match=reason) as caught:
+        take_apart(visual)
+    assert "\n" not in str(caught.value)
