@@ -18,6 +18,7 @@ from ovseg.structures import InputError
 
 IMAGE_SUFFIXES = frozenset({".avif", ".bmp", ".gif", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp"})
 MAX_PIXELS = 500_000_000
+MIN_SIDE = 4  # pixels; one patch of the backbones, and of their masks
 
 # what Pillow's readers raise for broken files
 _BROKEN = (OSError, SyntaxError, ValueError, EOFError, struct.error)
@@ -71,12 +72,12 @@ def verify_image(path: str | Path) -> None:
 def short_side_size(size: tuple[int, int], short_side: int, long_side: int) -> tuple[int, int]:
     """(h, w) of an image of `size` (H, W) by the paper's rule.
 
-    The short side becomes `short_side` unless the long one would exceed `long_side`; int(x + 0.5), at least 1.
+    The short side becomes `short_side` unless the long one would exceed `long_side`; int(x + 0.5), at least `MIN_SIDE`.
     """
     scale = short_side / min(size)
     if scale * max(size) > long_side:
         scale = long_side / max(size)
-    height, width = (max(int(scale * side + 0.5), 1) for side in size)
+    height, width = (max(int(scale * side + 0.5), MIN_SIDE) for side in size)
     return height, width
 
 

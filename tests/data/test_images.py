@@ -139,8 +139,8 @@ def test_what_is_not_an_image_is_refused_by_name(tmp_path: Path) -> None:
         ((640, 427), (959, 640)),  # 640 / 427 * 640 = 959.25
         ((100, 1000), (256, 2560)),  # the long side decides
         ((1, 1), (640, 640)),
-        ((1, 8000), (1, 2560)),  # 0.32 pixels are one
-        ((8000, 1), (2560, 1)),
+        ((1, 8000), (4, 2560)),  # 0.32 pixels are one patch
+        ((8000, 1), (2560, 4)),
     ],
 )
 def test_short_side_rule(size: tuple[int, int], expected: tuple[int, int]) -> None:
