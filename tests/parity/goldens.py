@@ -12,6 +12,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 FOLDER = Path(__file__).parent / "goldens"
+DEVIATIONS: dict[str, tuple[float, int]] = {}  # part → largest |Δ| from the golden numbers, how many were compared
 
 
 def arrays(name: str) -> dict[str, Tensor]:
@@ -35,3 +36,11 @@ def unpack(packed: Tensor, *shape: int) -> Tensor:
     """Bits as `numpy.packbits` wrote them, to a bool tensor."""
     bits = np.unpackbits(packed.numpy(), axis=-1)
     return torch.from_numpy(bits).bool().reshape(*shape)
+
+
+def close(part: str, actual: Tensor, expected: Tensor, rtol: float = 1e-4, atol: float = 1e-4) -> None:
+    """Hold `actual` against golden numbers, and keep the largest deviation of the part for the summary."""
+    largest, count = DEVIATIONS.get(part, (0.0, 0))
+    assert actual.shape == expected.shape
+    DEVIATIONS[part] = (max(largest, float((actual - expected).abs().max())), count + expected.numel())
+    torch.testing.assert_close(actual, expected, rtol=rtol, atol=atol)

@@ -22,7 +22,7 @@ def clip_logits() -> torch.Tensor:
 
 
 def close(actual: torch.Tensor, expected: torch.Tensor) -> None:
-    torch.testing.assert_close(actual, expected, rtol=1e-4, atol=1e-5)
+    goldens.close("ensemble and scores", actual, expected, 1e-4, 1e-5)
 
 
 @pytest.mark.parametrize("weight", [0.3, 0.7, 1.0])
