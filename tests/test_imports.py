@@ -25,7 +25,7 @@ BELOW["trainer"] = BELOW["callbacks"] | {"callbacks"}
 DOORS = {
     "spacy": {"data/nouns.py"},
     "open_clip": {"models/mask_prompt.py", "models/clip_adapter.py"},
-    "transformers": {"models/deeplab_resnet.py", "models/proposals.py", "losses.py"},
+    "transformers": {"models/deeplab_resnet.py", "models/proposals_hub.py", "losses.py"},
     "pycocotools": {"rle.py", "data/captions.py", "data/toy/folder.py"},
 }
 

@@ -48,10 +48,9 @@ def bundle(
     from ovseg.models import CLIPAdapter, MaskProposer, OpenVocabSegmenter
 
     proposer, adapter = MaskProposer(proposals), CLIPAdapter(clip)
-    width = proposer.no_object_embedding.shape[1]
-    if width != adapter.dim:
+    if proposer.text_dim not in (None, adapter.dim):
         raise InputError(
-            f"{proposals} embeds into texts of width {width}, {clip} has {adapter.dim}; "
+            f"{proposals} embeds into texts of width {proposer.text_dim}, {clip} has {adapter.dim}; "
             "join a CLIP and the proposals that were trained with it"
         )
     segmenter = OpenVocabSegmenter(

@@ -119,14 +119,16 @@ def mask_probabilities(mask_logits: Tensor, size: tuple[int, int], stride: int =
     return padded[:, : size[0], : size[1]].sigmoid()
 
 
-def clip_scores(clip_logits: Tensor, valid: Tensor) -> Tensor:
+def clip_scores(clip_logits: Tensor, valid: Tensor, objectness: Tensor | None = None) -> Tensor:
     """Class probabilities by CLIP alone: softmax over the K classes, zero for invalid proposals.
 
     Args:
         clip_logits: (Q, K).
         valid: (Q,) bool.
+        objectness: (Q,) in [0, 1], of proposals that CLIP cannot call "nothing"; 1 where not given.
     """
-    return clip_logits.softmax(dim=1) * valid[:, None]
+    scores = clip_logits.softmax(dim=1) * valid[:, None]
+    return scores if objectness is None else scores * objectness[:, None]
 
 
 def proposal_scores(class_logits: Tensor) -> Tensor:

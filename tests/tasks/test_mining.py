@@ -8,6 +8,7 @@ import open_clip
 import pytest
 import torch
 import torch.nn.functional as F
+from transformers import Mask2FormerConfig, Mask2FormerForUniversalSegmentation
 
 from ovseg import rle
 from ovseg.models import CLIPAdapter
@@ -102,6 +103,23 @@ def test_each_noun_takes_the_best_proposal(tmp_path: Path) -> None:
     check(pairs, cosines, masks)
     best = [scores[index][int(row.argmax())] for index, rows in enumerate(cosines) for row in rows]
     assert [pair.proposal_score for pair in pairs] == pytest.approx(best, abs=1e-4)
+
+
+def test_objectness_weighs_the_score_of_a_proposal(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    config = Mask2FormerConfig(**tiny.mask2former(), num_labels=7)
+    Mask2FormerForUniversalSegmentation(config).save_pretrained(tmp_path / "hf")
+    task = MiningTask(tiny.clip(tmp_path / "clip"), str(tmp_path / "hf")).eval()
+    assert task.proposer is not None
+    weighed = mine(task, batch(masks=False))
+    with torch.no_grad():
+        objectness = task.proposer(batch().images)[-1].objectness
+    task.proposer.embed_queries()  # then it has none
+    for pair, plain in zip(weighed, mine(task, batch(masks=False)), strict=True):
+        assert pair._replace(proposal_score=0) == plain._replace(proposal_score=0)
+        factors = objectness[[7, 9].index(pair.image_id)]  # type: ignore[index]
+        assert (factors - pair.proposal_score / plain.proposal_score).abs().min() < 1e-5
+    assert len(weighed) == 5
 
 
 def test_with_one_region_the_margin_is_the_similarity(tmp_path: Path) -> None:

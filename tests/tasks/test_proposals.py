@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 import torch.nn.functional as F
+from transformers import Mask2FormerConfig, Mask2FormerForUniversalSegmentation
 
 from ovseg.losses import MaskLossWeights
 from ovseg.metrics import MeanIoU
@@ -71,6 +72,24 @@ def test_a_training_checkpoint_is_a_network(tmp_path: Path) -> None:
     assert torch.equal(expected.query_embeddings, found.query_embeddings)
     with pytest.raises(InputError, match=r"holds no network called 'clip' \(it has: proposer\)"):
         CLIPAdapter(str(tmp_path / "last.ckpt"))
+
+
+def test_training_can_start_from_a_checkpoint_of_hf(tmp_path: Path) -> None:
+    """What it leaves speaks of texts and no more of objectness."""
+    config = Mask2FormerConfig(**tiny.mask2former(tiny.SWIN), num_labels=7)
+    Mask2FormerForUniversalSegmentation(config).save_pretrained(tmp_path / "hf")
+    proposer, losses = MaskProposer(str(tmp_path / "hf"), tiny.DIM, head_width=32), Losses()
+    module = ProposalTask(proposer, tiny.clip(tmp_path / "clip"), lr=1e-3, warmup_steps=1)
+    run = trainer(4, losses)
+    run.fit(module.train(), datamodule=Batches([batch()], VOCABULARY))
+    assert losses.values[-1] < losses.values[0]
+    assert not [name for name, p in proposer.named_parameters() if p.requires_grad and p.grad is None]
+    run.save_checkpoint(tmp_path / "last.ckpt")
+    again = MaskProposer(str(tmp_path / "last.ckpt")).eval()
+    again.set_text_features(F.normalize(torch.randn(3, tiny.DIM), dim=-1))
+    answer = again(batch().images)[-1]
+    assert again.text_dim == tiny.DIM and answer.objectness is None
+    assert answer.class_logits is not None and answer.class_logits.shape == (2, 6, 4)
 
 
 def test_validation_measures_what_it_says(tmp_path: Path) -> None:

@@ -5,23 +5,16 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import torch
 import torch.nn.functional as F
 from safetensors.torch import save_file
 from torch import Tensor, nn
-from transformers import (
-    Mask2FormerConfig,
-    Mask2FormerForUniversalSegmentation,
-    Mask2FormerModel,
-    MaskFormerConfig,
-    MaskFormerModel,
-)
-from transformers.models.maskformer.modeling_maskformer import MaskformerMLPPredictionHead
 
-from ovseg.checkpoint import Architecture, first_line, hub_or_cache, load_weights, quiet, read_architecture, toy_weights
-from ovseg.models.deeplab_resnet import DeepLabResNetConfig
+from ovseg.checkpoint import Architecture, first_line, load_weights, read_architecture, toy_weights
+from ovseg.models.proposals_hub import build_network, hidden_size, load_backbone, prepare_swin, read_network
+from ovseg.ops import Classifier
 from ovseg.structures import InputError, Proposals
 
 CONFIG, WEIGHTS = "proposer.json", "model.safetensors"
@@ -33,14 +26,18 @@ LOGIT_SCALE = 100.0  # constant in the paper, not CLIP's learned temperature
 class MaskProposer(nn.Module):
     """Hugging Face's Mask2Former or MaskFormer, its class predictor replaced by embeddings to compare with texts.
 
+    A checkpoint of HF's has no such embeddings yet: its proposals carry their objectness, by its own class predictor,
+    in place of class logits, and training makes the embeddings.
+
     Args:
         model: the values of a `Mask2FormerConfig` with its `backbone_config`, for random weights, or of a
             `MaskFormerConfig` (`model_type: maskformer`) with its `decoder_config` too; or a hub name or a
-            folder of a Mask2Former checkpoint (its class predictor is dropped), a folder that `save_pretrained` wrote,
+            folder of a Mask2Former or MaskFormer checkpoint, a folder that `save_pretrained` wrote,
             a `.ckpt` of proposal training, or `toy`.
         text_dim: width D of CLIP's text space; taken from `model` where that has been trained in one.
-        backbone: hub name or folder of pretrained weights for the backbone alone.
-        head_width: hidden units of the MLP from queries to text space.
+        backbone: hub name or folder of pretrained weights for the backbone alone, where `model` is values; a network
+            that is read has a trained one.
+        head_width: hidden units of the MLP from queries to text space; taken from `model` like `text_dim`.
 
     Raises:
         InputError: the model or its weights cannot be found or do not fit.
@@ -60,35 +57,60 @@ class MaskProposer(nn.Module):
         super().__init__()
         trained = _trained_architecture(model) if isinstance(model, str) else None
         if trained is not None:
-            model, text_dim, head_width = trained["model"], trained["text_dim"], trained["head_width"]
-        with quiet("transformers"):  # it warns about every backbone but Swin; others are meant here
-            self.model = _from_config(model) if isinstance(model, dict) else _from_hub(model)
-        encoder = self.model.pixel_level_module.encoder
-        # Swin, in either network: no output passes its last norm, and DDP waits for every gradient
-        if (swin := getattr(encoder, "swin", getattr(encoder, "model", None))) is not None:
-            swin.layernorm.requires_grad_(False)
-        config = self.model.config
-        self.mask_head: nn.Module | None = None
-        if isinstance(self.model, Mask2FormerModel):
-            hidden: int = config.hidden_dim
+            text_dim, head_width = trained.get("text_dim", text_dim), trained.get("head_width", head_width)
+            network = build_network(trained["model"], trained.get("classes"))
         else:
-            hidden = config.decoder_config.hidden_size  # type: ignore[union-attr]
-            self.mask_head = MaskformerMLPPredictionHead(hidden, hidden, config.mask_feature_size)
+            network = read_network(model) if isinstance(model, str) else build_network(model)
+        self.model, self.mask_head, self.objectness_head = network
+        encoder = self.model.pixel_level_module.encoder
+        if (swin := getattr(encoder, "swin", getattr(encoder, "model", None))) is not None:
+            prepare_swin(swin)
+        foreign = self.objectness_head is not None
+        if trained is not None and foreign:
+            load_weights(self, trained["weights"])  # before there are embeddings: it was saved without
+        hidden = hidden_size(self.model)
         self.query_head = nn.Sequential(nn.Linear(hidden, head_width), nn.ReLU(), nn.Linear(head_width, text_dim))
         self.no_object_embedding = nn.Parameter(torch.randn(1, text_dim) * 0.02)
         self.register_buffer("image_mean", torch.tensor(IMAGE_MEAN)[:, None, None], persistent=False)
         self.register_buffer("image_std", torch.tensor(IMAGE_STD)[:, None, None], persistent=False)
         self.register_buffer("text_features", None, persistent=False)
-        if trained is not None:
+        if trained is not None and not foreign:
             load_weights(self, trained["weights"], trained["prefix"])
-        if backbone is not None:
-            _load_backbone(self.model.pixel_level_module.encoder, backbone)
+        if isinstance(model, dict) and backbone is not None:
+            load_backbone(self.model.pixel_level_module.encoder, backbone)
+
+    @property
+    def text_dim(self) -> int | None:
+        """Width of the texts that the queries were made for; None for a network of HF's, whose queries know none."""
+        return None if self.objectness_head is not None else self.no_object_embedding.shape[1]
+
+    def checked_classifier(self, wanted: Classifier | None) -> Classifier:
+        """The way to classify these proposals: as wanted, or the best where nothing is.
+
+        Raises:
+            InputError: it takes embeddings, and they are not trained.
+        """
+        if wanted not in (None, *get_args(Classifier)):
+            raise InputError(f"classifier is {wanted!r}; give one of {', '.join(get_args(Classifier))}")
+        if self.text_dim is not None:
+            return wanted or "ensemble"
+        if wanted not in (None, "clip"):
+            raise InputError(
+                f"classifier {wanted!r} needs proposals that were trained with CLIP's texts, and these come from a "
+                "checkpoint of Hugging Face's; train it with `ovseg fit --config conf/proposals.yaml "
+                "--model.proposer.model CHECKPOINT`, or use classifier 'clip'"
+            )
+        return "clip"
+
+    def embed_queries(self) -> None:
+        """Let the queries learn texts, in place of the objectness that a checkpoint of HF's has."""
+        self.objectness_head = None
 
     def set_text_features(self, features: Tensor) -> None:
         """Classify queries by these L2-normalised text features, (K, D)."""
-        if features.shape[1] != self.no_object_embedding.shape[1]:
+        if self.text_dim not in (None, features.shape[1]):
             raise InputError(
-                f"the proposal network speaks to texts of width {self.no_object_embedding.shape[1]}, this CLIP has "
+                f"the proposal network speaks to texts of width {self.text_dim}, this CLIP has "
                 f"{features.shape[1]}; use the CLIP that it was trained with"
             )
         self.text_features = features.detach().to(self.no_object_embedding)
@@ -119,16 +141,22 @@ class MaskProposer(nn.Module):
 
     def architecture(self) -> Architecture:
         """What a training checkpoint keeps beside the weights."""
-        first: nn.Linear = self.query_head[0]  # type: ignore[assignment]
         config: dict[str, Any] = json.loads(self.model.config.to_json_string(use_diff=True))
-        return {"model": config, "text_dim": self.no_object_embedding.shape[1], "head_width": first.out_features}
+        config = {key: value for key, value in config.items() if key not in ("id2label", "label2id")}  # HF's classes
+        if self.objectness_head is not None:
+            return {"model": config, "classes": self.objectness_head.out_features - 1}
+        first: nn.Linear = self.query_head[0]  # type: ignore[assignment]
+        return {"model": config, "text_dim": self.text_dim, "head_width": first.out_features}
 
     def save_pretrained(self, folder: str | Path) -> None:
         """Write a folder that the constructor reads."""
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
         (folder / CONFIG).write_text(json.dumps(self.architecture(), indent=2) + "\n", encoding="utf-8")
-        save_file({key: tensor.contiguous() for key, tensor in self.state_dict().items()}, folder / WEIGHTS)
+        state = {key: tensor.contiguous() for key, tensor in self.state_dict().items()}
+        if self.objectness_head is not None:  # embeddings that mean nothing yet
+            state = {key: tensor for key, tensor in state.items() if not key.startswith(("query_head", "no_object"))}
+        save_file(state, folder / WEIGHTS)
 
     def _pad(self, images: Tensor | Sequence[Tensor]) -> Tensor:
         """(B, 3, h, w), normalised and padded."""
@@ -140,6 +168,9 @@ class MaskProposer(nn.Module):
 
     def _classify(self, queries: Tensor, mask_logits: Tensor) -> Proposals:
         embeddings = self.query_head(queries)  # (B, Q, D)
+        if self.objectness_head is not None:
+            no_object = self.objectness_head(queries).float().softmax(dim=-1)[..., -1]
+            return Proposals(mask_logits, embeddings, None, 1 - no_object)
         if self.text_features is None:
             return Proposals(mask_logits, embeddings, None)
         texts = torch.cat([self.text_features, F.normalize(self.no_object_embedding, dim=-1)])  # (K + 1, D)
@@ -155,54 +186,10 @@ def _trained_architecture(model: str) -> Architecture | None:
         return {**read_architecture(folder, "proposer"), "weights": folder, "prefix": "proposer."}
     if not (folder / CONFIG).is_file():
         return None
-    architecture: Architecture = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
-    return {**architecture, "weights": folder / WEIGHTS, "prefix": ""}
-
-
-def _from_config(values: dict[str, Any]) -> Mask2FormerModel | MaskFormerModel:
-    # without a backbone_config HF would take its default, or query the hub for a named backbone
-    if not isinstance(values.get("backbone_config"), dict) or "model_type" not in values["backbone_config"]:
-        known = f"swin, resnet or {DeepLabResNetConfig.model_type}"
-        raise InputError(f"the proposal network needs a backbone_config with a model_type, for example {known}")
-    settings = {key: value for key, value in values.items() if key != "model_type"}
-    if values.get("model_type") == "maskformer":
-        return MaskFormerModel(MaskFormerConfig(**settings))
-    return Mask2FormerModel(Mask2FormerConfig(**settings))
-
-
-def _from_hub(name: str) -> Mask2FormerModel:
     try:
-        with hub_or_cache(name):
-            model = Mask2FormerForUniversalSegmentation.from_pretrained(name)
-    except (OSError, ValueError) as error:
-        raise InputError(_not_loaded("Mask2Former", name, "model", error)) from error
-    network: Mask2FormerModel = model.model.train()  # HF hands it over in eval mode, and Lightning would train it so
-    return network
-
-
-def _load_backbone(encoder: nn.Module, name: str) -> None:
-    try:
-        with hub_or_cache(name), quiet("transformers"):  # its table of keys; what matters of it is said below
-            pretrained, report = type(encoder).from_pretrained(  # type: ignore[attr-defined]
-                name, config=encoder.config, output_loading_info=True, ignore_mismatched_sizes=True
-            )
-    except (OSError, ValueError, RuntimeError) as error:
-        raise InputError(_not_loaded("backbone", name, "backbone", error)) from error
-    # of a classification network: it has a classifier to drop, and no norms on the outputs of its stages
-    problems = {
-        "missing": [key for key in report["missing_keys"] if "hidden_states_norms" not in key],
-        "unexpected": [key for key in report["unexpected_keys"] if not key.startswith("classifier")],
-        "of another shape": [key for key, *_ in report["mismatched_keys"]],
-    }
-    if found := [f"{len(keys)} {kind} ({min(keys)}, …)" for kind, keys in problems.items() if keys]:
+        architecture: Architecture = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
+    except ValueError as error:
         raise InputError(
-            f"the backbone weights in {name} do not fit: {'; '.join(found)}; set backbone_config to their architecture"
-        )
-    encoder.load_state_dict(pretrained.state_dict())
-
-
-def _not_loaded(what: str, name: str, option: str, error: Exception) -> str:
-    return (
-        f"{what} {name!r} could not be loaded ({first_line(error)}); without a network, bring config.json "
-        f"and model.safetensors from elsewhere into a folder and give it as `{option}`"
-    )
+            f"{folder / CONFIG} cannot be read ({first_line(error)}); write the folder again with `ovseg bundle`"
+        ) from error
+    return {**architecture, "weights": folder / WEIGHTS, "prefix": ""}

@@ -42,7 +42,8 @@ class OpenVocabSegmenter(nn.Module):
         templates: prompt templates, see `TextClassifier`.
         mask_threshold: probability above which a pixel belongs to a proposal's region.
         ensemble_weight: exponent of CLIP in [0, 1]; 0 is the proposal network alone.
-        classifier: `ensemble`, or one branch alone: `clip`, `proposals`.
+        classifier: `ensemble`, or one branch alone: `clip`, `proposals`; the ensemble where not given, unless the
+            proposals come from a checkpoint of Hugging Face's, which only `clip` can classify.
         fill: colour outside the mask of a region, CLIP's `mean` or `zero`.
         resize: (short, long) side in pixels that `segment` resizes to: short, unless the longer side would exceed long.
     """
@@ -54,7 +55,7 @@ class OpenVocabSegmenter(nn.Module):
         templates: str | Sequence[str] = "vild",
         mask_threshold: float = 0.5,
         ensemble_weight: float = 0.7,
-        classifier: Classifier = "ensemble",
+        classifier: Classifier | None = None,
         fill: Literal["mean", "zero"] = "mean",
         resize: tuple[int, int] = (640, 2560),
     ) -> None:
@@ -66,12 +67,22 @@ class OpenVocabSegmenter(nn.Module):
             )
         self.proposer, self.clip = proposer, clip
         self.text = TextClassifier(clip, templates)
-        self.mask_threshold, self.ensemble_weight, self.classifier = mask_threshold, ensemble_weight, classifier
+        self.mask_threshold, self.ensemble_weight = mask_threshold, ensemble_weight
+        self.classifier = classifier
         self.fill, self.resize = fill, tuple(resize)
         self.vocabulary: Vocabulary | None = None
         self.register_buffer("class_of_phrase", None, persistent=False)
 
     class_of_phrase: Tensor | None  # (S,) index of the class that each phrase stands for
+
+    @property
+    def classifier(self) -> Classifier:
+        """Which branches speak; one that the proposals cannot serve is refused with an `InputError`."""
+        return self._classifier
+
+    @classifier.setter
+    def classifier(self, wanted: Classifier | None) -> None:
+        self._classifier = self.proposer.checked_classifier(wanted)
 
     @classmethod
     def from_pretrained(cls, name_or_path: str | Path) -> OpenVocabSegmenter:
@@ -171,20 +182,22 @@ class OpenVocabSegmenter(nn.Module):
         if self.vocabulary is None:
             raise InputError("the segmenter has no vocabulary yet; call set_vocabulary(['cat', 'sofa', …]) first")
         answer: Proposals = self.proposer(images)[-1]
-        assert answer.class_logits is not None
         result = []
-        for image, mask_logits, class_logits in zip(images, answer.mask_logits, answer.class_logits, strict=True):
-            probs = mask_probabilities(mask_logits.float(), (image.shape[1], image.shape[2]))
-            result.append((self._scores(image, probs, self._best_synonym(class_logits.float())), probs))
+        for index, image in enumerate(images):
+            probs = mask_probabilities(answer.mask_logits[index].float(), (image.shape[1], image.shape[2]))
+            result.append((self._scores(image, probs, answer, index), probs))
         return result
 
-    def _scores(self, image: Tensor, probs: Tensor, class_logits: Tensor) -> Tensor:
-        """(Q, K) from the image (3, h, w), masks (Q, h, w) and the proposals' own logits (Q, K + 1)."""
-        if self.classifier == "proposals" or (self.classifier == "ensemble" and self.ensemble_weight == 0):
+    def _scores(self, image: Tensor, probs: Tensor, answer: Proposals, index: int) -> Tensor:
+        """(Q, K) from the image (3, h, w), its masks (Q, h, w) and what the proposal network says of it."""
+        if self.classifier == "clip":
+            objectness = None if answer.objectness is None else answer.objectness[index]
+            return clip_scores(*self.classify_regions(image, probs > self.mask_threshold), objectness)
+        assert answer.class_logits is not None  # the vocabulary is set
+        class_logits = self._best_synonym(answer.class_logits[index].float())
+        if self.classifier == "proposals" or self.ensemble_weight == 0:
             return proposal_scores(class_logits)
         clip_logits, valid = self.classify_regions(image, probs > self.mask_threshold)
-        if self.classifier == "clip":
-            return clip_scores(clip_logits, valid)
         return ensemble_scores(class_logits, clip_logits, valid, self.ensemble_weight)
 
     @torch.no_grad()

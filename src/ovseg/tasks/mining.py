@@ -63,13 +63,13 @@ class MiningTask(L.LightningModule):
             return [(masks, torch.ones(len(masks), device=masks.device)) for masks in batch.masks]
         answer = self.proposer(batch.images)[-1]
         found = []
-        for image, size, mask_logits in zip(batch.images, batch.sizes, answer.mask_logits, strict=True):
-            probs = mask_probabilities(mask_logits.float(), (image.shape[1], image.shape[2]))
+        for index, (image, size) in enumerate(zip(batch.images, batch.sizes, strict=True)):
+            probs = mask_probabilities(answer.mask_logits[index].float(), (image.shape[1], image.shape[2]))
             probs = F.interpolate(probs[None], size, mode="bilinear", align_corners=False)[0]
             masks = probs > self.mask_threshold
             # how sure the network is of the pixels that it takes
             scores = (probs * masks).sum(dim=(1, 2)) / masks.sum(dim=(1, 2)).clamp(min=1)
-            found.append((masks, scores))
+            found.append((masks, scores if answer.objectness is None else scores * answer.objectness[index]))
         return found
 
     def _crop(self, image: Tensor, masks: Tensor) -> tuple[Tensor, Tensor, Tensor]:

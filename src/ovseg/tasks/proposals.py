@@ -44,6 +44,7 @@ class ProposalTask(L.LightningModule):
         loss_weights: MaskLossWeights = MaskLossWeights(),  # noqa: B008 (frozen)
     ) -> None:
         super().__init__()
+        proposer.embed_queries()
         self.proposer = proposer
         self._clip = (
             clip,
