@@ -28,7 +28,7 @@ def tower(depth: int, shared: bool = False) -> MaskPromptedViT:
 
 
 def close(actual: Tensor, expected: Tensor) -> None:
-    torch.testing.assert_close(actual, expected, rtol=1e-4, atol=1e-4)
+    goldens.close("mask prompts", actual, expected)
 
 
 @torch.no_grad()

@@ -62,7 +62,7 @@ def hub_name(name: str, pretrained: str | None) -> str:
         return name
     try:
         text = (open_clip.get_model_config(name) or {}).get("text_cfg", {})
-    except (OSError, ValueError):  # said where the model is built
+    except (AttributeError, OSError, ValueError):  # a damaged config is refused where the model is built
         text = {}
     if name.startswith("local-dir:") and (Path(name.removeprefix("local-dir:")) / TOKENIZER).is_file():
         text = {"hf_model_name": text.get("hf_model_name")}
