@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import pytest
 
 from ovseg.data.nouns import SpacyNounExtractor
 from ovseg.structures import InputError
+
+LABELLED = Path(__file__).with_name("captions_labelled.json")
 
 
 @pytest.fixture(scope="module")
@@ -29,18 +32,50 @@ def extractor() -> SpacyNounExtractor:
         (" \n ", []),
         ("🐶", []),
         ("42 !?", []),
+        ("Children's clothes, two pairs of scissors and cookies", ["child", "clothes", "scissors", "cookie"]),
+        ("a man in a T-shirt and x-rays", ["man", "t-shirt", "x-ray"]),
+        ("a\u00a0cat\u2003on\u200b the\r\n\u3000mat 👩🏽‍🚀", ["cat", "mat"]),
     ],
 )
 def test_nouns(extractor: SpacyNounExtractor, caption: str, nouns: list[str]) -> None:
     assert extractor.extract([caption]) == [nouns]
 
 
-def test_long_captions_and_many_at_once(extractor: SpacyNounExtractor) -> None:
-    long = "a dog on the grass and a cat on the bench " * 48
+@pytest.mark.parametrize("chunks", [False, True])
+def test_long_captions_and_many_at_once(chunks: bool) -> None:
+    extractor = SpacyNounExtractor(chunks=chunks)
+    long = "there is a dog on the grass and a cat on the bench. " * 40
     assert len(long) > 2000
-    captions = ["", long, "Two birds"] * 5
-    assert extractor.extract(captions) == [[], ["dog", "grass", "cat", "bench"], ["bird"]] * 5
+    captions = ["", long, "Two birds", " \n ", "🐶 🏖️", "x" * 2000, "!" * 2000] * 5
+    nouns = extractor.extract(captions)
+    assert nouns == nouns[:7] * 5
+    assert nouns[:5] == [[], ["dog", "grass", "cat", "bench"], ["bird"], [], []]
+    assert nouns[5] in ([], ["x" * 2000]) and nouns[6] == []
     assert extractor.extract([]) == []
+
+
+@pytest.mark.parametrize(("chunks", "precision", "recall"), [(False, 0.90, 0.95), (True, 0.91, 0.92)])
+def test_nouns_of_labelled_captions(chunks: bool, precision: float, recall: float) -> None:
+    """Measured 0.93 and 0.98 for single nouns, 0.95 and 0.96 for chunks.
+
+    A single noun is right if it is a word of a labelled compound, which is found with its last word; a chunk is right,
+    and finds a label, if it is the label, with or without words before it.
+    """
+    labelled = json.loads(LABELLED.read_text(encoding="utf-8"))["captions"]
+    assert len(labelled) == 120
+    extracted = SpacyNounExtractor(chunks=chunks).extract([caption["caption"] for caption in labelled])
+    right, given, found, wanted = 0, 0, 0, 0
+    for caption, nouns in zip(labelled, extracted, strict=True):
+        labels = caption["nouns"]
+        if chunks:
+            right += sum(any(f" {noun}".endswith(f" {label}") for label in labels) for noun in nouns)
+            found += sum(any(f" {noun}".endswith(f" {label}") for noun in nouns) for label in labels)
+        else:
+            right += sum(noun in " ".join(labels).split() for noun in nouns)
+            found += sum(label.split()[-1] in nouns for label in labels)
+        given += len(nouns)
+        wanted += len(labels)
+    assert right / given >= precision and found / wanted >= recall, (right / given, found / wanted)
 
 
 def test_processes_do_not_change_nouns(extractor: SpacyNounExtractor) -> None:
