@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from inspect import signature
 from itertools import takewhile
@@ -66,6 +67,36 @@ def bundle(
     )
 
 
+def import_(
+    path: str,
+    out: Path,
+    clip_only: Path | None = None,
+    decoder_heads: int = 8,
+    ensemble_weight: float = 0.7,
+    mask_threshold: float | None = None,
+    fill: Literal["mean", "zero"] = "mean",
+    short_side: int | None = None,
+) -> None:
+    """Make a segmenter from a checkpoint of the released OVSeg, or put a CLIP fine-tuned elsewhere into a segmenter.
+
+    Args:
+        path: a released `.pth`, as it is; with `clip_only` also a folder of a segmenter, or `toy`.
+        out: folder to write.
+        clip_only: training checkpoint of open_clip; its CLIP, with its mask prompts if any, replaces that of `path`.
+        decoder_heads: what the weights do not tell, like all that follows; the defaults are the release's.
+        ensemble_weight: exponent of CLIP in [0, 1]: 0.7 for ADE20K, 0.6 for PASCAL Context, 0.45 for VOC.
+        mask_threshold: 0.4 with Swin and 0.5 with ResNet where not given.
+        fill: colour outside the mask of a region: CLIP's mean, or black.
+        short_side: images are resized to it; 640 with Swin and 512 with ResNet where not given.
+    """
+    from ovseg.checkpoint import Untold
+    from ovseg.models.released import import_weights
+
+    resize = None if short_side is None else (short_side, 4 * short_side)
+    untold = Untold(decoder_heads, Untold().multi_grid, ensemble_weight, mask_threshold, fill, resize)
+    print("\n".join(import_weights(path, out, clip_only, untold)))
+
+
 def data(action: Literal["check"], benchmark: str, root: Path | None = None, num_workers: int = 2) -> None:
     """Read every image and label of a benchmark: `ovseg data check NAME --root DIR`.
 
@@ -80,7 +111,7 @@ def data(action: Literal["check"], benchmark: str, root: Path | None = None, num
     print("\n".join(check(load_benchmark(benchmark, root), num_workers)))
 
 
-COMMANDS: dict[str, Callable[..., None]] = {"toy": toy, "bundle": bundle, "data": data}
+COMMANDS: dict[str, Callable[..., None]] = {"toy": toy, "bundle": bundle, "import": import_, "data": data}
 
 
 def run(words: list[str]) -> None:
@@ -91,9 +122,10 @@ def run(words: list[str]) -> None:
     """
     verb, *rest = words
     function = COMMANDS[verb]
-    plain = list(takewhile(lambda word: not word.startswith("-"), rest))  # `ovseg data check`: first ones need no flag
+    plain = list(takewhile(lambda word: not word.startswith("-"), rest))  # `ovseg import FILE`: first ones need no flag
     pairs = list(zip(signature(function).parameters, plain, strict=False))
     rest = [*(part for name, word in pairs for part in (f"--{name}", word)), *rest[len(pairs) :]]
+    rest = [re.sub("^--[^=]+", lambda flag: f"--{flag[0][2:].replace('-', '_')}", word) for word in rest]
     first_line = (function.__doc__ or "").splitlines()[0]
     parser = jsonargparse.ArgumentParser(
         prog=f"ovseg {verb}", description=first_line, exit_on_error=False, allow_abbrev=False

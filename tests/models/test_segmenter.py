@@ -211,3 +211,26 @@ def test_an_unusable_vocabulary_leaves_the_old_one(segmenter: OpenVocabSegmenter
 def test_a_folder_without_a_segmenter_is_refused(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"no segmenter in .*: it has no segmenter\.yaml; make one with `ovseg bundle"):
         OpenVocabSegmenter.from_pretrained(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("image", "reason"),
+    [
+        (torch.rand(1, 64, 64), r"shape \(3, h, w\), got \(1, 64, 64\); convert it to RGB"),
+        (torch.rand(2, 64, 64), r"got \(2, 64, 64\)"),
+        (torch.rand(4, 64, 64), r"got \(4, 64, 64\)"),
+        (torch.rand(64, 64), r"got \(64, 64\)"),
+        (torch.rand(3, 64, 3), r"64 × 3 pixels is smaller than one patch"),
+        (torch.zeros(3, 64, 64, dtype=torch.uint8), r"got torch\.uint8; divide bytes by 255"),
+    ],
+)
+def test_tensors_that_are_no_images_are_refused(
+    segmenter: OpenVocabSegmenter, image: torch.Tensor, reason: str
+) -> None:
+    for answer in (segmenter, segmenter.labels):
+        with pytest.raises(InputError, match=reason):
+            answer([IMAGES[0], image])
+
+
+def test_a_strip_of_one_pixel_s_width_is_segmented(segmenter: OpenVocabSegmenter) -> None:
+    assert segmenter.segment(np.full((1, 200, 3), 99, np.uint8)).shape == (1, 200)

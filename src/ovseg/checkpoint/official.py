@@ -127,7 +127,8 @@ def read_official(path: str | Path, untold: Untold = UNTOLD) -> Official:
     weights: State = content.get("model", content)
     needed = ("backbone.", "sem_seg_head.pixel_decoder.", "sem_seg_head.predictor.", "clip_adapter.clip_model.")
     if missing := [prefix for prefix in needed if not any(key.startswith(prefix) for key in weights)]:
-        raise InputError(f"{path} is no released OVSeg checkpoint: it has no weights called {missing[0]}*")
+        hint = "; put a CLIP into a segmenter by `ovseg import SEGMENTER --clip-only FILE --out FOLDER`"
+        raise InputError(f"{path} is no released OVSeg checkpoint: it has no weights called {missing[0]}*{hint}")
     try:
         proposer, clip = _proposer(weights, untold), _clip(_under(weights, "clip_adapter.clip_model."))
     except (KeyError, IndexError, ValueError) as error:

@@ -2,8 +2,8 @@
 
 from ovseg.models.clip_adapter import CLIPAdapter
 from ovseg.models.mask_prompt import MaskPrompt, MaskPromptedViT
-from ovseg.models.official import import_official
 from ovseg.models.proposals import MaskProposer
+from ovseg.models.released import import_official
 from ovseg.models.segmenter import OpenVocabSegmenter
 from ovseg.models.text import PROMPT_TEMPLATES, TextClassifier
 

@@ -1,4 +1,4 @@
-"""The released OVSeg, as a segmenter of ours."""
+"""The released OVSeg, and CLIPs that others fine-tuned, as parts of a segmenter of ours."""
 
 from __future__ import annotations
 
@@ -6,11 +6,14 @@ import json
 import re
 import tempfile
 from pathlib import Path
+from typing import Any, NamedTuple
 
-from ovseg.checkpoint import UNTOLD, Untold, check_and_load, read_official
+from torch import Tensor
+
+from ovseg.checkpoint import UNTOLD, Untold, check_and_load, read_official, read_state
 from ovseg.models.clip_adapter import CONFIG, CLIPAdapter
 from ovseg.models.proposals import MaskProposer
-from ovseg.models.segmenter import OpenVocabSegmenter
+from ovseg.structures import InputError
 
 LICENCE = "The weights that the authors of OVSeg released are for non-commercial use (CC BY-NC 4.0)."
 
@@ -18,28 +21,86 @@ LICENCE = "The weights that the authors of OVSeg released are for non-commercial
 OURS_ALONE = re.compile(r"relative_position_index$|encoder\.model\.layernorm\.")
 
 
-def import_official(path: str | Path, untold: Untold = UNTOLD) -> OpenVocabSegmenter:
-    """Build a segmenter from a released `.pth` as it is.
+class OfficialParts(NamedTuple):
+    """What a released checkpoint makes."""
 
-    The architecture is read off the shapes of the weights; `untold` says what they do not tell.
+    proposer: MaskProposer
+    clip: CLIPAdapter
+    settings: dict[str, Any]  # of an OpenVocabSegmenter
+    used: int  # number of parameters
+    unused: list[str]  # keys of the file that carry no weight
+
+
+def official_parts(path: str | Path, untold: Untold = UNTOLD) -> OfficialParts:
+    """Build the networks of a released `.pth`, their architecture read off the shapes of the weights.
 
     Raises:
-        InputError: the file is missing, damaged, or of another architecture; nothing is half loaded.
+        InputError: the file is missing, damaged, or of another architecture.
     """
     official = read_official(path, untold)
     depth, positions = official.prompt_shape or (0, 0)
     with tempfile.TemporaryDirectory() as folder:  # open_clip builds models from files only
         (Path(folder) / CONFIG).write_text(json.dumps({"model_cfg": official.clip}), encoding="utf-8")
         clip = CLIPAdapter(folder, prompt_depth=depth or None, shared_prompt=positions == 1)
+    proposer = MaskProposer(**official.proposer)
     swin = official.proposer["model"]["backbone_config"]["model_type"] == "swin"
-    segmenter = OpenVocabSegmenter(
-        MaskProposer(**official.proposer),
-        clip,
-        mask_threshold=untold.mask_threshold or (0.4 if swin else 0.5),
-        ensemble_weight=untold.ensemble_weight,
-        fill=untold.fill,
-        resize=untold.resize or ((640, 2560) if swin else (512, 2048)),
+    settings = {
+        "mask_threshold": (0.4 if swin else 0.5) if untold.mask_threshold is None else untold.mask_threshold,
+        "ensemble_weight": untold.ensemble_weight,
+        "fill": untold.fill,
+        "resize": untold.resize or ((640, 2560) if swin else (512, 2048)),
+    }
+    own = {key: value for key, value in proposer.state_dict().items() if OURS_ALONE.search(key)}
+    check_and_load(proposer, {**own, **_under(official.state, "proposer.")}, path)
+    check_and_load(clip, _under(official.state, "clip."), path)
+    return OfficialParts(
+        proposer, clip, settings, sum(each.numel() for each in official.state.values()), official.unused
     )
-    own = {key: value for key, value in segmenter.state_dict().items() if OURS_ALONE.search(key)}
-    check_and_load(segmenter, {**own, **official.state}, path)
-    return segmenter.eval()
+
+
+def load_clip(clip: CLIPAdapter, path: str | Path) -> int:
+    """Put the weights of a CLIP that open_clip fine-tuned, or of its mask prompts alone, into a CLIP of ours.
+
+    Args:
+        path: a training checkpoint (its `state_dict`, also of DistributedDataParallel) or a bare state dict, in
+            open_clip's or OpenAI's names; `visual.mask_embedding` are mask prompts, (depth, L or 1, C).
+
+    Returns:
+        The number of parameters in the file.
+
+    Raises:
+        InputError: the file is missing, damaged, or of another architecture; `clip` is unchanged.
+    """
+    content = read_state(path)
+    state = content.get("state_dict", content)
+    if not isinstance(state, dict) or not all(isinstance(key, str) for key in state):
+        raise InputError(f"{path} holds no state dict of a CLIP; give a training checkpoint of open_clip")
+    weights = {key.removeprefix("module."): value for key, value in state.items() if isinstance(value, Tensor)}
+    prompts = weights.pop("visual.mask_embedding", None)
+    for constant in ("input_resolution", "context_length", "vocab_size"):
+        weights.pop(constant, None)
+    if prompts is None and not weights:
+        raise InputError(f"{path} holds no weights of a CLIP; give a training checkpoint of open_clip")
+    towers, visual = clip.clip, clip.visual
+    renamed = {re.sub(r"^visual\.", "visual.visual.", key): value for key, value in weights.items()}
+    own = {key: value for key, value in towers.state_dict().items() if not key.startswith("visual.prompt.")}
+    if not weights.keys() - {"logit_scale"}:  # prompts alone: CLIP stays as it is
+        renamed = {**own, **renamed}
+    before = visual.prompt
+    if prompts is not None:
+        if prompts.ndim != 3:
+            raise InputError(f"visual.mask_embedding in {path} is of shape {tuple(prompts.shape)}, not (depth, L, C)")
+        visual.add_prompt(prompts.shape[0], prompts.shape[1] == 1)
+        renamed["visual.prompt.mask_embedding"] = prompts
+    else:
+        visual.prompt = None
+    try:
+        check_and_load(towers, renamed, path)
+    except InputError:
+        visual.prompt = before
+        raise
+    return sum(value.numel() for value in [*weights.values(), *([] if prompts is None else [prompts])])
+
+
+def _under(state: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    return {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}

@@ -12,8 +12,9 @@ import yaml
 from torch import Tensor, nn
 
 from ovseg.checkpoint import toy_weights
-from ovseg.images import read_image, resize_short_side, to_tensor
+from ovseg.images import MIN_SIDE, read_image, resize_short_side, to_tensor
 from ovseg.models.clip_adapter import CLIPAdapter
+from ovseg.models.official import official_parts
 from ovseg.models.proposals import LOGIT_SCALE, MaskProposer
 from ovseg.models.text import TextClassifier
 from ovseg.ops import (
@@ -86,12 +87,15 @@ class OpenVocabSegmenter(nn.Module):
 
     @classmethod
     def from_pretrained(cls, name_or_path: str | Path) -> OpenVocabSegmenter:
-        """Load a folder that `save_pretrained` or `ovseg bundle` wrote, or `toy`.
+        """Load a folder that `save_pretrained` or `ovseg bundle` wrote, `toy`, or a checkpoint of the released OVSeg.
 
         Raises:
             InputError: nothing is there, or it does not fit.
         """
         folder = toy_weights() if str(name_or_path) == "toy" else Path(name_or_path)
+        if folder.is_file():
+            parts = official_parts(folder)
+            return cls(parts.proposer, parts.clip, **parts.settings).eval()
         if not (folder / SETTINGS).is_file():
             raise InputError(
                 f"no segmenter in {folder}: it has no {SETTINGS}; make one with `ovseg bundle "
@@ -104,6 +108,7 @@ class OpenVocabSegmenter(nn.Module):
     def save_pretrained(self, folder: str | Path) -> None:
         """Write the networks and settings into a folder; the vocabulary is not part of them."""
         folder = Path(folder)
+        (folder / SETTINGS).unlink(missing_ok=True)
         self.proposer.save_pretrained(folder / "proposer")
         self.clip.save_pretrained(folder / "clip")
         settings = {
@@ -114,7 +119,7 @@ class OpenVocabSegmenter(nn.Module):
             "fill": self.fill,
             "resize": list(self.resize),
         }
-        # last, so that a folder without it is known to be incomplete
+        # last, since a folder without it is known to be incomplete
         (folder / SETTINGS).write_text(yaml.safe_dump(settings, sort_keys=False), encoding="utf-8")
 
     def set_vocabulary(self, vocabulary: Vocabulary | Sequence[str]) -> None:
@@ -177,10 +182,12 @@ class OpenVocabSegmenter(nn.Module):
         """Per image the class scores (Q, K) of its proposals and their masks (Q, h, w) in [0, 1].
 
         Raises:
-            InputError: no vocabulary is set.
+            InputError: no vocabulary is set, or the images are not RGB in [0, 1].
         """
         if self.vocabulary is None:
             raise InputError("the segmenter has no vocabulary yet; call set_vocabulary(['cat', 'sofa', …]) first")
+        for image in images:
+            _check_image(image)
         answer: Proposals = self.proposer(images)[-1]
         result = []
         for index, image in enumerate(images):
@@ -229,6 +236,17 @@ class OpenVocabSegmenter(nn.Module):
         classes = logits.new_full((len(logits), len(self.vocabulary)), -torch.inf)
         classes = classes.scatter_reduce(1, self.class_of_phrase.expand_as(phrases), phrases, "amax")
         return torch.cat([classes, logits[:, -1:]], dim=1) if no_object else classes
+
+
+def _check_image(image: Tensor) -> None:
+    shape = tuple(image.shape)
+    if len(shape) != 3 or shape[0] != 3:
+        raise InputError(f"an image is a tensor of shape (3, h, w), got {shape}; convert it to RGB first")
+    if min(shape[1:]) < MIN_SIDE:
+        patch = f"one patch ({MIN_SIDE} × {MIN_SIDE})"
+        raise InputError(f"an image of {shape[1]} × {shape[2]} pixels is smaller than {patch}; enlarge or leave it out")
+    if not image.is_floating_point():
+        raise InputError(f"an image is a tensor of floats in [0, 1], got {image.dtype}; divide bytes by 255")
 
 
 def _sizes(images: Tensor | Sequence[Tensor], sizes: Sequence[tuple[int, int]] | None) -> Sequence[tuple[int, int]]:
