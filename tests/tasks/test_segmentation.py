@@ -54,6 +54,28 @@ def test_metrics_equal_those_computed_outside(folder: str, settings: dict[str, A
         assert result[f"test/{name}"] == pytest.approx(value.item(), abs=2e-3, nan_ok=True), name
 
 
+@pytest.mark.parametrize("case", ["255 is a class", "background is one class of two names"])
+def test_labels_of_every_vocabulary_are_counted(case: str, folder: str) -> None:
+    if case == "255 is a class":
+        vocabulary = Vocabulary(tuple(f"word {number}" for number in range(256)))
+        labels = [(batch.labels[0] + 252).where(batch.labels[0] != 255, 65535) for batch in batches()]
+    else:
+        vocabulary = Vocabulary(VOCABULARY.names, background_from=2)
+        labels = [batch.labels[0].clamp(max=2).where(batch.labels[0] != 255, 255) for batch in batches()]
+    data = [batch._replace(labels=[found]) for batch, found in zip(batches(), labels, strict=True)]
+    (result,) = trainer().test(SegmentationTask(folder), Batches(data, vocabulary), verbose=False)
+
+    segmenter = OpenVocabSegmenter.from_pretrained(folder)
+    segmenter.set_vocabulary(vocabulary)
+    miou = MeanIoU(vocabulary.scored_names, ignore_index=65535 if len(vocabulary) == 256 else 255)
+    for batch in data:
+        found = segmenter.labels(batch.images, batch.sizes)[0]
+        miou.update(found if len(vocabulary) == 256 else found.where(found < 2, 2), batch.labels[0])
+    assert int(miou.confusion.sum()) == sum(int((batch.labels[0] != 255).sum()) for batch in batches())
+    for name, value in miou.compute().items():
+        assert result[f"test/{name}"] == pytest.approx(value.item(), abs=1e-6, nan_ok=True), name
+
+
 def test_the_vocabulary_is_that_of_the_data_of_each_run(folder: str) -> None:
     task = SegmentationTask(folder)
     (first,) = trainer().test(task, Batches(batches(), VOCABULARY), verbose=False)

@@ -51,7 +51,7 @@ class SegmentationTask(L.LightningModule):
         data = self.trainer.datamodule  # type: ignore[attr-defined]
         vocabulary: Vocabulary = data.vocabulary
         self.vocabulary = vocabulary
-        self.miou = MeanIoU(vocabulary.names, seen=vocabulary.seen)
+        self.miou = MeanIoU(vocabulary.scored_names, vocabulary.ignore_index, vocabulary.seen)
         if data.dataset.resize is None:  # images come at the resolution that the segmenter was made for
             data.dataset.resize = self.segmenter.resize
 
@@ -63,7 +63,7 @@ class SegmentationTask(L.LightningModule):
 
     def test_step(self, batch: EvalBatch, batch_index: int) -> None:
         for preds, labels in zip(self.segmenter.labels(batch.images, batch.sizes), batch.labels, strict=True):
-            self.miou.update(preds, labels)
+            self.miou.update(preds.clamp(max=len(self.vocabulary.scored_names) - 1), labels)
 
     def on_test_epoch_end(self) -> None:
         result = self.miou.compute()  # already the same in every process; `sync_dist` says so to Lightning
