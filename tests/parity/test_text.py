@@ -52,7 +52,7 @@ def test_templates_are_the_release_s(ours: str, golden: str) -> None:
     ("templates", "golden"), [("vild", "vild"), ("imagenet", "imagenet"), ("single", "predefined")]
 )
 def test_features_equal_the_release(clip: CLIPAdapter, templates: str, golden: str) -> None:
-    torch.testing.assert_close(TextClassifier(clip, templates)(NAMES), G5[f"emb_{golden}"], rtol=1e-4, atol=1e-4)
+    goldens.close("text: features", TextClassifier(clip, templates)(NAMES), G5[f"emb_{golden}"])
 
 
 def test_features_from_the_cache_equal_the_release(clip: CLIPAdapter) -> None:
@@ -60,7 +60,7 @@ def test_features_from_the_cache_equal_the_release(clip: CLIPAdapter) -> None:
     computed = classifier(NAMES)
     classifier.encode = None  # type: ignore[assignment, method-assign]
     assert torch.equal(classifier(NAMES), computed)
-    torch.testing.assert_close(computed, G5["emb_vild"], rtol=1e-4, atol=1e-4)
+    goldens.close("text: features", computed, G5["emb_vild"])
 
 
 def test_tokens_equal_the_release_exactly(clip: CLIPAdapter) -> None:
@@ -73,9 +73,9 @@ def test_similarities_equal_the_release(clip: CLIPAdapter) -> None:
     """Logits are 100 · cosine, the non-object row last."""
     text = TextClassifier(clip, "vild")(NAMES)
     rows = torch.cat([text, F.normalize(G5["non_object_embedding"], dim=-1)])
-    torch.testing.assert_close(rows, G5["adapter_text_features"], rtol=1e-4, atol=1e-4)
+    goldens.close("text: features", rows, G5["adapter_text_features"])
     logits = 100 * F.normalize(G5["img_feat_raw"], dim=-1) @ rows.T
-    torch.testing.assert_close(logits, G5["sim_logits"], rtol=1e-4, atol=2e-3)
+    goldens.close("text: similarities (up to 100)", logits, G5["sim_logits"], 1e-4, 2e-3)
 
 
 def test_batches_do_not_matter(clip: CLIPAdapter) -> None:
