@@ -20,6 +20,7 @@ from ovseg.losses import MaskLossWeights
 from ovseg.optim import NORMS
 from ovseg.trainer import OVSegTrainer
 from tests import tiny
+from tests.data import layouts
 from tests.stages import CONF, REPOSITORY, ovseg
 from tests.test_readme import command_lines
 
@@ -241,8 +242,10 @@ def test_adapter(model: Model, stage: str, build: Build, shallow_clip: Callable[
 @pytest.mark.parametrize("benchmark", WEIGHTS)
 def test_benchmark(model: Model, benchmark: str, build: Build, tmp_path: Path) -> None:
     tiny.segmenter(tmp_path / "clip").save_pretrained(tmp_path / "segmenter")
-    data = ["--data", CONF / "data" / "ade20k_150.yaml", "--model.segmenter", tmp_path / "segmenter"]
-    cli = build("test", PAPER / model.folder / f"test_{benchmark}.yaml", *data)
+    layouts.ade20k_150(tmp_path, [[0, 1, 150], [0, 0, 0]])
+    data = ["--data", CONF / "data" / "ade20k_150.yaml", "--data.root", tmp_path]
+    flags = [*data, "--model.segmenter", tmp_path / "segmenter"]
+    cli = build("test", PAPER / model.folder / f"test_{benchmark}.yaml", *flags)
     segmenter = cli.model.segmenter
     assert (segmenter.mask_threshold, segmenter.ensemble_weight) == (model.threshold, WEIGHTS[benchmark])
     assert segmenter.classifier == "ensemble"

@@ -26,7 +26,10 @@ from ovseg.checkpoint import first_line, hub_or_cache, quiet
 from ovseg.models.deeplab_resnet import DeepLabResNetConfig
 from ovseg.structures import InputError
 
-NETWORKS = {"mask2former": Mask2FormerForUniversalSegmentation, "maskformer": MaskFormerForInstanceSegmentation}
+NETWORKS: dict[str, Any] = {
+    "mask2former": Mask2FormerForUniversalSegmentation,
+    "maskformer": MaskFormerForInstanceSegmentation,
+}
 
 HUB_NAME = re.compile(r"\w[\w.-]*(/[\w.-]+)?")
 
