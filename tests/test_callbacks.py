@@ -14,7 +14,8 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from ovseg import rle
-from ovseg.callbacks import OVERLAY_SIDES, PairsWriter, StepSeed, label_image, overlay, palette
+from ovseg.callbacks import PairsWriter, StepSeed
+from ovseg.callbacks.pictures import OVERLAY_SIDES, label_image, overlay, palette
 from ovseg.data import read_pairs, write_pairs
 from ovseg.data.pairs import PairStoreWriter
 from ovseg.structures import InputError, RegionTextPair

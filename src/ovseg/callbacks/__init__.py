@@ -1,0 +1,9 @@
+"""What leaves a run beside its metrics; plots live here and nowhere else."""
+
+from __future__ import annotations
+
+from ovseg.callbacks.pairs import PairsWriter
+from ovseg.callbacks.segmentations import SegmentationWriter
+from ovseg.callbacks.training import LastCheckpoint, StepSeed
+
+__all__ = ["LastCheckpoint", "PairsWriter", "SegmentationWriter", "StepSeed"]

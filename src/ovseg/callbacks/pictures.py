@@ -1,0 +1,71 @@
+"""Label maps as pictures, for programs and for people."""
+
+from __future__ import annotations
+
+import colorsys
+from collections.abc import Sequence
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+from matplotlib import font_manager
+from numpy.typing import NDArray
+from PIL import Image, ImageDraw, ImageFont
+
+OVERLAY_SIDES = (512, 1600)  # shortest and longest long side of an overlay, for people to look at
+OPACITY = 0.55
+
+
+def label_image(labels: NDArray[np.int64], classes: int) -> Image.Image:
+    """Class indices as a picture: 8 bits with a palette, or 16 bits for more than 256 classes."""
+    if classes > 256:
+        return Image.fromarray(labels.astype(np.uint16))
+    picture = Image.fromarray(labels.astype(np.uint8), mode="P")
+    picture.putpalette(palette(classes).tobytes())
+    return picture
+
+
+def overlay(image: Image.Image, labels: NDArray[np.int64], names: Sequence[str]) -> Image.Image:
+    """The image under the colours of its classes, with a legend of those that occur, the largest first."""
+    scale = np.clip(1, OVERLAY_SIDES[0] / max(image.size), OVERLAY_SIDES[1] / max(image.size))
+    width, height = (max(round(side * scale), 1) for side in image.size)
+    colours = palette(len(names))
+    shown = Image.fromarray(labels.astype(np.int32), mode="I").resize((width, height), Image.Resampling.NEAREST)
+    painted = Image.fromarray(colours[np.asarray(shown)])
+    blended = Image.blend(image.resize((width, height)), painted, OPACITY)
+    counts = np.bincount(labels.ravel(), minlength=len(names))
+    present = [index for index in np.argsort(-counts, kind="stable") if counts[index]]
+    return _with_legend(blended, [(names[index], counts[index] / labels.size, colours[index]) for index in present])
+
+
+@cache
+def palette(classes: int) -> NDArray[np.uint8]:
+    """(K, 3) colours whose hues lie as far apart as the golden ratio puts them."""
+    rows = [
+        colorsys.hsv_to_rgb(0.618034 * index % 1, (0.85, 0.55, 0.7)[index // 3 % 3], (1.0, 0.8, 0.6)[index % 3])
+        for index in range(classes)
+    ]
+    return (255 * np.array(rows)).round().astype(np.uint8)
+
+
+def _with_legend(picture: Image.Image, rows: list[tuple[str, float, NDArray[np.uint8]]]) -> Image.Image:
+    """The picture beside a column of colours, names and shares of the area."""
+    font = ImageFont.truetype(font_manager.findfont("DejaVu Sans"), 16)
+    line, texts = 26, [f"{name}  {share:.1%}" for name, share, _ in rows]
+    column = 44 + max(int(font.getlength(text)) for text in texts)
+    height = max(picture.height, line * len(rows) + 12)
+    canvas = Image.new("RGB", (picture.width + column, height), "white")
+    canvas.paste(picture)
+    draw = ImageDraw.Draw(canvas)
+    for row, (text, (_, _, colour)) in enumerate(zip(texts, rows, strict=True)):
+        left, top = picture.width + 10, 8 + row * line
+        draw.rectangle((left, top, left + 18, top + 18), fill=tuple(map(int, colour)), outline="black")
+        draw.text((left + 26, top), text, fill="black", font=font)
+    return canvas
+
+
+def save_picture(picture: Image.Image, path: Path) -> None:
+    """Write as a whole or not at all."""
+    partial = path.with_name(f".{path.name}.tmp")
+    picture.save(partial, format="PNG")
+    partial.replace(path)
