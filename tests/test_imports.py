@@ -24,7 +24,8 @@ BELOW["trainer"] = BELOW["callbacks"] | {"callbacks"}
 # the only files that may import a dependency
 DOORS = {
     "spacy": {"data/nouns.py"},
-    "open_clip": {"models/mask_prompt.py", "models/clip_adapter.py"},
+    "open_clip": {"models/clip_adapter.py", "models/clip_files.py", "models/towers.py"},
+    "timm": {"models/deeplab_resnet.py", "models/towers.py"},
     "transformers": {"models/deeplab_resnet.py", "models/proposals_hub.py", "losses.py"},
     "pycocotools": {"rle.py", "data/captions.py", "data/toy/folder.py"},
 }
