@@ -1,4 +1,4 @@
-"""What README tells people to run can be run."""
+"""What README and docs tell people to run can be run."""
 
 from __future__ import annotations
 
@@ -25,7 +25,8 @@ def command_lines(text: str) -> list[list[str]]:
     return [words for line in lines if (words := shlex.split(line.removeprefix("$ "), comments=True))]
 
 
-COMMAND_LINES = command_lines(README)
+DOCS = [page.read_text(encoding="utf-8") for page in sorted((REPOSITORY / "docs").glob("*.md"))]
+COMMAND_LINES = [words for page in (README, *DOCS) for words in command_lines(page)]
 OVSEG = [words[1:] for words in COMMAND_LINES if words[0] == "ovseg"]
 SCRIPTS = [words[0] for words in COMMAND_LINES if words[0].startswith("./")]
 

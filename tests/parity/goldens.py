@@ -40,7 +40,12 @@ def unpack(packed: Tensor, *shape: int) -> Tensor:
 
 def close(part: str, actual: Tensor, expected: Tensor, rtol: float = 1e-4, atol: float = 1e-4) -> None:
     """Hold `actual` against golden numbers, and keep the largest deviation of the part for the summary."""
-    largest, count = DEVIATIONS.get(part, (0.0, 0))
     assert actual.shape == expected.shape
-    DEVIATIONS[part] = (max(largest, float((actual - expected).abs().max())), count + expected.numel())
+    record(part, float((actual - expected).abs().max()), expected.numel())
     torch.testing.assert_close(actual, expected, rtol=rtol, atol=atol)
+
+
+def record(part: str, deviation: float, count: int) -> None:
+    """Keep the largest deviation of a part, and how many numbers were compared."""
+    largest, before = DEVIATIONS.get(part, (0.0, 0))
+    DEVIATIONS[part] = (max(largest, deviation), before + count)

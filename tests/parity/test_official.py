@@ -45,7 +45,9 @@ def images(arrays: dict[str, Tensor]) -> list[Tensor]:
 
 def close_scores(part: str, scores: Tensor, expected: Tensor) -> None:
     goldens.close(part, scores, expected, 0, 1e-3)
-    assert (scores.argmax(0) == expected.argmax(0)).float().mean() >= 0.9995
+    differing = float((scores.argmax(0) != expected.argmax(0)).float().mean())
+    goldens.record("whole model: share of pixels with another label", differing, expected[0].numel())
+    assert differing <= 0.0005
 
 
 @torch.no_grad()
