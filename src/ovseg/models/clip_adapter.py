@@ -12,7 +12,6 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from ovseg.checkpoint import Architecture, check_and_load, hub_or_cache, load_weights, read_state
-from ovseg.models.clip_files import CONFIG as CONFIG
 from ovseg.models.clip_files import (
     PROMPT,
     WEIGHTS,

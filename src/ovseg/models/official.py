@@ -11,7 +11,8 @@ from typing import Any, NamedTuple
 from torch import Tensor
 
 from ovseg.checkpoint import UNTOLD, Untold, check_and_load, read_official, read_state
-from ovseg.models.clip_adapter import CONFIG, CLIPAdapter
+from ovseg.models.clip_adapter import CLIPAdapter
+from ovseg.models.clip_files import CONFIG, NO_WEIGHTS
 from ovseg.models.proposals import MaskProposer
 from ovseg.structures import InputError
 
@@ -76,9 +77,8 @@ def load_clip(clip: CLIPAdapter, path: str | Path) -> int:
     if not isinstance(state, dict) or not all(isinstance(key, str) for key in state):
         raise InputError(f"{path} holds no state dict of a CLIP; give a training checkpoint of open_clip")
     weights = {key.removeprefix("module."): value for key, value in state.items() if isinstance(value, Tensor)}
+    weights = {key: value for key, value in weights.items() if key not in NO_WEIGHTS}
     prompts = weights.pop("visual.mask_embedding", None)
-    for constant in ("input_resolution", "context_length", "vocab_size"):
-        weights.pop(constant, None)
     if prompts is None and not weights:
         raise InputError(f"{path} holds no weights of a CLIP; give a training checkpoint of open_clip")
     towers, visual = clip.clip, clip.visual
