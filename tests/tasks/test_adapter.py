@@ -6,10 +6,12 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+import lightning as L
 import open_clip
 import pytest
 import torch
 import torch.nn.functional as F
+from torch import Tensor
 
 from ovseg.models import CLIPAdapter
 from ovseg.structures import InputError, RegionTextBatch
@@ -18,6 +20,12 @@ from tests import tiny
 from tests.tasks.data import Batches, Losses, trainer
 
 TEXTS = ["cat", "sofa", "plant", "sky", "cat", "dog", "grass", "a red car"]
+QUIET: dict[str, Any] = {
+    "logger": False,
+    "enable_checkpointing": False,
+    "enable_progress_bar": False,
+    "enable_model_summary": False,
+}
 
 
 def batch(count: int = 8) -> RegionTextBatch:
@@ -29,6 +37,32 @@ def batch(count: int = 8) -> RegionTextBatch:
     return RegionTextBatch(
         torch.where(masks[:, None], regions, torch.tensor(0.45))[:count], masks[:count], TEXTS[:count]
     )
+
+
+class Gradients(L.Callback):
+    """The gradients of every step, in a file each."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def on_before_optimizer_step(self, trainer: L.Trainer, task: L.LightningModule, _: Any) -> None:
+        found = {name: value.grad for name, value in task.named_parameters() if value.grad is not None}
+        torch.save(found, self.folder / f"{trainer.global_step}-{trainer.global_rank}.pt")
+
+
+def gradients(task: AdapterTask, batches: list[RegionTextBatch], folder: Path, **options: Any) -> dict[str, Tensor]:
+    """Of the first step, in the first process."""
+    folder.mkdir()
+    run = L.Trainer(accelerator="cpu", max_steps=1, callbacks=[Gradients(folder)], **QUIET, **options)
+    run.fit(task.train(), Batches(batches))
+    found: dict[str, Tensor] = torch.load(folder / "0-0.pt")
+    return found
+
+
+def halves() -> list[RegionTextBatch]:
+    """The batch in two, of which both have a cat."""
+    whole = batch()
+    return [RegionTextBatch(*(field[part] for field in whole)) for part in (slice(4), slice(4, 8))]  # type: ignore[misc]
 
 
 def loader(count: int = 8) -> Iterable[RegionTextBatch]:
@@ -124,6 +158,42 @@ def test_prompts_can_be_added_to_a_fine_tuned_clip(tmp_path: Path) -> None:
 def test_training_prompts_needs_prompts(tmp_path: Path, mode: Any) -> None:
     with pytest.raises(InputError, match=f"train: {mode} needs mask prompts .* set prompt_depth"):
         AdapterTask(tiny.clip(tmp_path), mode)
+
+
+def test_two_processes_have_the_gradients_of_one_with_both_batches(tmp_path: Path) -> None:
+    assert "cat" in halves()[0].texts and "cat" in halves()[1].texts
+    expected = gradients(AdapterTask(tiny.clip(tmp_path / "clip", 2), "both"), [batch()], tmp_path / "one")
+    two = AdapterTask(tiny.clip(tmp_path / "clip", 2), "both")
+    found = gradients(two, halves(), tmp_path / "two", devices=2, strategy="ddp_spawn")
+    assert found.keys() == expected.keys()
+    for name, value in expected.items():
+        torch.testing.assert_close(found[name], value, rtol=1e-5, atol=1e-5 * float(value.abs().max()) + 1e-8)
+    assert any(float(value.abs().max()) > 1e-3 for value in expected.values())
+
+
+def test_accumulated_batches_have_the_mean_of_their_gradients(tmp_path: Path) -> None:
+    def of(name: str, batches: list[RegionTextBatch], **options: Any) -> dict[str, Tensor]:
+        return gradients(AdapterTask(tiny.clip(tmp_path / "clip", 2), "both"), batches, tmp_path / name, **options)
+
+    first, second = (of(f"half{index}", [half]) for index, half in enumerate(halves()))
+    accumulated = of("both", halves(), accumulate_grad_batches=2)
+    for name, value in accumulated.items():
+        torch.testing.assert_close(value, (first[name] + second[name]) / 2, rtol=1e-4, atol=1e-6)
+
+
+def test_checkpointed_gradients_are_the_same(tmp_path: Path) -> None:
+    kept = gradients(AdapterTask(tiny.clip(tmp_path / "clip", 2), "both"), [batch()], tmp_path / "kept")
+    clip = tiny.clip(tmp_path / "clip", 2)
+    calls = 0
+
+    def count(*_: Any) -> None:
+        nonlocal calls
+        calls += 1
+
+    clip.visual.visual.transformer.resblocks[0].register_forward_pre_hook(count)
+    again = gradients(AdapterTask(clip, "both", grad_checkpointing=True), [batch()], tmp_path / "again")
+    assert calls == 2  # forward, and again for the gradient
+    assert again.keys() == kept.keys() and all(torch.equal(again[name], value) for name, value in kept.items())
 
 
 def test_the_learning_rates_and_decays(tmp_path: Path) -> None:

@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 import lightning as L
 import torch
-from torch import Tensor
+from torch import Tensor, distributed
 from torch.optim import AdamW
 
 from ovseg.checkpoint import ARCHITECTURES
@@ -20,6 +20,9 @@ from ovseg.structures import InputError, RegionTextBatch
 class AdapterTask(L.LightningModule):
     """Trains a CLIP on region-text pairs with a symmetric contrastive loss.
 
+    The regions of all processes of a step are told apart, and equal texts in any of them are one text; with
+    `accumulate_grad_batches`, the regions of each batch among themselves.
+
     Args:
         clip: the network to adapt.
         train: `prompt` trains the mask prompts alone, every weight of CLIP stays as it is to the bit; `visual` the
@@ -30,6 +33,8 @@ class AdapterTask(L.LightningModule):
         weight_decay: of CLIP's weights but gains, biases and temperature.
         warmup_steps: linear, before the cosine.
         repeated_texts: whether equal texts in a batch are `positives` of each other, or `negatives` as in the release.
+        grad_checkpointing: compute the image tower's blocks again for their gradients: a third slower, in the memory of
+            a few blocks.
     """
 
     def __init__(
@@ -41,6 +46,7 @@ class AdapterTask(L.LightningModule):
         weight_decay: float = 0.2,
         warmup_steps: int = 100,
         repeated_texts: Literal["positives", "negatives"] = "positives",
+        grad_checkpointing: bool = False,
     ) -> None:
         super().__init__()
         if train in ("prompt", "both") and clip.visual.prompt is None:
@@ -52,6 +58,7 @@ class AdapterTask(L.LightningModule):
         self.loss = RegionTextLoss(repeated_texts)
         self.text_trained = train == "all"
         self.text = TextClassifier(clip, "bare")
+        clip.visual.visual.set_grad_checkpointing(grad_checkpointing)
         clip.requires_grad_(train == "all")
         clip.visual.requires_grad_(train != "prompt")
         clip.logit_scale.requires_grad_(train != "prompt")
@@ -62,18 +69,35 @@ class AdapterTask(L.LightningModule):
         self.text.forget()  # the weights may have come from a checkpoint since
 
     def training_step(self, batch: RegionTextBatch, batch_index: int) -> Tensor:
-        texts, text_of_region = _unique(batch.texts)
-        text_features = self.clip.encode_text(texts) if self.text_trained else self.text.cached(texts)
+        """The loss of the regions and texts of all processes together."""
         region_features = self.clip.encode_regions(batch.regions, batch.region_masks)
+        all_texts = self._of_all_processes(batch.texts)
+        texts, text_of_region = _unique(all_texts)
         target = torch.tensor(text_of_region, device=self.device)
+        text_features = self.clip.encode_text(texts) if self.text_trained else self._cached(texts)
         scale = self.clip.logit_scale.clamp(max=math.log(100)).exp()
         with torch.autocast(self.device.type, enabled=False):  # half precision is too coarse for logits up to 100
-            logits = scale * region_features.float() @ text_features.float().T  # (N, U)
+            # Every process has the loss of the whole; what it gives to the features of another is summed there, and
+            # DDP's mean over processes then is the gradient that one process with all of the batch would have.
+            all_features = self.all_gather(region_features.float(), sync_grads=True)
+            all_features = all_features.view(len(all_texts), -1)  # type: ignore[union-attr]  # (processes, B, D) or (B, D)
+            logits = scale * all_features @ text_features.float().T  # (N, U)
         loss: Tensor = self.loss(logits, target)
         accuracy = (logits.argmax(dim=1) == target).float().mean()
         log = {"train/loss": loss, "train/accuracy": accuracy}
-        self.log_dict(log, prog_bar=True, batch_size=len(batch.texts))
+        self.log_dict(log, prog_bar=True, batch_size=len(all_texts))
         return loss
+
+    def _of_all_processes(self, texts: list[str]) -> list[str]:
+        if self.trainer.world_size == 1:
+            return texts
+        lists: list[list[str]] = [[]] * self.trainer.world_size
+        distributed.all_gather_object(lists, texts)
+        return [text for one in lists for text in one]
+
+    def _cached(self, texts: list[str]) -> Tensor:
+        with torch.autocast(self.device.type, enabled=False):  # what is kept is of full precision
+            return self.text.cached(texts)
 
     def on_before_zero_grad(self, optimizer: Any) -> None:
         if self.clip.logit_scale.requires_grad:
