@@ -61,7 +61,7 @@ class MeanIoU(Metric):
         self.confusion += torch.bincount(target * k + preds, minlength=k * k).view(k, k)
 
     def per_class(self) -> dict[str, Tensor]:
-        """Per class `iou`, `accuracy` (both NaN where the class is not in the ground truth) and `pixels`, each (K,).
+        """Per class, each (K,): `iou` and `accuracy` (NaN where it is not in the ground truth), `pixels`, `predicted`.
 
         Under DDP every process has to ask, as for `compute`, and gets what all of them counted.
         """
@@ -72,6 +72,7 @@ class MeanIoU(Metric):
             "iou": torch.where(in_target > 0, hit / (in_target + in_pred - hit), nan),
             "accuracy": torch.where(in_target > 0, hit / in_target, nan),
             "pixels": in_target.long(),
+            "predicted": in_pred.long(),
         }
 
     def compute(self) -> dict[str, Tensor]:
@@ -107,6 +108,43 @@ class MeanIoU(Metric):
         return confusion.diagonal(), confusion.sum(dim=1), confusion.sum(dim=0)
 
 
+class MaskAccuracy(Metric):
+    """Share of ground-truth regions that are named right: what mask adaptation improves, whatever the proposals do.
+
+    A region is the whole area of one class in one image, and each counts once.
+
+    Args:
+        seen: per class whether training had it; adds the shares of seen and unseen classes.
+    """
+
+    is_differentiable = False
+    higher_is_better = True
+    full_state_update = False
+    right: Tensor
+    regions: Tensor
+
+    def __init__(self, classes: int, seen: Sequence[bool] | None = None) -> None:
+        super().__init__()
+        self.seen = None if seen is None else torch.tensor([bool(flag) for flag in seen])
+        for state in ("right", "regions"):
+            self.add_state(state, torch.zeros(classes, dtype=torch.int64), dist_reduce_fx="sum")
+
+    def update(self, preds: Tensor, target: Tensor) -> None:
+        """Count regions: their predicted and their true classes, (S,) each."""
+        self.regions += torch.bincount(target, minlength=len(self.regions))
+        self.right += torch.bincount(target[preds == target], minlength=len(self.right))
+
+    def compute(self) -> dict[str, Tensor]:
+        """Fractions: `mask_accuracy`, with `seen` given also `…_seen` and `…_unseen`; NaN where there is no region."""
+        right, regions = self.right.double(), self.regions.double()
+        result = {"mask_accuracy": right.sum() / regions.sum()}
+        if self.seen is not None:
+            seen = self.seen.to(right.device)
+            result["mask_accuracy_seen"] = right[seen].sum() / regions[seen].sum()
+            result["mask_accuracy_unseen"] = right[~seen].sum() / regions[~seen].sum()
+        return result
+
+
 class MeanBestIoU(Metric):
     """Recall of class-agnostic proposals: the mean over ground-truth segments of the best IoU any proposal has with it.
 
@@ -121,27 +159,48 @@ class MeanBestIoU(Metric):
 
     def __init__(self) -> None:
         super().__init__()
-        self.add_state("total", torch.zeros((), dtype=torch.float64), dist_reduce_fx="sum")
+        # in units of 2^-32, so that the sum is the same in whatever order the processes add it up
+        self.add_state("total", torch.zeros((), dtype=torch.int64), dist_reduce_fx="sum")
         self.add_state("segments", torch.zeros((), dtype=torch.int64), dist_reduce_fx="sum")
 
     def update(self, proposals: Tensor, labels: Tensor, ignore_index: int = IGNORE_INDEX) -> None:
-        """Count the segments of one image.
-
-        Args:
-            proposals: (Q, H, W) bool.
-            labels: (H, W) class indices or `ignore_index`; ignored pixels count in no mask.
-        """
-        counted = labels != ignore_index
-        classes = torch.unique(labels[counted])
-        if not len(classes):
-            return
-        segments = (labels[counted][None] == classes[:, None]).double()  # (S, P)
-        masks = proposals[:, counted].double()  # (Q, P)
-        overlap = segments @ masks.T  # (S, Q)
-        union = segments.sum(1)[:, None] + masks.sum(1)[None] - overlap
-        self.total += (overlap / union).max(dim=1).values.sum() if len(masks) else 0.0
+        """Count the segments of one image; the arguments are those of `segment_ious`."""
+        classes, ious = segment_ious(proposals, labels, ignore_index)
+        if len(proposals):
+            self.total += (ious.amax(dim=1) * 2**32).round().long().sum()
         self.segments += len(classes)
 
     def compute(self) -> Tensor:
         """Fraction in [0, 1]; NaN without segments."""
-        return self.total / self.segments
+        return self.total.double() / 2**32 / self.segments
+
+
+def segment_ious(
+    proposals: Tensor, labels: Tensor, ignore_index: int = IGNORE_INDEX, pixels: int = 2**16
+) -> tuple[Tensor, Tensor]:
+    """IoU of every proposal with every segment of an image, at the resolution of the labels.
+
+    Args:
+        proposals: (Q, h, w) bool, read by nearest neighbour where the labels are of another size.
+        labels: (H, W) class indices or `ignore_index`; ignored pixels count in no mask.
+        pixels: how many are compared at once, so that the proposals are never in memory at the size of the labels.
+
+    Returns:
+        The classes of the segments, (S,) in ascending order, and (S, Q) float64.
+    """
+    (height, width), (rows, columns) = labels.shape, proposals.shape[1:]
+    across = ((torch.arange(width, device=labels.device) + 0.5) * (columns / width)).long()
+    down = ((torch.arange(height, device=labels.device) + 0.5) * (rows / height)).long()
+    classes = torch.unique(labels[labels != ignore_index])
+    overlap = torch.zeros((len(classes), len(proposals)), dtype=torch.float64, device=labels.device)
+    areas = torch.zeros(len(proposals), dtype=torch.float64, device=labels.device)
+    for start in range(0, height, step := max(pixels // width, 1)):
+        band = labels[start : start + step]
+        counted = band != ignore_index
+        # in double, which autocast leaves alone
+        masks = proposals[:, down[start : start + step]][:, :, across][:, counted].double()
+        segments = (band[counted] == classes[:, None]).double()
+        overlap += segments @ masks.T
+        areas += masks.sum(dim=1)
+    sizes = (labels.flatten() == classes[:, None]).sum(dim=1)
+    return classes, overlap / (sizes[:, None] + areas - overlap)

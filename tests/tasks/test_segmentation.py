@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any
 
+import lightning as L
 import pytest
 import torch
+import torch.nn.functional as F
 
 from ovseg.metrics import MeanIoU
 from ovseg.models import OpenVocabSegmenter
 from ovseg.structures import EvalBatch, InputError, Vocabulary
 from ovseg.tasks import Segmentation, SegmentationTask
+from ovseg.tasks.segmentation import Oracle
+from ovseg.tasks.segments import named_segments, oracle_scores, segment_masks
 from tests import tiny
 from tests.tasks.data import Batches, trainer
 
@@ -49,7 +54,8 @@ def test_metrics_equal_those_computed_outside(folder: str, settings: dict[str, A
         (scores,) = segmenter(batch.images, batch.sizes)
         miou.update(scores.argmax(0), batch.labels[0])
     expected = miou.compute()
-    assert result.keys() == {f"test/{name}" for name in expected}
+    beside = {"mask_accuracy", "mask_accuracy_seen", "mask_accuracy_unseen", "proposal_recall"}
+    assert result.keys() == {f"test/{name}" for name in expected.keys() | beside}
     for name, value in expected.items():
         assert result[f"test/{name}"] == pytest.approx(value.item(), abs=2e-3, nan_ok=True), name
 
@@ -103,6 +109,123 @@ def test_images_come_at_the_segmenter_s_resolution_unless_the_data_says_otherwis
         data.dataset.resize = resize
         trainer().test(SegmentationTask(folder), data, verbose=False)
         assert data.dataset.resize == expected
+
+
+def test_regions_and_proposals_are_counted_as_outside(folder: str) -> None:
+    (result,) = trainer().test(SegmentationTask(folder, mask_threshold=0.4), Batches(batches(), VOCABULARY))
+    segmenter = OpenVocabSegmenter.from_pretrained(folder)
+    segmenter.set_vocabulary(VOCABULARY)
+    right, regions, best = torch.zeros(4), torch.zeros(4), []
+    for batch in batches():
+        (image,), (labels,) = batch.images, batch.labels
+        coarse = F.interpolate(labels[None, None].float(), image.shape[1:], mode="nearest-exact")[0, 0]
+        ((_, probs),) = segmenter.score_proposals([image])
+        fine = F.interpolate((probs > 0.4)[None].float(), labels.shape, mode="nearest-exact")[0].bool()
+        for index in range(4):
+            logits, _ = segmenter.classify_regions(image, (coarse == index)[None])
+            right[index] += int(logits.argmax()) == index
+            regions[index] += 1
+            segment, found = labels == index, fine & (labels != 255)
+            best.append(max(float((segment & one).sum() / (segment | one).sum()) for one in found))
+    seen = torch.tensor(VOCABULARY.seen)
+    assert 0 < right.sum() < 12
+    assert result["test/mask_accuracy"] == pytest.approx(float(right.sum() / 12))
+    assert result["test/mask_accuracy_seen"] == pytest.approx(float(right[seen].sum() / 6))
+    assert result["test/mask_accuracy_unseen"] == pytest.approx(float(right[~seen].sum() / 6))
+    assert result["test/proposal_recall"] == pytest.approx(sum(best) / len(best), abs=1e-6)
+
+
+def oracle(folder: str, kind: Oracle, data: list[EvalBatch]) -> tuple[dict[str, float], list[torch.Tensor]]:
+    """Metrics of a test with an oracle, and its answers."""
+    answers = Answers()
+    (result,) = trainer(0, answers).test(SegmentationTask(folder, oracle=kind), Batches(data, VOCABULARY))
+    return dict(result), answers.labels
+
+
+class Answers(L.Callback):
+    """Keeps what a test step gives."""
+
+    def __init__(self) -> None:
+        self.labels: list[torch.Tensor] = []
+
+    def on_test_batch_end(self, trainer: L.Trainer, module: L.LightningModule, outputs: Any, *_: Any) -> None:
+        self.labels += [answer.labels for answer in outputs["answers"]]
+
+
+def squares() -> list[EvalBatch]:
+    """Four squares of four classes at network resolution, and a pixel of one class too small for it."""
+    labels = torch.tensor([[0, 1], [2, 3]]).repeat_interleave(64, 0).repeat_interleave(64, 1)
+    labels[:64, :64], labels[1, 1], labels[2, 2] = 3, 0, 255
+    (image,) = tiny.images((64, 64))
+    return [EvalBatch([image], [(128, 128)], ["0.jpg"], [labels])]
+
+
+def test_oracle_masks_are_named_by_clip_and_by_nothing_else(folder: str) -> None:
+    result, (answer,) = oracle(folder, "masks", squares())
+    labels = squares()[0].labels[0]
+    assert "test/proposal_recall" not in result
+    for index in range(4):  # a segment has one name
+        assert len(torch.unique(answer[labels == index])) == 1
+    right = sum(bool((answer[labels == index] == index).all()) for index in range(4))
+    assert result["test/mask_accuracy"] == right / 4  # the same names, by segments
+    assert result["test/pacc"] == pytest.approx(
+        float((answer == labels).sum() / (labels != 255).sum()), abs=1e-6
+    )  # and by pixels
+
+    segmenter = OpenVocabSegmenter.from_pretrained(folder)
+    segmenter.set_vocabulary(VOCABULARY)
+    mask = torch.zeros(1, 64, 64, dtype=torch.bool)
+    mask[0, :32, 32:] = True
+    logits, _ = segmenter.classify_regions(squares()[0].images[0], mask)
+    assert answer[0, -1] == logits.argmax()
+
+
+def test_oracle_classes_leave_only_the_proposals_to_err(folder: str) -> None:
+    for data in (batches(), squares()):
+        _, answers = oracle(folder, "classes", data)
+        segmenter = OpenVocabSegmenter.from_pretrained(folder)
+        segmenter.set_vocabulary(VOCABULARY)
+        for batch, answer in zip(data, answers, strict=True):
+            (labels,) = batch.labels
+            ((_, probs),) = segmenter.score_proposals(batch.images)
+            masks = F.interpolate((probs > 0.5)[None].float(), labels.shape, mode="nearest-exact")[0].bool()
+            scores = torch.zeros(4, *labels.shape)
+            for mask, prob in zip(masks & (labels != 255), probs, strict=True):
+                ious = torch.tensor([(mask & (labels == k)).sum() / (mask | (labels == k)).sum() for k in range(4)])
+                if ious.max() > 0:
+                    scores[ious.argmax()] += F.interpolate(prob[None, None], labels.shape, mode="bilinear")[0, 0]
+            assert (answer == scores.argmax(0)).float().mean() > 0.999
+
+
+def test_perfect_parts_leave_nothing_to_the_oracle() -> None:
+    labels = torch.tensor([[0, 0, 3], [0, 255, 3], [2, 2, 2]])
+    classes, masks = segment_masks(labels, (3, 3), 255)
+    assert classes.tolist() == [0, 2, 3]
+    assert torch.equal(named_segments(labels, classes, classes).where(labels != 255, 255), labels)
+    found, scores = oracle_scores(masks, labels, 255)
+    assert torch.equal(found, classes) and torch.equal(scores, torch.eye(3))
+    found, scores = oracle_scores(torch.zeros_like(masks), labels, 255)
+    assert torch.equal(scores, torch.zeros(3, 3))
+
+
+@pytest.mark.parametrize("kind", [None, "masks", "classes"])
+def test_images_without_labels_count_nowhere(folder: str, kind: Oracle | None) -> None:
+    empty = batches()[0]._replace(labels=[torch.full((80, 70), 255)])
+    for data in ([empty], [*batches(), empty]):
+        (result,) = trainer().test(SegmentationTask(folder, oracle=kind), Batches(data, VOCABULARY), verbose=False)
+        if len(data) == 1:
+            assert all(math.isnan(value) for value in result.values())
+        else:
+            assert [result] == trainer().test(
+                SegmentationTask(folder, oracle=kind), Batches(batches(), VOCABULARY), verbose=False
+            )
+
+
+def test_oracles_are_refused_where_they_mean_nothing(folder: str) -> None:
+    with pytest.raises(InputError, match="with oracle masks CLIP alone names the masks; leave classifier ensemble out"):
+        SegmentationTask(folder, oracle="masks", classifier="ensemble")
+    with pytest.raises(InputError, match="oracle classes needs labels"):
+        trainer().predict(SegmentationTask(folder, oracle="classes"), Batches(batches(), VOCABULARY))
 
 
 @pytest.mark.parametrize("settings", [{"ensemble_weight": 1.5}, {"mask_threshold": -0.1}])

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import lightning as L
+import torch
 from torch import Tensor
 
-from ovseg.metrics import MeanIoU
+from ovseg.metrics import MaskAccuracy, MeanBestIoU, MeanIoU
 from ovseg.models import OpenVocabSegmenter
-from ovseg.ops import Classifier
+from ovseg.ops import Classifier, mask_probabilities, semantic_labels
 from ovseg.structures import EvalBatch, InputError, Vocabulary
+from ovseg.tasks.segments import named_segments, oracle_scores, segment_masks
+
+Oracle = Literal["masks", "classes"]
 
 
 class Segmentation(NamedTuple):
@@ -28,6 +32,8 @@ class SegmentationTask(L.LightningModule):
         ensemble_weight: exponent of CLIP in [0, 1]; the segmenter's own where not given, like the next two.
         mask_threshold: probability above which a pixel belongs to a proposal's region.
         classifier: `ensemble`, or one branch alone: `clip`, `proposals`.
+        oracle: what the test takes from ground truth, to see where the bottleneck is: `masks`, which CLIP alone then
+            names, or `classes`, of which each proposal gets that of the segment it overlaps best.
     """
 
     def __init__(
@@ -36,8 +42,12 @@ class SegmentationTask(L.LightningModule):
         ensemble_weight: float | None = None,
         mask_threshold: float | None = None,
         classifier: Classifier | None = None,
+        oracle: Oracle | None = None,
     ) -> None:
         super().__init__()
+        if oracle and (classifier or "clip") != "clip":
+            told = "CLIP alone names the masks" if oracle == "masks" else "no classifier is asked"
+            raise InputError(f"with oracle {oracle} {told}; leave classifier {classifier} out")
         self.segmenter = OpenVocabSegmenter.from_pretrained(segmenter)
         settings = {"ensemble_weight": ensemble_weight, "mask_threshold": mask_threshold, "classifier": classifier}
         for name, value in settings.items():
@@ -46,12 +56,19 @@ class SegmentationTask(L.LightningModule):
         for name in ("ensemble_weight", "mask_threshold"):
             if not 0 <= (value := getattr(self.segmenter, name)) <= 1:
                 raise InputError(f"{name} is {value}; give a number from 0 to 1")
+        self.oracle = oracle
 
     def setup(self, stage: str) -> None:
+        if self.oracle and stage == "predict":
+            raise InputError(f"oracle {self.oracle} needs labels, which `ovseg test` has; leave it out")
         data = self.trainer.datamodule  # type: ignore[attr-defined]
         vocabulary: Vocabulary = data.vocabulary
         self.vocabulary = vocabulary
-        self.miou = MeanIoU(vocabulary.scored_names, vocabulary.ignore_index, vocabulary.seen)
+        names = vocabulary.scored_names
+        seen = None if vocabulary.seen is None else vocabulary.seen[: len(names)]
+        self.miou = MeanIoU(names, vocabulary.ignore_index, seen)
+        self.mask_accuracy = MaskAccuracy(len(names), seen)
+        self.recall = MeanBestIoU()
         if data.dataset.resize is None:  # images come at the resolution that the segmenter was made for
             data.dataset.resize = self.segmenter.resize
 
@@ -61,15 +78,52 @@ class SegmentationTask(L.LightningModule):
     def on_predict_start(self) -> None:
         self.segmenter.set_vocabulary(self.vocabulary)
 
-    def test_step(self, batch: EvalBatch, batch_index: int) -> None:
-        for preds, labels in zip(self.segmenter.labels(batch.images, batch.sizes), batch.labels, strict=True):
-            self.miou.update(preds.clamp(max=len(self.vocabulary.scored_names) - 1), labels)
+    def test_step(self, batch: EvalBatch, batch_index: int) -> dict[str, list[Segmentation]]:
+        """Counts, and gives the answers to callbacks."""
+        answers = []
+        for name, image, labels in zip(batch.names, batch.images, batch.labels, strict=True):
+            found = self._answer(image, labels)
+            self.miou.update(found, labels)
+            answers.append(Segmentation(name, found))
+        return {"answers": answers}
 
     def on_test_epoch_end(self) -> None:
-        result = self.miou.compute()  # already the same in every process; `sync_dist` says so to Lightning
+        result = {**self.miou.compute(), **self.mask_accuracy.compute()}
+        if self.oracle != "masks":
+            result["proposal_recall"] = self.recall.compute()
+        # already the same in every process; `sync_dist` says so to Lightning
         self.log_dict({f"test/{name}": value.float() for name, value in result.items()}, sync_dist=True)
-        self.miou.reset()
 
     def predict_step(self, batch: EvalBatch, batch_index: int) -> list[Segmentation]:
         labels = self.segmenter.labels(batch.images, batch.sizes)
         return [Segmentation(name, found.cpu()) for name, found in zip(batch.names, labels, strict=True)]
+
+    def _answer(self, image: Tensor, labels: Tensor) -> Tensor:
+        """The classes (H, W) of an image (3, h, w), of those that count; on the way its regions and proposals count."""
+        classes, names = self._name_segments(image, labels)
+        self.mask_accuracy.update(names, classes)
+        if self.oracle == "masks":
+            return named_segments(labels, classes, names)
+        ignored, size = self.vocabulary.ignore_index, (labels.shape[0], labels.shape[1])
+        if self.oracle == "classes":
+            mask_logits = self.segmenter.proposer([image])[-1].mask_logits[0].float()
+            probs = mask_probabilities(mask_logits, (image.shape[1], image.shape[2]))
+        else:
+            ((scores, probs),) = self.segmenter.score_proposals([image])
+        masks = probs > self.segmenter.mask_threshold
+        self.recall.update(masks, labels, ignored)
+        if self.oracle == "classes":
+            classes, scores = oracle_scores(masks, labels, ignored)
+            return classes[semantic_labels(scores, probs, size)] if len(classes) else torch.zeros_like(labels)
+        return self._counted(semantic_labels(scores, probs, size))
+
+    def _name_segments(self, image: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        """The classes of an image's segments and what CLIP takes them for, (S,) each."""
+        size = (image.shape[1], image.shape[2])
+        classes, masks = segment_masks(labels, size, self.vocabulary.ignore_index)
+        logits, _ = self.segmenter.classify_regions(image, masks)
+        return classes, self._counted(logits.argmax(dim=1))
+
+    def _counted(self, classes: Tensor) -> Tensor:
+        """The classes of the vocabulary as those of the labels: all of the background are one."""
+        return classes.clamp(max=len(self.vocabulary.scored_names) - 1)
