@@ -92,6 +92,18 @@ def to_tensor(image: Image.Image) -> Tensor:
     return torch.from_numpy(np.array(image)).permute(2, 0, 1).contiguous().float() / 255
 
 
+def check_tensor(image: Tensor) -> None:
+    """Refuse what is no RGB image (3, h, w) of floats of at least `MIN_SIDE` with an `InputError`."""
+    shape = tuple(image.shape)
+    if len(shape) != 3 or shape[0] != 3:
+        raise InputError(f"an image is a tensor of shape (3, h, w), got {shape}; convert it to RGB first")
+    if min(shape[1:]) < MIN_SIDE:
+        patch = f"one patch ({MIN_SIDE} × {MIN_SIDE})"
+        raise InputError(f"an image of {shape[1]} × {shape[2]} pixels is smaller than {patch}; enlarge or leave it out")
+    if not image.is_floating_point():
+        raise InputError(f"an image is a tensor of floats in [0, 1], got {image.dtype}; divide bytes by 255")
+
+
 def _to_rgb(image: Image.Image) -> Image.Image:
     image = ImageOps.exif_transpose(image)
     if image.mode == "I":  # how Pillow holds 16 bits of some formats, in 32

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Literal
 
 import torch
@@ -16,6 +17,7 @@ RGB = tuple[float, float, float]
 
 # CLIP's mean colour as the paper fills with it, rounded as the paper rounds it; not CLIP's exact normalisation mean.
 CLIP_MEAN: RGB = (122.7709383 / 255, 116.7460125 / 255, 104.09373615 / 255)
+BAND_VALUES = 2**24  # scores in memory at once, 64 MiB: larger bands are no faster, smaller ones overlap more
 
 
 def masks_to_boxes(masks: Tensor) -> Tensor:
@@ -159,8 +161,14 @@ def semantic_scores(scores: Tensor, mask_probs: Tensor) -> Tensor:
         return torch.einsum("qk,qhw->khw", scores, mask_probs)
 
 
-def semantic_labels(scores: Tensor, mask_probs: Tensor, size: tuple[int, int], rows: int = 64) -> Tensor:
-    """Most likely class of every pixel, in bands of rows: the whole (K, H, W) is never in memory.
+def semantic_rows(scores: Tensor, mask_probs: Tensor) -> Tensor:
+    """`semantic_scores` with the classes last, where argmax is fast: (Q, K) and (Q, h, w) to (h, w, K)."""
+    with torch.autocast(scores.device.type, enabled=False):
+        return (mask_probs.flatten(1).T @ scores).view(*mask_probs.shape[1:], -1)
+
+
+def semantic_labels(scores: Tensor, mask_probs: Tensor, size: tuple[int, int], values: int = BAND_VALUES) -> Tensor:
+    """Most likely class of every pixel; the whole (K, H, W) is never in memory.
 
     Equal to resizing `semantic_scores` bilinearly to `size` and taking the argmax, but for ties within rounding.
 
@@ -168,28 +176,73 @@ def semantic_labels(scores: Tensor, mask_probs: Tensor, size: tuple[int, int], r
         scores: (Q, K).
         mask_probs: (Q, h, w) at network resolution.
         size: (H, W) of the answer.
-        rows: height of a band in pixels of the answer.
+        values: scores in memory at once, about.
 
     Returns:
         (H, W) int64.
     """
-    height, width = size
-    low, high, fraction = _bilinear_taps(mask_probs.shape[1], height, mask_probs)
-    left, right, across = _bilinear_taps(mask_probs.shape[2], width, mask_probs)
-    labels = torch.empty(size, dtype=torch.int64, device=scores.device)
-    for start in range(0, height, rows):
-        band = slice(start, min(start + rows, height))
-        first, last = int(low[band][0]), int(high[band][-1])
-        coarse = semantic_scores(scores, mask_probs[:, first : last + 1])  # (K, a few rows, w)
-        lines = coarse[:, low[band] - first].lerp(coarse[:, high[band] - first], fraction[band, None])
-        labels[band] = lines[..., left].lerp(lines[..., right], across).argmax(dim=0)
-    return labels
+    if size[0] * size[1] < mask_probs[0].numel():  # sums may be resized before or after; the fewer pixels, the better
+        mask_probs = F.interpolate(mask_probs[None], size, mode="bilinear", align_corners=False)[0]
+
+    def band(first: int, last: int) -> Tensor:
+        return semantic_rows(scores, mask_probs[:, first:last])
+
+    return labels_in_bands(band, (*mask_probs.shape[1:], scores.shape[1]), size, values)
 
 
-def _bilinear_taps(source: int, target: int, like: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def labels_in_bands(
+    band: Callable[[int, int], Tensor], shape: tuple[int, ...], size: tuple[int, int], values: int = BAND_VALUES
+) -> Tensor:
+    """Argmax over the classes of scores that are computed in bands of rows and resized bilinearly.
+
+    Interpolation is convex: a pixel between four neighbours of one best class has that class. Only the others, along
+    the borders of segments, are interpolated.
+
+    Args:
+        band: first and last row, exclusive → (rows, w, K) scores.
+        shape: (h, w, K) of all the scores.
+        size: (H, W) of the answer.
+        values: scores in memory at once, about.
+
+    Returns:
+        (H, W) int64.
+    """
+    tile = max(values // shape[2], 4)  # pixels
+    rows = max(tile // shape[1], 2)
+    if size == shape[:2]:
+        return torch.cat([band(row, min(row + rows, size[0])).argmax(dim=2) for row in range(0, size[0], rows)])
+    answer = []
+    step = max((rows - 1) * size[0] // shape[0], 1)
+    for start in range(0, size[0], step):
+        top, bottom, down = _bilinear_taps(shape[0], size[0], range(start, min(start + step, size[0])))
+        left, right, across = _bilinear_taps(shape[1], size[1], range(size[1]))
+        first, last = int(top[0]), int(bottom[-1]) + 1
+        scores = band(first, last)
+        # to the scores' device, rows counted from the first of the band
+        top, bottom, left, right = (index.to(scores.device) for index in (top - first, bottom - first, left, right))
+        down, across = down.to(scores), across.to(scores)
+        best = scores.argmax(dim=2)
+        labels = best[top][:, left]
+        y, x = (~_agreement(best)[top][:, left]).nonzero(as_tuple=True)
+        for rows_of, columns in zip(torch.split(y, tile // 4), torch.split(x, tile // 4), strict=True):
+            upper, lower = (
+                scores[line, left[columns]].lerp(scores[line, right[columns]], across[columns, None])
+                for line in (top[rows_of], bottom[rows_of])
+            )
+            labels[rows_of, columns] = upper.lerp(lower, down[rows_of, None]).argmax(dim=1)
+        answer.append(labels)
+    return torch.cat(answer)
+
+
+def _agreement(labels: Tensor) -> Tensor:
+    """(h, w) bool: whether a pixel and those to the right, below, and across have the same label."""
+    below, beside = (torch.arange(1, side + 1, device=labels.device).clamp(max=side - 1) for side in labels.shape)
+    level = labels == labels[:, beside]
+    return level & level[below] & (labels == labels[below])
+
+
+def _bilinear_taps(source: int, target: int, wanted: range) -> tuple[Tensor, Tensor, Tensor]:
     """Both source indices and the weight of the second, per target index, as `interpolate(align_corners=False)`."""
-    position = ((torch.arange(target, device=like.device, dtype=like.dtype) + 0.5) * (source / target) - 0.5).clamp(
-        min=0
-    )
+    position = ((torch.tensor(wanted) + 0.5) * (source / target) - 0.5).clamp(min=0)
     low = position.long().clamp(max=source - 1)
     return low, (low + 1).clamp(max=source - 1), position - low

@@ -63,12 +63,12 @@ def test_one_valid_proposal() -> None:
 
 
 @pytest.mark.parametrize("size", [(20, 28), (61, 47), (7, 200), (1, 1), (10, 14)])
-@pytest.mark.parametrize("rows", [1, 5, 64])
-def test_labels_in_bands_equal_the_argmax_of_all_scores(size: tuple[int, int], rows: int) -> None:
+@pytest.mark.parametrize("values", [1, 600, 10_000])
+def test_labels_in_bands_equal_the_argmax_of_all_scores(size: tuple[int, int], values: int) -> None:
     scores = ensemble_scores(CLASS_LOGITS, clip_logits(), VALID, 0.7)
     whole = semantic_scores(scores, MASK_PROBS)
     whole = F.interpolate(whole[None], size, mode="bilinear", align_corners=False)[0]
     best = whole.topk(2, dim=0).values
     clear = best[0] - best[1] > 1e-6
     assert clear.float().mean() > 0.99 or clear.numel() == 1
-    assert torch.equal(semantic_labels(scores, MASK_PROBS, size, rows)[clear], whole.argmax(0)[clear])
+    assert torch.equal(semantic_labels(scores, MASK_PROBS, size, values)[clear], whole.argmax(0)[clear])

@@ -12,23 +12,15 @@ import yaml
 from torch import Tensor, nn
 
 from ovseg.checkpoint import toy_weights
-from ovseg.images import MIN_SIDE, read_image, resize_short_side, to_tensor
+from ovseg.images import check_tensor, read_image, resize_short_side, to_tensor
 from ovseg.models.clip_adapter import CLIPAdapter
+from ovseg.models.ensemble import ImageProposals, RegionLogits, clip_speaks, join_branches
 from ovseg.models.official import official_parts
 from ovseg.models.proposals import LOGIT_SCALE, MaskProposer
 from ovseg.models.text import TextClassifier
-from ovseg.ops import (
-    CLIP_MEAN,
-    Classifier,
-    clip_scores,
-    crop_regions,
-    ensemble_scores,
-    mask_probabilities,
-    proposal_scores,
-    semantic_labels,
-    semantic_scores,
-)
-from ovseg.structures import InputError, Proposals, Vocabulary, names_of
+from ovseg.models.views import Answer, Views, mean_labels, mean_scores
+from ovseg.ops import CLIP_MEAN, Classifier, crop_regions, mask_probabilities
+from ovseg.structures import InputError, Vocabulary, names_of
 
 SETTINGS = "segmenter.yaml"
 FILLS = {"mean": CLIP_MEAN, "zero": (0.0, 0.0, 0.0)}
@@ -71,6 +63,7 @@ class OpenVocabSegmenter(nn.Module):
         self.mask_threshold, self.ensemble_weight = mask_threshold, ensemble_weight
         self.classifier = classifier
         self.fill, self.resize = fill, tuple(resize)
+        self.views = Views()  # test-time options, no part of a saved segmenter
         self.vocabulary: Vocabulary | None = None
         self.register_buffer("class_of_phrase", None, persistent=False)
 
@@ -149,16 +142,25 @@ class OpenVocabSegmenter(nn.Module):
             (K, H, W) an image.
         """
         return [
-            F.interpolate(semantic_scores(scores, probs)[None], size, mode="bilinear", align_corners=False)[0]
-            for (scores, probs), size in zip(self.score_proposals(images), _sizes(images, sizes), strict=True)
+            F.interpolate(mean_scores(answers, _size(image))[None], size, mode="bilinear", align_corners=False)[0]
+            for answers, image, size in zip(self.answers(images), images, _sizes(images, sizes), strict=True)
         ]
 
     @torch.no_grad()
     def labels(self, images: Tensor | Sequence[Tensor], sizes: Sequence[tuple[int, int]] | None = None) -> list[Tensor]:
         """Best class of every pixel, (H, W) int64 an image: the argmax of `forward`, without its memory."""
         return [
-            semantic_labels(scores, probs, size)
-            for (scores, probs), size in zip(self.score_proposals(images), _sizes(images, sizes), strict=True)
+            mean_labels(answers, _size(image), size)
+            for answers, image, size in zip(self.answers(images), images, _sizes(images, sizes), strict=True)
+        ]
+
+    def answers(self, images: Tensor | Sequence[Tensor]) -> list[list[Answer]]:
+        """Per image what `views` says, to be averaged by `mean_labels` or `mean_scores`."""
+        if self.views == Views():
+            return [[Answer(*found, (0, 0))] for found in self.score_proposals(images)]
+        # one at a time, since windows of a large image could fill the memory
+        return [
+            [view.answer(*self.score_proposals([view.image])[0]) for view in self.views.of(image)] for image in images
         ]
 
     def segment(self, image: Any, vocabulary: Vocabulary | Sequence[str] | None = None) -> Tensor:
@@ -177,9 +179,19 @@ class OpenVocabSegmenter(nn.Module):
         pixels = to_tensor(resize_short_side(picture, *self.resize)).to(self.proposer.image_mean.device)
         return self.labels([pixels], [(picture.height, picture.width)])[0]
 
-    @torch.no_grad()
     def score_proposals(self, images: Tensor | Sequence[Tensor]) -> list[tuple[Tensor, Tensor]]:
-        """Per image the class scores (Q, K) of its proposals and their masks (Q, h, w) in [0, 1].
+        """Per image the class scores (Q, K) of its proposals and their masks (Q, h, w) in [0, 1]."""
+        classifier, weight, result = self.classifier, self.ensemble_weight, []
+        for found in self.propose(images):
+            regions = None
+            if clip_speaks(classifier, weight):
+                regions = self.classify_regions(found.image, found.mask_probs > self.mask_threshold)
+            result.append((join_branches(found, regions, classifier, weight), found.mask_probs))
+        return result
+
+    @torch.no_grad()
+    def propose(self, images: Tensor | Sequence[Tensor]) -> list[ImageProposals]:
+        """Branch A, for each image.
 
         Raises:
             InputError: no vocabulary is set, or the images are not RGB in [0, 1].
@@ -187,36 +199,25 @@ class OpenVocabSegmenter(nn.Module):
         if self.vocabulary is None:
             raise InputError("the segmenter has no vocabulary yet; call set_vocabulary(['cat', 'sofa', …]) first")
         for image in images:
-            _check_image(image)
-        answer: Proposals = self.proposer(images)[-1]
-        result = []
-        for index, image in enumerate(images):
-            probs = mask_probabilities(answer.mask_logits[index].float(), (image.shape[1], image.shape[2]))
-            result.append((self._scores(image, probs, answer, index), probs))
-        return result
-
-    def _scores(self, image: Tensor, probs: Tensor, answer: Proposals, index: int) -> Tensor:
-        """(Q, K) from the image (3, h, w), its masks (Q, h, w) and what the proposal network says of it."""
-        if self.classifier == "clip":
-            objectness = None if answer.objectness is None else answer.objectness[index]
-            return clip_scores(*self.classify_regions(image, probs > self.mask_threshold), objectness)
-        assert answer.class_logits is not None  # the vocabulary is set
-        class_logits = self._best_synonym(answer.class_logits[index].float())
-        if self.classifier == "proposals" or self.ensemble_weight == 0:
-            return proposal_scores(class_logits)
-        clip_logits, valid = self.classify_regions(image, probs > self.mask_threshold)
-        return ensemble_scores(class_logits, clip_logits, valid, self.ensemble_weight)
+            check_tensor(image)
+        masks, _, logits, objectness = self.proposer(images)[-1]
+        return [
+            ImageProposals(
+                image,
+                mask_probabilities(masks[index].float(), _size(image)),
+                None if logits is None else self._best_synonym(logits[index].float()),
+                None if objectness is None else objectness[index],
+            )
+            for index, image in enumerate(images)
+        ]
 
     @torch.no_grad()
-    def classify_regions(self, image: Tensor, masks: Tensor) -> tuple[Tensor, Tensor]:
+    def classify_regions(self, image: Tensor, masks: Tensor) -> RegionLogits:
         """Branch B: CLIP's logits of masked regions.
 
         Args:
             image: (3, h, w) in [0, 1].
             masks: (Q, h, w) bool.
-
-        Returns:
-            (Q, K) logits, zero where invalid, and (Q,) whether a mask has any pixel.
         """
         regions, region_masks, valid = crop_regions(image, masks, self.clip.image_size, FILLS[self.fill])
         features = self.clip.encode_regions(regions[valid], region_masks[valid]).float()
@@ -225,7 +226,7 @@ class OpenVocabSegmenter(nn.Module):
         logits = regions.new_zeros((len(masks), texts.shape[0]))
         with torch.autocast(image.device.type, enabled=False):  # half precision is too coarse for logits up to 100
             logits[valid] = LOGIT_SCALE * features @ texts.T
-        return self._best_synonym(logits, no_object=False), valid
+        return RegionLogits(self._best_synonym(logits, no_object=False), valid)
 
     def _best_synonym(self, logits: Tensor, no_object: bool = True) -> Tensor:
         """(Q, S [+ 1]) logits of phrases to (Q, K [+ 1]) of classes."""
@@ -238,16 +239,9 @@ class OpenVocabSegmenter(nn.Module):
         return torch.cat([classes, logits[:, -1:]], dim=1) if no_object else classes
 
 
-def _check_image(image: Tensor) -> None:
-    shape = tuple(image.shape)
-    if len(shape) != 3 or shape[0] != 3:
-        raise InputError(f"an image is a tensor of shape (3, h, w), got {shape}; convert it to RGB first")
-    if min(shape[1:]) < MIN_SIDE:
-        patch = f"one patch ({MIN_SIDE} × {MIN_SIDE})"
-        raise InputError(f"an image of {shape[1]} × {shape[2]} pixels is smaller than {patch}; enlarge or leave it out")
-    if not image.is_floating_point():
-        raise InputError(f"an image is a tensor of floats in [0, 1], got {image.dtype}; divide bytes by 255")
+def _size(image: Tensor) -> tuple[int, int]:
+    return image.shape[1], image.shape[2]
 
 
 def _sizes(images: Tensor | Sequence[Tensor], sizes: Sequence[tuple[int, int]] | None) -> Sequence[tuple[int, int]]:
-    return [(image.shape[1], image.shape[2]) for image in images] if sizes is None else sizes
+    return [_size(image) for image in images] if sizes is None else sizes
