@@ -13,23 +13,10 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from ovseg import rle
-from ovseg.callbacks import PairsWriter, StepSeed
+from ovseg.callbacks import StepSeed
 from ovseg.callbacks.pictures import OVERLAY_SIDES, label_image, overlay, palette
-from ovseg.data import read_pairs, write_pairs
-from ovseg.data.pairs import PairStoreWriter
-from ovseg.structures import InputError, RegionTextPair
-from ovseg.trainer import OVSegTrainer
 
 QUIET = {"accelerator": "cpu", "devices": 1, "logger": False, "enable_progress_bar": False}
-
-
-def pair(number: int) -> RegionTextPair:
-    mask = torch.zeros(1, 6, 8, dtype=torch.bool)
-    mask[0, 1:3, 2:5] = True
-    return RegionTextPair(
-        number, f"{number}.jpg", (6, 8), rle.encode(mask)[0], (2, 1, 5, 3), "cat", number, 0.3, 0.1, 1.0
-    )
 
 
 # Pictures
@@ -92,62 +79,6 @@ def test_overlay_mixes_the_image_with_the_colour_of_its_class() -> None:
     for column, index in ((10, 0), (590, 1)):
         expected = 0.45 * 100 + 0.55 * palette(2)[index].astype(float)
         assert np.abs(picture[300, column] - expected).max() <= 1
-
-
-# Pairs
-
-
-class Miner(L.LightningModule):
-    """Two pairs an image; the third image goes wrong where asked to."""
-
-    def __init__(self, fails: bool = False) -> None:
-        super().__init__()
-        self.fails = fails
-
-    def predict_step(self, batch: Tensor) -> list[RegionTextPair]:
-        if self.fails and int(batch) == 2:
-            raise RuntimeError("the power is gone")
-        return [pair(2 * int(batch)), pair(2 * int(batch) + 1)]
-
-
-class Images(L.LightningDataModule):
-    """Four of them; tells whether it was asked for any."""
-
-    prepared = False
-
-    def prepare_data(self) -> None:
-        self.prepared = True
-
-    def predict_dataloader(self) -> DataLoader[int]:
-        return DataLoader(range(4))  # type: ignore[arg-type]
-
-
-def test_pairs_are_written_in_the_order_of_the_images(tmp_path: Path) -> None:
-    OVSegTrainer(**QUIET).mine(Miner(), Images(), str(tmp_path / "pairs"))
-    pairs = read_pairs(tmp_path / "pairs")
-    assert [found.image_id for found in pairs] == list(range(8))
-    assert pairs.provenance == {"task": "Miner"}
-
-
-def test_a_store_is_refused_before_any_work(tmp_path: Path) -> None:
-    write_pairs(tmp_path, [pair(0)])
-    data = Images()
-    with pytest.raises(InputError, match="already holds pairs"):
-        OVSegTrainer(**QUIET).mine(Miner(), data, str(tmp_path))
-    assert not data.prepared
-    assert len(read_pairs(tmp_path)) == 1
-
-
-def test_a_failure_leaves_whole_shards_and_nothing_else(tmp_path: Path) -> None:
-    trainer = OVSegTrainer(**QUIET)
-    writer = PairsWriter(tmp_path / "pairs")
-    writer.store = PairStoreWriter(tmp_path / "pairs", shard_pairs=3)
-    trainer.callbacks.append(writer)
-    with pytest.raises(RuntimeError, match="the power is gone"):
-        trainer.predict(Miner(fails=True), datamodule=Images(), return_predictions=False)
-    assert [file.name for file in (tmp_path / "pairs").iterdir()] == ["pairs-00000.parquet"]
-    with pytest.raises(InputError, match="unfinished"):
-        read_pairs(tmp_path / "pairs")
 
 
 # Random numbers

@@ -27,7 +27,7 @@ DOORS = {
     "open_clip": {"models/clip_adapter.py", "models/clip_files.py", "models/towers.py"},
     "timm": {"models/deeplab_resnet.py", "models/towers.py"},
     "transformers": {"models/deeplab_resnet.py", "models/proposals_hub.py", "losses.py"},
-    "pycocotools": {"rle.py", "data/captions.py", "data/toy/folder.py"},
+    "pycocotools": {"rle.py", "data/coco_captions.py", "data/toy/folder.py"},
 }
 
 

@@ -111,7 +111,41 @@ def data(action: Literal["check"], benchmark: str, root: Path | None = None, num
     print("\n".join(check(load_benchmark(benchmark, root), num_workers)))
 
 
-COMMANDS: dict[str, Callable[..., None]] = {"toy": toy, "bundle": bundle, "import": import_, "data": data}
+def pairs(
+    action: Literal["stats", "show"],
+    store: Path,
+    noun: str | None = None,
+    images: Path | None = None,
+    out: Path = Path("pairs.html"),
+    count: int = 60,
+) -> None:
+    """Look at a store of pairs: `ovseg pairs stats DIR`, `ovseg pairs show DIR --noun dog --images FOLDER`.
+
+    Args:
+        action: `stats` prints figures, `show` draws pairs.
+        store: the folder that `ovseg mine` wrote.
+        noun: show only its pairs.
+        images: the folder that the pairs were mined from, for `show`.
+        out: the HTML page that `show` writes.
+        count: pairs to show, spread evenly from the most to the least similar; or frequent nouns to print.
+    """
+    from ovseg.data.pairs import describe, write_page
+
+    if action == "stats":
+        print("\n".join(describe(store, count)))
+    elif images is None:
+        raise InputError(f"pairs show needs the images; give --images the folder that {store} was mined from")
+    else:
+        print(f"{write_page(store, images, out, noun, count)} pairs in {out}")
+
+
+COMMANDS: dict[str, Callable[..., None]] = {
+    "toy": toy,
+    "bundle": bundle,
+    "import": import_,
+    "data": data,
+    "pairs": pairs,
+}
 
 
 def run(words: list[str]) -> None:

@@ -95,15 +95,20 @@ class EvalBatch(NamedTuple):
 
 
 class CaptionBatch(NamedTuple):
-    """Images with the nouns of their captions; masks where ground truth proposes the regions."""
+    """Images with the nouns of their captions, or with labelled masks; a part of a shard of the store of pairs."""
 
     images: list[Tensor]  # B × (3, h, w) in [0, 1]
     sizes: list[tuple[int, int]]  # B × (H, W)
     names: list[str]  # B file names, relative to the image folder
     image_ids: list[int]
-    nouns: list[list[str]]  # per image, unique
-    caption_ids: list[list[int]]  # per noun, the first caption that has it
-    masks: list[Tensor] | None  # B × (M, H, W) bool
+    nouns: list[list[str]]  # per image, unique; per mask, where labels name the masks
+    caption_ids: list[list[int]]  # per noun, the first caption that has it; -1 where it is a label
+    masks: list[Tensor] | None  # B × (M, H, W) bool, where no network proposes regions
+    mask_scores: list[Tensor] | None = None  # B × (M,); 1 for ground truth
+    labelled: bool = False  # whether noun i is the label of mask i, and not to be matched
+    shard: int = 0
+    ends_shard: bool = False  # the last batch of its shard
+    faults: tuple[str, ...] = ()  # a sentence for each image that could not be read, and is not among the B
 
 
 class RegionTextBatch(NamedTuple):
@@ -132,9 +137,10 @@ class RegionTextPair(NamedTuple):
     counts: bytes  # compressed COCO run lengths of the mask at `size`
     box: tuple[int, int, int, int]  # x0, y0, x1, y1, ends exclusive
     noun: str
-    caption_id: int
+    caption_id: int  # -1 for a label
     similarity: float  # cosine of region and noun
-    margin: float  # to the second-best region of the image; equal to `similarity` where there is only one
+    margin: float  # to the best other region of the image, below 0 where a label goes to another than the best;
+    # equal to `similarity` where there is only one
     proposal_score: float  # 1 for ground-truth masks
 
 

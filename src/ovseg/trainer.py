@@ -2,23 +2,55 @@
 
 from __future__ import annotations
 
+import time
+from importlib.metadata import version
+
 import lightning as L
 
+from ovseg import __version__
 from ovseg.callbacks import PairsWriter, SegmentationWriter
+from ovseg.data.pairs import LOG, PairStore, describe, read_logs
+from ovseg.structures import InputError
+from ovseg.tasks import MiningTask
 
 
 class OVSegTrainer(L.Trainer):
     """A Trainer that can also mine region-text pairs and segment images; both are predictions with a writer."""
 
-    def mine(self, model: L.LightningModule, datamodule: L.LightningDataModule, out: str = "runs/pairs") -> None:
-        """Mine region-text pairs from images and captions.
+    def mine(
+        self,
+        model: L.LightningModule,
+        datamodule: L.LightningDataModule,
+        out: str = "runs/pairs",
+        shard_images: int = 512,
+    ) -> None:
+        """Mine region-text pairs from images and captions; a run that was stopped goes on by the same command.
 
         Args:
             model: a `MiningTask`.
             datamodule: a `CaptionDataModule`.
             out: folder of the store of pairs.
+            shard_images: images a shard: what is lost where a run is stopped, and what processes share.
         """
-        self._write(model, datamodule, PairsWriter(out, {"task": type(model).__name__}))
+        from ovseg.data.captions import CaptionDataModule  # brings spaCy, which the other verbs do without
+
+        if not isinstance(model, MiningTask) or not isinstance(datamodule, CaptionDataModule):
+            raise InputError(
+                f"mine needs a MiningTask and a CaptionDataModule, not {type(model).__name__} and "
+                f"{type(datamodule).__name__}; see conf/mine.yaml"
+            )
+        if shard_images < 1:
+            raise InputError(f"shard_images is {shard_images}; give at least 1")
+        datamodule.shard_images = shard_images
+        made_by = {name: version(name) for name in ("torch", "transformers", "open_clip_torch")}
+        settings = {**model.settings(), **datamodule.settings(), "precision": str(self.precision)}
+        store = PairStore(out, {**settings, "ovseg": __version__, **made_by})
+        if not store.complete:
+            self._write(model, datamodule, PairsWriter(store))
+        if self.is_global_zero:
+            while self.world_size > 1 and isinstance(self.limit_predict_batches, float) and not store.complete:
+                time.sleep(1)  # and no barrier, since the slowest process may take longer than those wait
+            report(store)
 
     def segment(self, model: L.LightningModule, datamodule: L.LightningDataModule, out: str = "out") -> None:
         """Segment images into words of your own.
@@ -33,3 +65,20 @@ class OVSegTrainer(L.Trainer):
     def _write(self, model: L.LightningModule, datamodule: L.LightningDataModule, writer: L.Callback) -> None:
         self.callbacks.append(writer)  # type: ignore[attr-defined]
         self.predict(model, datamodule=datamodule, return_predictions=False)
+
+
+def report(store: PairStore) -> None:
+    """Print what a store holds.
+
+    Raises:
+        InputError: images could not be read, and are not among those that were mined.
+    """
+    if not store.complete:
+        print(f"{len(read_logs(store.folder))} shards in {store.folder}; run the same command again to go on")
+        return
+    print("\n".join([f"{store.folder}:", *describe(store.folder)]))
+    if faults := store.finish():
+        raise InputError(
+            f"{len(faults)} images could not be used and were left out, the first: {faults[0]}; {store.folder / LOG} "
+            "names them all; the pairs of the other images are complete"
+        )

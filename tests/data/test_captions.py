@@ -14,7 +14,9 @@ from PIL import Image
 
 from ovseg import rle
 from ovseg.data.captions import CaptionDataModule
+from ovseg.data.masks import LabelMaps
 from ovseg.data.nouns import SpacyNounExtractor
+from ovseg.data.shards import ShardBatches, Shards
 from ovseg.structures import InputError
 
 CAPTIONS = [  # (id, image, text); not in the order of their ids
@@ -109,9 +111,125 @@ def test_masks_take_the_place_of_proposals(folder: Path) -> None:
     assert torch.equal(first.masks[0], torch.stack([mask[0], expected]))
     assert second.masks[0].shape == (0, 20, 30)
 
+    assert first.mask_scores[0].tolist() == [1, 1] and not first.labelled
+
     Image.fromarray(np.zeros((30, 20, 3), np.uint8)).save(folder / "3.png")
-    with pytest.raises(InputError, match=r"3\.png is 20 x 30 pixels, its masks 30 x 20"):
-        next(iter(prepared(folder, masks=folder / "masks.json").predict_dataloader()))
+    first, second = prepared(folder, masks=folder / "masks.json").predict_dataloader()
+    assert first.images == [] and second.faults == ()
+    assert "3.png is 20 x 30 pixels, its masks 30 x 20" in first.faults[0]
+
+
+def test_masks_may_be_a_list_of_results(folder: Path) -> None:
+    """Run lengths without images, as SAM's users have them: compressed or not."""
+    masks = torch.zeros(2, 20, 30, dtype=torch.bool)
+    masks[0, 5:9, 3:20] = masks[1, :, 29] = True
+    results = [
+        {"image_id": 8, "segmentation": {"size": [20, 30], "counts": rle.encode(masks)[0].decode()}, "score": 0.5},
+        {"image_id": 8, "segmentation": {"size": [20, 30], "counts": [580, 20]}, "predicted_iou": 0.75},
+    ]
+    (folder / "masks.json").write_text(json.dumps(results))
+    first, second = prepared(folder, masks=folder / "masks.json").predict_dataloader()
+    assert first.masks[0].shape == (0, 20, 30) and first.nouns == [["dog", "cat"]]
+    assert torch.equal(second.masks[0], masks)
+    assert second.mask_scores[0].tolist() == [0.5, 0.75]
+
+
+def test_without_captions_labels_name_their_masks(folder: Path) -> None:
+    images = json.loads((folder / "captions.json").read_text())["images"]
+    square = [[10, 2, 20, 2, 20, 12, 10, 12]]
+    annotations = [{"id": n, "image_id": 5, "category_id": n % 2, "segmentation": square} for n in range(3)]
+    categories = [{"id": 0, "name": "dog"}, {"id": 1, "name": "grass"}]
+    content = {"images": images, "annotations": annotations, "categories": categories}
+    (folder / "masks.json").write_text(json.dumps(content))
+    data = CaptionDataModule(folder, masks=folder / "masks.json", short_side=10)
+    data.prepare_data()
+    data.setup("predict")
+    batches = list(data.predict_dataloader())
+    assert [batch.names for batch in batches] == [["3.png"], ["5.png"], ["8.png"]]
+    assert all(batch.labelled for batch in batches)
+    assert [batch.nouns for batch in batches] == [[[]], [["dog", "grass", "dog"]], [[]]]
+    assert (batches[1].caption_ids, batches[1].masks[0].shape) == ([[-1, -1, -1]], (3, 20, 30))
+
+
+def test_label_maps_give_a_mask_a_class(folder: Path) -> None:
+    values = np.full((20, 30), 255, np.uint8)
+    values[:5], values[5:9, :7] = 1, 0
+    (folder / "images").mkdir()
+    for stem in ("000000000003", "000000000008"):
+        Image.new("RGB", (30, 20)).save(folder / "images" / f"{stem}.jpg")
+        Image.fromarray(values).save(folder / f"{stem}.png")
+    for path in ("3.png", "5.png", "8.png"):
+        (folder / path).unlink()
+    masks = LabelMaps(folder, "dog, grass")
+    data = CaptionDataModule(folder / "images", masks=masks, short_side=10)
+    data.prepare_data()
+    data.setup("predict")
+    first, second = data.predict_dataloader()
+    assert (first.image_ids, second.image_ids) == ([3], [8])
+    assert first.nouns == [["dog", "grass"]]
+    assert torch.equal(first.masks[0], torch.from_numpy(np.stack([values == 0, values == 1])))
+
+
+def test_broken_images_are_faults_of_their_batch(folder: Path) -> None:
+    (folder / "3.png").write_bytes((folder / "3.png").read_bytes()[:60])
+    (batch,) = prepared(folder, batch_size=2).predict_dataloader()
+    assert batch.names == ["8.png"] and len(batch.images) == 1 and batch.nouns == [["kite"]]
+    assert len(batch.faults) == 1 and "3.png cannot be used" in batch.faults[0]
+
+
+def test_processes_share_shards_whole(folder: Path) -> None:
+    shards = Shards(images=11, shard_images=4, batch_size=3)
+    assert len(shards) == 3
+    assert [list(map(list, shards.batches(shard))) for shard in range(3)] == [
+        [[0, 1, 2], [3]],
+        [[4, 5, 6], [7]],
+        [[8, 9, 10]],
+    ]
+    for world in (1, 2, 5):
+        taken = [list(ShardBatches(shards, [0, 2], rank, world)) for rank in range(world)]
+        assert sorted(index for own in taken for batch in own for index in batch.images) == [0, 1, 2, 3, 8, 9, 10]
+        for own in taken:  # a shard's batches follow each other, and the last says so
+            assert [batch.shard for batch in own if batch.ends_shard] == list(dict.fromkeys(b.shard for b in own))
+
+
+MASKS = {
+    "[]": "no images or no annotations",
+    '{"annotations": [{}]}': "no images or no annotations",
+    "[{}]": "annotation 1 lacks 'image_id'",
+    '[{"image_id": "x", "segmentation": []}]': "image_id 'x' is no whole number",
+    '[{"image_id": 3, "segmentation": [[1, 2, 3, 4, 5, 6]]}]': "polygons need the image's height and width",
+    '[{"image_id": 3, "segmentation": {"size": [2, 2], "counts": "~~~"}}]': "annotation 1",
+    '[{"image_id": 3, "segmentation": 5}]': "neither polygons nor run lengths",
+    '{"images": [{"id": 3}], "annotations": [{}]}': "an image or category lacks 'file_name'",
+    '{"images": [{"id": 3, "file_name": "a"}], "annotations": [{"image_id": 4}]}': "image 4, which is not listed",
+}
+
+
+@pytest.mark.parametrize("content", MASKS)
+def test_refuses_what_are_not_masks(folder: Path, content: str) -> None:
+    (folder / "masks.json").write_text(content)
+    with pytest.raises(InputError) as error:
+        prepared(folder, masks=folder / "masks.json")
+    assert MASKS[content] in str(error.value) and f"{folder}/masks.json" in str(error.value)
+
+
+def test_masks_without_names_need_captions(folder: Path) -> None:
+    (folder / "masks.json").write_text('[{"image_id": 3, "segmentation": {"size": [2, 2], "counts": [0, 4]}}]')
+    data = CaptionDataModule(folder, masks=folder / "masks.json")
+    with pytest.raises(InputError, match=r"no images with named categories; give --data\.captions"):
+        data.setup("predict")
+    with pytest.raises(InputError, match=r"give --data\.captions a COCO captions file, or --data\.masks"):
+        CaptionDataModule(folder)
+
+
+def test_settings_follow_files_wherever_they_are(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
+    moved = tmp_path_factory.mktemp("moved") / "captions.json"
+    moved.write_bytes((folder / "captions.json").read_bytes())
+    first = CaptionDataModule(folder, folder / "captions.json").settings()
+    assert CaptionDataModule(folder, moved, num_workers=3).settings() == first
+    moved.write_text(moved.read_text() + " ")
+    second = CaptionDataModule(folder, moved, captions_per_image=5).settings()
+    assert {name for name in first if first[name] != second[name]} == {"captions", "captions_per_image"}
 
 
 @pytest.mark.parametrize(

@@ -1,7 +1,11 @@
-"""The store gives back what was put in, and refuses what is not a store."""
+"""The store gives back what was put in, goes on where it was stopped, and refuses what is not a store."""
 
 from __future__ import annotations
 
+import json
+import resource
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pyarrow as pa
@@ -10,8 +14,10 @@ import pytest
 import torch
 
 from ovseg import rle
-from ovseg.data.pairs import PairStoreWriter, pair_statistics, read_pairs, write_pairs
+from ovseg.data.pairs import PairStore, ShardLog, pair_statistics, read_columns, read_pairs, write_pairs
 from ovseg.structures import InputError, RegionTextPair
+
+NO_FAULTS = ShardLog(1, [])
 
 
 def pair(index: int, noun: str = "dog", similarity: float = 0.25) -> RegionTextPair:
@@ -32,41 +38,110 @@ def pair(index: int, noun: str = "dog", similarity: float = 0.25) -> RegionTextP
 
 
 def test_read_gives_what_was_written_over_shards(tmp_path: Path) -> None:
-    pairs = [pair(index) for index in range(23)]
-    with PairStoreWriter(tmp_path / "new" / "pairs", {"seed": "3"}, shard_pairs=10) as store:
-        store.add(pairs[:4])
-        store.add(iter(pairs[4:]))
-    assert sorted(file.name for file in (tmp_path / "new" / "pairs").iterdir()) == [
-        "complete.json",
-        *(f"pairs-0000{shard}.parquet" for shard in range(3)),
-    ]
-    stored = read_pairs(tmp_path / "new" / "pairs")
+    pairs, folder = [pair(index) for index in range(23)], tmp_path / "new" / "pairs"
+    store = PairStore(folder, {"seed": 3})
+    assert store.begin(3) == [0, 1, 2] and not store.complete
+    for shard in (2, 0, 1):  # in any order
+        store.write(shard, pairs[10 * shard : 10 * shard + 10], NO_FAULTS)
+    assert store.complete
+    names = sorted(file.name for file in folder.iterdir())
+    assert names == ["pairs-00000.parquet", "pairs-00001.parquet", "pairs-00002.parquet", "store.json"]
+    stored = read_pairs(folder)
     assert list(stored) == pairs
     assert (len(stored), stored[-1], list(stored[3:6])) == (23, pairs[-1], pairs[3:6])
-    assert stored.provenance == {"seed": "3"}
+    assert stored.provenance == {"seed": 3}
     with pytest.raises(IndexError):
         stored[23]
 
 
-def test_a_store_is_not_overwritten_unasked(tmp_path: Path) -> None:
-    with PairStoreWriter(tmp_path, shard_pairs=1) as store:
-        store.add([pair(0), pair(1)])
+def test_small_columns_are_read_without_the_masks(tmp_path: Path) -> None:
+    write_pairs(tmp_path, [pair(0), pair(1, "cat")])
+    table = read_columns(tmp_path, ["noun", "similarity"])
+    assert table.to_pydict() == {"noun": ["dog", "cat"], "similarity": [0.25, 0.25]}
+    assert pq.read_metadata(tmp_path / "pairs-00000.parquet").num_row_groups == 1
+
+
+def test_masks_can_be_read_by_row_group(tmp_path: Path) -> None:
+    pairs = [pair(index) for index in range(1001)]
+    write_pairs(tmp_path, pairs)
+    file = pq.ParquetFile(tmp_path / "pairs-00000.parquet")
+    assert file.num_row_groups == 2
+    assert file.read_row_group(1, columns=["counts"]).to_pydict() == {"counts": [pairs[1000].counts]}
+
+
+def test_a_store_goes_on_with_what_is_missing(tmp_path: Path) -> None:
+    first = PairStore(tmp_path, {"seed": 3})
+    first.begin(3)
+    first.write(1, [pair(1)], NO_FAULTS)
+    (tmp_path / ".pairs-00002.parquet.tmp").write_text("a process was killed as it wrote")
+    with pytest.raises(InputError, match=r"unfinished: 2 of 3 shards are not there, .*run the same `ovseg mine` again"):
+        read_pairs(tmp_path)
+
+    again = PairStore(tmp_path, {"seed": 3})
+    assert again.begin(3) == [0, 2]
+    assert not list(tmp_path.glob(".*"))
+    for shard in (0, 2):
+        again.write(shard, [pair(shard)], NO_FAULTS)
+    assert list(read_pairs(tmp_path)) == [pair(0), pair(1), pair(2)]
+
+
+def test_other_settings_are_refused_with_the_difference(tmp_path: Path) -> None:
+    PairStore(tmp_path, {"seed": 3, "words": None, "clip": "a" * 64, "same": 0.5}).begin(3)
+    before = (tmp_path / "store.json").read_bytes()
+    with pytest.raises(InputError) as refused:
+        PairStore(tmp_path, {"seed": 4, "clip": "b" * 64, "same": 0.5, "new": 1})
+    assert "other settings: seed was 3 and is now 4, clip is another, new was None and is now 1; choose" in str(
+        refused.value
+    )
+    with pytest.raises(InputError, match="begun with 3 shards and would now have 4: the images or captions"):
+        PairStore(tmp_path, {"seed": 3, "words": None, "clip": "a" * 64, "same": 0.5}).begin(4)
+    assert (tmp_path / "store.json").read_bytes() == before
+
+
+def test_write_pairs_never_touches_another_store(tmp_path: Path) -> None:
+    write_pairs(tmp_path, [pair(0), pair(1)])
     with pytest.raises(InputError, match="already holds pairs"):
         write_pairs(tmp_path, [pair(2)])
-    with PairStoreWriter(tmp_path, overwrite=True) as store:
-        store.add([pair(2)])
-    assert list(read_pairs(tmp_path)) == [pair(2)]
+    assert list(read_pairs(tmp_path)) == [pair(0), pair(1)]
 
 
-def test_an_error_leaves_an_unfinished_store_which_is_replaced(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"the region of 'dog' in train/1\.jpg is empty"):  # noqa: SIM117
-        with PairStoreWriter(tmp_path, shard_pairs=2) as store:
-            store.add([pair(0), pair(1), pair(2), pair(3)._replace(box=(0, 0, 0, 0))])
-    assert [file.name for file in tmp_path.iterdir()] == ["pairs-00000.parquet"]
-    with pytest.raises(InputError, match="unfinished: mining was interrupted; run `ovseg mine"):
-        read_pairs(tmp_path)
-    write_pairs(tmp_path, [pair(2)])
-    assert list(read_pairs(tmp_path)) == [pair(2)]
+def test_an_empty_region_is_a_mistake_of_ours(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"the region of 'dog' in train/0\.jpg is empty"):
+        write_pairs(tmp_path, [pair(0)._replace(box=(0, 0, 0, 0))])
+
+
+@contextmanager
+def files_of_at_most(size: int) -> Iterator[None]:
+    """The disk is full as soon as a file is larger."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+def test_a_full_disk_costs_the_shard_in_work_and_nothing_else(tmp_path: Path) -> None:
+    store = PairStore(tmp_path, {})
+    store.begin(2)
+    store.write(0, [pair(0)], NO_FAULTS)
+    with files_of_at_most(1000), pytest.raises(InputError) as refused:
+        store.write(1, [pair(1)], NO_FAULTS)
+    assert f"{tmp_path}/pairs-00001.parquet cannot be written (File too large); make room" in str(refused.value)
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["pairs-00000.parquet", "store.json"]
+    store.write(1, [pair(1)], NO_FAULTS)
+    assert list(read_pairs(tmp_path)) == [pair(0), pair(1)]
+
+
+def test_images_that_could_not_be_read_are_in_the_log(tmp_path: Path) -> None:
+    store = PairStore(tmp_path, {})
+    store.begin(2)
+    store.write(0, [pair(0)], ShardLog(3, ["a.jpg is damaged"]))
+    store.write(1, [pair(2)], ShardLog(3, ["b.jpg is damaged"]))
+    assert store.finish() == ["a.jpg is damaged", "b.jpg is damaged"]
+    assert (tmp_path / "log.txt").read_text() == "a.jpg is damaged\nb.jpg is damaged\n"
+    found = pair_statistics(tmp_path)
+    assert (found.images, found.images_without, found.images_unread) == (2, 2, 2)
 
 
 def test_filter_by_similarity_and_noun(tmp_path: Path) -> None:
@@ -86,9 +161,11 @@ def test_filter_by_similarity_and_noun(tmp_path: Path) -> None:
 
 def test_statistics(tmp_path: Path) -> None:
     write_pairs(tmp_path, [pair(0, "dog", 0.1), pair(1, "cat", 0.2), pair(2, "dog", 0.6)])
-    statistics = pair_statistics(read_pairs(tmp_path), most_frequent=1)
-    assert statistics.pop("mean_similarity") == pytest.approx(0.3)
-    assert statistics == {"pairs": 3, "unique_nouns": 2, "images": 2, "most_frequent": {"dog": 2}}
+    found = pair_statistics(tmp_path, most_frequent=1)
+    assert (found.pairs, found.unique_nouns, found.images, found.images_without) == (3, 2, 2, 0)
+    assert found.most_frequent == {"dog": 2}
+    assert found.similarity == pytest.approx([0.11, 0.15, 0.2, 0.4, 0.56])
+    assert found.pairs_an_image[2] == 1.5
 
 
 def test_a_pair_takes_little_space(tmp_path: Path) -> None:
@@ -109,14 +186,24 @@ def test_missing_store_names_the_command(tmp_path: Path) -> None:
 
 
 def test_refuses_what_is_not_a_store(tmp_path: Path) -> None:
-    shard = tmp_path / "pairs-00000.parquet"
+    write_pairs(tmp_path / "none", [])
+    with pytest.raises(InputError, match="holds no pairs"):
+        read_pairs(tmp_path / "none")
+    folder = tmp_path / "pairs"
+    write_pairs(folder, [pair(0)])
+    shard = folder / "pairs-00000.parquet"
     shard.write_text("not Parquet")
     with pytest.raises(InputError, match="cannot be read"):
-        read_pairs(tmp_path)
+        read_pairs(folder)
     pq.write_table(pa.table({"title": ["a dog"]}), shard)
     with pytest.raises(InputError, match="does not hold pairs as this version"):
-        read_pairs(tmp_path)
-    shard.unlink()
-    write_pairs(tmp_path, [])
-    with pytest.raises(InputError, match="holds no pairs"):
-        read_pairs(tmp_path)
+        read_pairs(folder)
+    (folder / "store.json").write_text(json.dumps({"ovseg_schema": 1}))
+    with pytest.raises(InputError, match=r"does not hold pairs as this version writes them \(schema 1, not 2\)"):
+        read_pairs(folder)
+    (folder / "store.json").write_text("[")
+    with pytest.raises(InputError, match=r"store\.json cannot be read"):
+        read_pairs(folder)
+    (folder / "store.json").unlink()  # as before there was one
+    with pytest.raises(InputError, match="holds pairs of an older version of ovseg"):
+        PairStore(folder, {})

@@ -2,60 +2,61 @@
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
-import io
 import json
 import os
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
-import numpy as np
 import torch
 from lightning import LightningDataModule
-from pycocotools.coco import COCO
-from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch import distributed
+from torch.utils.data import DataLoader
 
+from ovseg.data.captioned_images import CaptionedImage, CaptionedImages
+from ovseg.data.coco_captions import check_images, read_coco_captions
+from ovseg.data.masks import ClassMasks, CocoMasks, GivenMasks, LabelMaps
 from ovseg.data.nouns import SpacyNounExtractor
-from ovseg.images import read_image, resize_short_side, to_tensor
+from ovseg.data.shards import ShardBatches, Shards
 from ovseg.structures import CaptionBatch, InputError
 
-LONG_SIDE = 4  # longest side allowed, in short sides: 640 / 2560 and 512 / 2048 in the paper
-
-
-class CaptionedImage(NamedTuple):
-    """An image and what its captions name."""
-
-    image_id: int
-    file_name: str
-    nouns: list[str]
-    caption_ids: list[int]  # per noun, the first caption that has it
+SHARD_IMAGES = 512
 
 
 class CaptionDataModule(LightningDataModule):
-    """Images with the nouns of their captions, to be mined by `trainer.predict`.
+    """Images with the nouns of their captions, or with labelled masks, to be mined by `trainer.predict`.
 
     Nouns are extracted once and kept in the user's cache (`$OVSEG_CACHE`, else `~/.cache/ovseg`) under a hash of the
-    captions and the extractor. Images whose captions have no noun are left out.
+    captions and the extractor. Images whose captions have no noun are left out, and an image that cannot be read is
+    reported in its batch. Batches belong to shards, see `ovseg.data.shards`, of which a process reads its own.
 
     Args:
-        images: folder of the images that the captions file names.
-        captions: a COCO captions file.
-        masks: a COCO instances file (polygons or run lengths) whose masks take the place of proposals.
+        images: folder of the images that the captions or masks name.
+        captions: a COCO captions file; without it the masks are paired with their own labels.
+        masks: regions in place of proposals: a COCO instances or stuff file, a JSON list of results with run lengths
+            (of SAM, for example), or label maps.
         captions_per_image: the first so many captions of each image; all without it.
         nouns: how nouns are found.
         short_side: images are resized to it, as the proposal network expects them; the long side is cut at four times.
         batch_size: images a batch.
         num_workers: processes that read images.
+
+    Raises:
+        InputError: there are neither captions nor masks.
     """
+
+    allow_zero_length_dataloader_with_multiple_devices = True  # there may be fewer shards than processes
+    shard_images = SHARD_IMAGES
+    pending: Sequence[int] | None = None
+    """The shards to read, all where not given; set between `setup` and `predict_dataloader`."""
 
     def __init__(
         self,
         images: Path,
-        captions: Path,
-        masks: Path | None = None,
+        captions: Path | None = None,
+        masks: Path | LabelMaps | None = None,
         captions_per_image: int | None = 1,
         nouns: SpacyNounExtractor | None = None,
         short_side: int = 640,
@@ -63,10 +64,35 @@ class CaptionDataModule(LightningDataModule):
         num_workers: int = 0,
     ) -> None:
         super().__init__()
-        self.images, self.captions, self.masks = Path(images), Path(captions), Path(masks) if masks else None
+        if captions is None and masks is None:
+            raise InputError("mining needs nouns or labels: give --data.captions a COCO captions file, or --data.masks")
+        self.images, self.captions = Path(images), None if captions is None else Path(captions)
+        self.masks = masks if masks is None or isinstance(masks, LabelMaps) else Path(masks)
         self.captions_per_image, self.short_side = captions_per_image, short_side
         self.nouns = nouns or SpacyNounExtractor()
         self.batch_size, self.num_workers = batch_size, num_workers
+
+    def settings(self) -> dict[str, str | int | None]:
+        """All that batches depend on, but for the images; files by their content, so that they may move.
+
+        Raises:
+            InputError: a file cannot be read.
+        """
+        settings: dict[str, str | int | None] = {
+            "masks": None,
+            "short_side": self.short_side,
+            "batch_size": self.batch_size,
+            "shard_images": self.shard_images,
+        }
+        if self.captions is not None:
+            identity = json.loads(self.nouns.identity)
+            settings |= {"captions": _digest(self.captions), "captions_per_image": self.captions_per_image}
+            settings |= {f"nouns.{name}": json.dumps(value) for name, value in identity.items()}
+        if isinstance(self.masks, LabelMaps):
+            settings["masks"] = f"label maps of {self.masks.vocabulary}"
+        elif self.masks is not None:
+            settings["masks"] = _digest(self.masks)
+        return settings
 
     def prepare_data(self) -> None:
         """Check the files and extract the nouns, unless the cache has them.
@@ -74,10 +100,10 @@ class CaptionDataModule(LightningDataModule):
         Raises:
             InputError: a file or image is missing, or is not what COCO has.
         """
-        coco, chosen = self._read_captions()
-        if self.masks:
-            _read_coco(self.masks, "segmentation")
-        _check_images(self.images, [coco.imgs[annotation["image_id"]]["file_name"] for annotation in chosen])
+        if self.captions is None:
+            return  # `setup` reads the masks, and checks them by that
+        names, chosen = self._read_captions(self.captions)
+        check_images(self.images, [names[annotation["image_id"]] for annotation in chosen])
         if not (cache := self._cache(chosen)).exists():
             nouns = self.nouns.extract([annotation["caption"] for annotation in chosen])
             cache.parent.mkdir(parents=True, exist_ok=True)
@@ -86,50 +112,71 @@ class CaptionDataModule(LightningDataModule):
             partial.replace(cache)
 
     def setup(self, stage: str) -> None:
-        """Read what `prepare_data` left.
+        """Read what `prepare_data` left, and the masks.
 
         Raises:
-            InputError: no caption has a noun.
+            InputError: no caption has a noun, or masks cannot be used.
         """
-        coco, chosen = self._read_captions()
-        per_caption = json.loads(self._cache(chosen).read_text(encoding="utf-8"))
-        first_caption: dict[int, dict[str, int]] = {}  # image → noun → caption
-        for annotation, nouns in zip(chosen, per_caption, strict=True):
-            for noun in nouns:
-                first_caption.setdefault(annotation["image_id"], {}).setdefault(noun, annotation["id"])
-        if not first_caption:
-            raise InputError(f"no caption in {self.captions} has a noun; give English captions or another extractor")
-        samples = [
-            CaptionedImage(image_id, coco.imgs[image_id]["file_name"], list(nouns), list(nouns.values()))
-            for image_id, nouns in first_caption.items()
-        ]
-        masks = _read_coco(self.masks, "segmentation") if self.masks else None
-        self.dataset = CaptionedImages(self.images, samples, self.short_side, masks)
+        masks: GivenMasks | None = None
+        if self.masks is not None:
+            masks = ClassMasks(self.masks, self.images) if isinstance(self.masks, LabelMaps) else CocoMasks(self.masks)
+        samples = self._labelled(masks) if self.captions is None else self._captioned(self.captions)
+        self.dataset = CaptionedImages(self.images, samples, self.short_side, masks, labelled=self.captions is None)
+        self.shards = Shards(len(samples), self.shard_images, self.batch_size)
 
     def predict_dataloader(self) -> DataLoader[CaptionBatch]:
+        spread = distributed.is_initialized()
+        rank, world = (distributed.get_rank(), distributed.get_world_size()) if spread else (0, 1)
+        pending = range(len(self.shards)) if self.pending is None else self.pending
         return DataLoader(
             self.dataset,
-            batch_size=self.batch_size,
+            batch_size=None,  # samples are batches already
+            sampler=ShardBatches(self.shards, pending, rank, world),
             num_workers=self.num_workers,
-            collate_fn=join_captions,
+            collate_fn=_as_it_is,
             pin_memory=torch.cuda.is_available(),
         )
 
     def statistics(self) -> dict[str, int]:
         """How many images, unique nouns and candidate pairs of image and noun there are, after `setup`."""
         counts = Counter(noun for sample in self.dataset.samples for noun in sample.nouns)
-        return {"images": len(self.dataset), "unique_nouns": len(counts), "candidates": counts.total()}
+        return {"images": len(self.dataset.samples), "unique_nouns": len(counts), "candidates": counts.total()}
 
-    def _read_captions(self) -> tuple[COCO, list[dict[str, Any]]]:
-        """The file and the annotations to use: of each image the first few, in the order of their ids."""
-        coco = _read_coco(self.captions, "caption")
+    def _captioned(self, captions: Path) -> list[CaptionedImage]:
+        """The images whose captions have a noun, by their ids."""
+        names, chosen = self._read_captions(captions)
+        per_caption = json.loads(self._cache(chosen).read_text(encoding="utf-8"))
+        first_caption: dict[int, dict[str, int]] = {}  # image → noun → caption
+        for annotation, nouns in zip(chosen, per_caption, strict=True):
+            for noun in nouns:
+                first_caption.setdefault(annotation["image_id"], {}).setdefault(noun, annotation["id"])
+        if not first_caption:
+            raise InputError(f"no caption in {captions} has a noun; give English captions or another extractor")
+        return [
+            CaptionedImage(image_id, names[image_id], list(nouns), list(nouns.values()))
+            for image_id, nouns in sorted(first_caption.items())
+        ]
+
+    def _labelled(self, masks: GivenMasks | None) -> list[CaptionedImage]:
+        """The images of the masks."""
+        if masks is None or not masks.named or not masks.images:
+            raise InputError(
+                f"the masks in {self.masks} have no images with named categories; give --data.captions a COCO captions "
+                "file whose nouns may name them"
+            )
+        check_images(self.images, list(masks.images.values()))
+        return [CaptionedImage(image_id, file_name, [], []) for image_id, file_name in masks.images.items()]
+
+    def _read_captions(self, captions: Path) -> tuple[dict[int, str], list[dict[str, Any]]]:
+        """The file names of the images, and the annotations to use: of each image the first few."""
+        names, annotations = read_coco_captions(captions)
         taken: Counter[int] = Counter()
         chosen = []
-        for annotation in sorted(coco.dataset["annotations"], key=lambda annotation: annotation["id"]):
+        for annotation in annotations:
             taken[annotation["image_id"]] += 1
             if self.captions_per_image is None or taken[annotation["image_id"]] <= self.captions_per_image:
                 chosen.append(annotation)
-        return coco, chosen
+        return names, chosen
 
     def _cache(self, chosen: list[dict[str, Any]]) -> Path:
         folder = Path(os.environ.get("OVSEG_CACHE") or Path.home() / ".cache" / "ovseg")
@@ -137,99 +184,14 @@ class CaptionDataModule(LightningDataModule):
         return folder / "nouns" / f"{hashlib.sha256(content.encode()).hexdigest()}.json"
 
 
-class CaptionedImages(Dataset[CaptionBatch]):
-    """Batches of one image."""
-
-    def __init__(self, images: Path, samples: list[CaptionedImage], short_side: int, masks: COCO | None) -> None:
-        self.images, self.samples, self.short_side, self.masks = images, samples, short_side, masks
-
-    def __len__(self) -> int:
-        return len(self.samples)
-
-    def __getitem__(self, index: int) -> CaptionBatch:
-        sample = self.samples[index]
-        image = read_image(self.images / sample.file_name)
-        size = (image.height, image.width)
-        resized = to_tensor(resize_short_side(image, self.short_side, LONG_SIDE * self.short_side))
-        return CaptionBatch(
-            images=[resized],
-            sizes=[size],
-            names=[sample.file_name],
-            image_ids=[sample.image_id],
-            nouns=[sample.nouns],
-            caption_ids=[sample.caption_ids],
-            masks=[self._masks(sample, size)] if self.masks else None,
-        )
-
-    def _masks(self, sample: CaptionedImage, size: tuple[int, int]) -> Tensor:
-        """(M, H, W) bool, none where the masks file does not know the image."""
-        assert self.masks is not None
-        if not (annotations := self.masks.imgToAnns.get(sample.image_id)):
-            return torch.zeros((0, *size), dtype=torch.bool)
-        masks = torch.from_numpy(np.stack([self.masks.annToMask(annotation) for annotation in annotations])).bool()
-        if tuple(masks.shape[1:]) != size:
-            raise InputError(
-                f"{sample.file_name} is {size[1]} x {size[0]} pixels, its masks {masks.shape[2]} x {masks.shape[1]}; "
-                "give the masks file that belongs to these images"
-            )
-        return masks
+def _as_it_is(batch: Any) -> Any:
+    return batch
 
 
-def join_captions(batches: list[CaptionBatch]) -> CaptionBatch:
-    """One batch of several."""
-    return CaptionBatch(
-        images=[image for batch in batches for image in batch.images],
-        sizes=[size for batch in batches for size in batch.sizes],
-        names=[name for batch in batches for name in batch.names],
-        image_ids=[image_id for batch in batches for image_id in batch.image_ids],
-        nouns=[nouns for batch in batches for nouns in batch.nouns],
-        caption_ids=[caption_ids for batch in batches for caption_ids in batch.caption_ids],
-        masks=None if batches[0].masks is None else [masks for batch in batches for masks in batch.masks or ()],
-    )
-
-
-def _read_coco(path: Path, field: str) -> COCO:
-    """A COCO annotations file whose annotations have `field`.
-
-    Raises:
-        InputError: the file is missing, is not JSON, or has something else in it.
-    """
-    kind = {"caption": "captions", "segmentation": "instances"}[field]
-    advice = f"give a file such as annotations/{kind}_train2017.json"
+def _digest(path: Path) -> str:
+    """Hash of a file's content."""
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
     except OSError as error:
-        raise InputError(f"{path} cannot be read ({error.strerror}); {advice}") from error
-    except ValueError as error:
-        raise InputError(f"{path} is not JSON ({error}); {advice}") from error
-    if fault := _fault(content, field):
-        raise InputError(f"{path} holds no COCO {kind}: {fault}; {advice}")
-    with contextlib.redirect_stdout(io.StringIO()):  # COCO prints its progress
-        coco = COCO()
-        coco.dataset = content
-        coco.createIndex()
-    return coco
-
-
-def _fault(content: Any, field: str) -> str | None:
-    """What keeps parsed JSON from being COCO annotations that have `field`."""
-    if not isinstance(content, dict) or not content.get("images") or not content.get("annotations"):
-        return "it has no images or no annotations"
-    known = {image.get("id") for image in content["images"] if isinstance(image.get("file_name"), str)}
-    for annotation in content["annotations"]:
-        if not isinstance(annotation, dict) or not {"id", "image_id", field} <= annotation.keys():
-            return f"an annotation lacks id, image_id or {field}"
-        if annotation["image_id"] not in known:
-            return f"annotation {annotation['id']} is of image {annotation['image_id']}, which is not listed"
-        if field == "caption" and not isinstance(annotation["caption"], str):
-            return f"the caption {annotation['id']} is not a text"
-    return None
-
-
-def _check_images(folder: Path, names: list[str]) -> None:
-    missing = [name for name in dict.fromkeys(names) if not (folder / name).is_file()]
-    if missing:
-        raise InputError(
-            f"{len(missing)} images of the captions are not in {folder}, the first is {missing[0]}; "
-            "give the folder that holds them"
-        )
+        raise InputError(f"{path} cannot be read ({error.strerror}); correct the path") from error

@@ -1,0 +1,22 @@
+"""The store of region-text pairs: a folder of Parquet shards, written by `ovseg mine` and read by adapter training."""
+
+from ovseg.data.pairs.page import write_page
+from ovseg.data.pairs.read import read_columns, read_pairs
+from ovseg.data.pairs.statistics import describe, pair_statistics
+from ovseg.data.pairs.store import LOG, PairStore, Settings, ShardLog, read_logs, write_pairs
+from ovseg.data.pairs.table import Pairs
+
+__all__ = [
+    "LOG",
+    "PairStore",
+    "Pairs",
+    "Settings",
+    "ShardLog",
+    "describe",
+    "pair_statistics",
+    "read_columns",
+    "read_logs",
+    "read_pairs",
+    "write_page",
+    "write_pairs",
+]

@@ -1,0 +1,108 @@
+"""Examples of a store as one HTML page, to look at."""
+
+from __future__ import annotations
+
+import base64
+import html
+import io
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from ovseg import rle
+from ovseg.data.pairs.read import read_pairs
+from ovseg.data.pairs.table import Pairs
+from ovseg.images import read_image
+from ovseg.structures import InputError, RegionTextPair
+
+SIDE = 240  # of a picture's longer side, in pixels
+TINT = np.array([255, 40, 90])
+
+_PAGE = """<!doctype html>
+<meta charset="utf-8">
+<title>{title}</title>
+<style>
+body {{ font: 14px/1.4 system-ui, sans-serif; margin: 2em; }}
+main {{ display: flex; flex-wrap: wrap; gap: 1em; }}
+figure {{ margin: 0; width: {side}px; }}
+figcaption {{ overflow-wrap: anywhere; }}
+small {{ color: #666; }}
+</style>
+<h1>{title}</h1>
+<p>The most similar first, and from there evenly down to the least similar.</p>
+<main>
+{figures}
+</main>
+"""
+_FIGURE = """<figure><img src="data:image/jpeg;base64,{picture}" alt="{noun}">
+<figcaption><b>{noun}</b><br><small>similarity {similarity:.3f}, margin {margin:.3f}, proposal {score:.2f}<br>{file}
+</small></figcaption></figure>"""
+
+
+def write_page(path: str | Path, images: str | Path, out: str | Path, noun: str | None = None, count: int = 60) -> int:
+    """Write a page of pairs, of one noun or of all, with their masks laid over the images.
+
+    Args:
+        path: the store.
+        images: the folder that its file names are relative to.
+        out: the page; pictures are inside it.
+        count: pairs at most, spread evenly from the most to the least similar.
+
+    Returns:
+        How many pairs are shown.
+
+    Raises:
+        InputError: there is no such pair, or an image is missing or has changed its size.
+    """
+    pairs = read_pairs(path)
+    indices = np.arange(len(pairs))
+    if noun is not None:
+        indices = indices[pairs.table["noun"].to_numpy(zero_copy_only=False) == noun]
+        if not len(indices):
+            raise InputError(f"{path} has no pair of the noun {noun!r}; `ovseg pairs stats {path}` lists frequent ones")
+    chosen = _spread(pairs.take(indices), count)
+    figures = [_figure(pair, Path(images) / pair.file_name) for pair in chosen]
+    title = f"{len(chosen)} of {len(indices):,} pairs of {'all nouns' if noun is None else repr(noun)} in {path}"
+    page = _PAGE.format(title=html.escape(title), side=SIDE, figures="\n".join(figures))
+    Path(out).parent.mkdir(parents=True, exist_ok=True)
+    Path(out).write_text(page, encoding="utf-8")
+    return len(chosen)
+
+
+def _spread(pairs: Pairs, count: int) -> Pairs:
+    """At most so many, at even distances in the order of similarity."""
+    order = np.argsort(-pairs.table["similarity"].to_numpy(), kind="stable")
+    return pairs.take(order[np.unique(np.linspace(0, len(order) - 1, min(count, len(order))).round().astype(int))])
+
+
+def _figure(pair: RegionTextPair, image: Path) -> str:
+    picture = io.BytesIO()
+    draw_region(pair, image).save(picture, "JPEG", quality=85)
+    return _FIGURE.format(
+        picture=base64.b64encode(picture.getvalue()).decode("ascii"),
+        noun=html.escape(pair.noun, quote=True),
+        similarity=pair.similarity,
+        margin=pair.margin,
+        score=pair.proposal_score,
+        file=html.escape(pair.file_name),
+    )
+
+
+def draw_region(pair: RegionTextPair, path: Path) -> Image.Image:
+    """The image, small, with the region of the pair tinted and the rest darkened.
+
+    Raises:
+        InputError: the image is missing, cannot be read, or has changed its size.
+    """
+    image = read_image(path)
+    if (image.height, image.width) != pair.size:
+        raise InputError(
+            f"{path} is {image.width} x {image.height} pixels but was mined at {pair.size[1]} x {pair.size[0]}; "
+            "give the folder that the pairs were mined from"
+        )
+    pixels, mask = np.asarray(image), rle.decode([pair.counts], pair.size)[0].numpy()
+    drawn = np.where(mask[..., None], 0.6 * pixels + 0.4 * TINT, 0.5 * pixels)
+    picture = Image.fromarray(drawn.astype(np.uint8))
+    picture.thumbnail((SIDE, SIDE))
+    return picture
