@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import logging
 import re
+import shlex
+import sys
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
@@ -16,7 +18,7 @@ from lightning.pytorch.callbacks import Callback, LearningRateMonitor, ModelChec
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 
-from ovseg.callbacks import LastCheckpoint, StepSeed
+from ovseg.callbacks import LastCheckpoint, ReportWriter, StepSeed
 from ovseg.structures import InputError
 from ovseg.trainer import OVSegTrainer
 
@@ -100,6 +102,7 @@ class OVSegCLI(LightningCLI):
 
     def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
         super().parse_arguments(parser, args)
+        self.command = shlex.join(["ovseg", *map(str, args or sys.argv[1:])])
         verb = self.config["subcommand"]
         _check_run(verb, self.config[verb])
 
@@ -121,6 +124,9 @@ class OVSegCLI(LightningCLI):
             callbacks.append(StepSeed())
             if config["logger"]:
                 callbacks.append(LearningRateMonitor("step"))
+        if self.subcommand == "test":
+            callbacks.append(ReportWriter(folder, self.command))
+            self.config_init["test"]["verbose"] = False  # the report has a better table
         try:
             return super().instantiate_trainer(**kwargs)
         except (ImportError, ValueError) as error:

@@ -75,6 +75,11 @@ class MeanIoU(Metric):
             "predicted": in_pred.long(),
         }
 
+    def counts(self) -> Tensor:
+        """(K, K) pixels of true by predicted class; under DDP every process has to ask, as for `per_class`."""
+        with self.sync_context():
+            return self.confusion.clone()
+
     def compute(self) -> dict[str, Tensor]:
         """Fractions: `miou_union`, `miou_target`, `fwiou`, `macc`, `pacc`; NaN where nothing was counted.
 
@@ -133,6 +138,11 @@ class MaskAccuracy(Metric):
         """Count regions: their predicted and their true classes, (S,) each."""
         self.regions += torch.bincount(target, minlength=len(self.regions))
         self.right += torch.bincount(target[preds == target], minlength=len(self.right))
+
+    def per_class(self) -> dict[str, Tensor]:
+        """Per class `regions` and `mask_accuracy` (NaN without any), each (K,); every process has to ask under DDP."""
+        with self.sync_context():
+            return {"regions": self.regions.clone(), "mask_accuracy": self.right.double() / self.regions}
 
     def compute(self) -> dict[str, Tensor]:
         """Fractions: `mask_accuracy`, with `seen` given also `…_seen` and `…_unseen`; NaN where there is no region."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import json
 import os
 import signal
 import subprocess
@@ -49,6 +50,12 @@ def test_test_on_two_processes_gives_the_numbers_of_one(flags: list[str], tmp_pa
     assert done.returncode == 0, done.stderr
     assert "MEMBER: 2/2" in done.stderr
     assert logged(tmp_path / "two") == [expected]
+    one, two = (json.loads((tmp_path / name / "report.json").read_text()) for name in ("one", "two"))
+    assert (one["processes"], two["processes"]) == (1, 2)
+    for name in ("metrics", "images", "classes", "confusions", "chosen"):
+        assert one[name] == two[name]
+    assert (tmp_path / "one" / "per_class.csv").read_text() == (tmp_path / "two" / "per_class.csv").read_text()
+    assert done.stdout.count("mIoU (union)") == 1
 
 
 class Killed(L.Callback):
@@ -62,4 +69,5 @@ class Killed(L.Callback):
 def test_a_process_that_dies_ends_the_run_without_a_number(flags: list[str], tmp_path: Path) -> None:
     done = run_ddp(flags, tmp_path, "--trainer.callbacks", "tests.tasks.test_distributed.Killed")
     assert done.returncode != 0 and "MEMBER: 2/2" in done.stderr
-    assert not logged(tmp_path) and "miou" not in done.stdout
+    assert not logged(tmp_path) and "miou" not in done.stdout.lower()
+    assert not list(tmp_path.rglob("report*"))

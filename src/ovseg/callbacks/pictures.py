@@ -26,14 +26,20 @@ def label_image(labels: NDArray[np.int64], classes: int) -> Image.Image:
 
 
 def overlay(image: Image.Image, labels: NDArray[np.int64], names: Sequence[str]) -> Image.Image:
-    """The image under the colours of its classes, with a legend of those that occur, the largest first."""
+    """The image under the colours of its classes, with a legend of those that occur, the largest first.
+
+    Pixels whose label is none of the classes stay as they are. Labels may be of another size than the image.
+    """
     scale = np.clip(1, OVERLAY_SIDES[0] / max(image.size), OVERLAY_SIDES[1] / max(image.size))
     width, height = (max(round(side * scale), 1) for side in image.size)
     colours = palette(len(names))
     shown = Image.fromarray(labels.astype(np.int32), mode="I").resize((width, height), Image.Resampling.NEAREST)
-    painted = Image.fromarray(colours[np.asarray(shown)])
-    blended = Image.blend(image.resize((width, height)), painted, OPACITY)
-    counts = np.bincount(labels.ravel(), minlength=len(names))
+    pixels = np.asarray(image.resize((width, height)))
+    known = np.asarray(shown) < len(names)
+    painted = pixels.copy()
+    painted[known] = colours[np.asarray(shown)[known]]
+    blended = Image.blend(Image.fromarray(pixels), Image.fromarray(painted), OPACITY)
+    counts = np.bincount(labels[labels < len(names)], minlength=len(names))
     present = [index for index in np.argsort(-counts, kind="stable") if counts[index]]
     return _with_legend(blended, [(names[index], counts[index] / labels.size, colours[index]) for index in present])
 
@@ -52,7 +58,7 @@ def _with_legend(picture: Image.Image, rows: list[tuple[str, float, NDArray[np.u
     """The picture beside a column of colours, names and shares of the area."""
     font = ImageFont.truetype(font_manager.findfont("DejaVu Sans"), 16)
     line, texts = 26, [f"{name}  {share:.1%}" for name, share, _ in rows]
-    column = 44 + max(int(font.getlength(text)) for text in texts)
+    column = 44 + max((int(font.getlength(text)) for text in texts), default=0)
     height = max(picture.height, line * len(rows) + 12)
     canvas = Image.new("RGB", (picture.width + column, height), "white")
     canvas.paste(picture)

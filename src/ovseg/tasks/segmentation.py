@@ -24,6 +24,15 @@ class Segmentation(NamedTuple):
     labels: Tensor  # (H, W) int64
 
 
+class Answer(NamedTuple):
+    """What a test asks of one image, in the classes that its labels have."""
+
+    labels: Tensor  # (H, W) int64
+    segments: Tensor  # (S,) the classes of the ground-truth segments
+    names: Tensor  # (S,) what CLIP takes them for
+    proposals: Tensor | None  # (Q, h, w) bool; None where the masks are the oracle's
+
+
 class SegmentationTask(L.LightningModule):
     """Tests a segmenter, or predicts with it; the vocabulary is the datamodule's.
 
@@ -80,12 +89,15 @@ class SegmentationTask(L.LightningModule):
 
     def test_step(self, batch: EvalBatch, batch_index: int) -> dict[str, list[Segmentation]]:
         """Counts, and gives the answers to callbacks."""
-        answers = []
+        segmentations = []
         for name, image, labels in zip(batch.names, batch.images, batch.labels, strict=True):
-            found = self._answer(image, labels)
-            self.miou.update(found, labels)
-            answers.append(Segmentation(name, found))
-        return {"answers": answers}
+            answer = self.answer(image, labels)
+            self.miou.update(answer.labels, labels)
+            self.mask_accuracy.update(answer.names, answer.segments)
+            if answer.proposals is not None:
+                self.recall.update(answer.proposals, labels, self.vocabulary.ignore_index)
+            segmentations.append(Segmentation(name, answer.labels))
+        return {"answers": segmentations}
 
     def on_test_epoch_end(self) -> None:
         result = {**self.miou.compute(), **self.mask_accuracy.compute()}
@@ -98,24 +110,25 @@ class SegmentationTask(L.LightningModule):
         labels = self.segmenter.labels(batch.images, batch.sizes)
         return [Segmentation(name, found.cpu()) for name, found in zip(batch.names, labels, strict=True)]
 
-    def _answer(self, image: Tensor, labels: Tensor) -> Tensor:
-        """The classes (H, W) of an image (3, h, w), of those that count; on the way its regions and proposals count."""
-        classes, names = self._name_segments(image, labels)
-        self.mask_accuracy.update(names, classes)
+    def answer(self, image: Tensor, labels: Tensor) -> Answer:
+        """The answer to an image (3, h, w) whose labels are (H, W)."""
+        segments, names = self._name_segments(image, labels)
         if self.oracle == "masks":
-            return named_segments(labels, classes, names)
-        ignored, size = self.vocabulary.ignore_index, (labels.shape[0], labels.shape[1])
+            return Answer(named_segments(labels, segments, names), segments, names, None)
+        size = (labels.shape[0], labels.shape[1])
         if self.oracle == "classes":
             mask_logits = self.segmenter.proposer([image])[-1].mask_logits[0].float()
             probs = mask_probabilities(mask_logits, (image.shape[1], image.shape[2]))
+            masks = probs > self.segmenter.mask_threshold
+            found = torch.zeros_like(labels)
+            if len(segments):
+                scores = oracle_scores(masks, labels, self.vocabulary.ignore_index)
+                found = segments[semantic_labels(scores, probs, size)]
         else:
             ((scores, probs),) = self.segmenter.score_proposals([image])
-        masks = probs > self.segmenter.mask_threshold
-        self.recall.update(masks, labels, ignored)
-        if self.oracle == "classes":
-            classes, scores = oracle_scores(masks, labels, ignored)
-            return classes[semantic_labels(scores, probs, size)] if len(classes) else torch.zeros_like(labels)
-        return self._counted(semantic_labels(scores, probs, size))
+            masks = probs > self.segmenter.mask_threshold
+            found = self._counted(semantic_labels(scores, probs, size))
+        return Answer(found, segments, names, masks)
 
     def _name_segments(self, image: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         """The classes of an image's segments and what CLIP takes them for, (S,) each."""

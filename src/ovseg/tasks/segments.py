@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from ovseg.metrics import segment_ious
@@ -43,16 +44,15 @@ def named_segments(labels: Tensor, classes: Tensor, names: Tensor) -> Tensor:
     return found
 
 
-def oracle_scores(proposals: Tensor, labels: Tensor, ignore_index: int) -> tuple[Tensor, Tensor]:
+def oracle_scores(proposals: Tensor, labels: Tensor, ignore_index: int) -> Tensor:
     """Each proposal takes the class of the segment that it overlaps best (IoU); none where it touches no segment.
 
     Args:
         proposals: (Q, h, w) bool.
-        labels: (H, W) class indices or `ignore_index`.
+        labels: (H, W) class indices, not all of them `ignore_index`.
 
     Returns:
-        The classes of the segments, (S,), and scores (Q, S) of 0 and 1.
+        (Q, S) of 0 and 1, segments in the order of their classes.
     """
-    classes, ious = segment_ious(proposals, labels, ignore_index)
-    best = torch.nn.functional.one_hot(ious.argmax(dim=0), len(classes)) if len(classes) else ious.T
-    return classes, best.float() * (ious.T > 0)
+    segments, ious = segment_ious(proposals, labels, ignore_index)
+    return F.one_hot(ious.argmax(dim=0), len(segments)).float() * (ious.T > 0)
