@@ -17,10 +17,10 @@ def seconds(function: Callable[[], Any], repeats: int = 1) -> float:
     """Best wall-clock time of `repeats` runs, work on a GPU included; the caller warms up."""
     best = float("inf")
     for _ in range(repeats):
-        _wait()
+        wait()
         start = time.perf_counter()
         function()
-        _wait()
+        wait()
         best = min(best, time.perf_counter() - start)
     return best
 
@@ -50,6 +50,7 @@ def commit() -> str:
     return subprocess.run(words, capture_output=True, text=True, check=False).stdout.strip() or "unknown"
 
 
-def _wait() -> None:
+def wait() -> None:
+    """Until a GPU has done what it was given."""
     if torch.cuda.is_available():
         torch.cuda.synchronize()
