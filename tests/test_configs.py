@@ -14,8 +14,10 @@ from PIL import Image
 
 from ovseg.cli import run_trainer_verb
 from ovseg.data import ADE20K150DataModule, CaptionDataModule, COCOStuffDataModule, RegionTextDataModule
+from ovseg.data.masks import LabelMaps
 from ovseg.lightning_cli import OVSegCLI
-from ovseg.tasks import AdapterTask, MiningTask, ProposalTask, SegmentationTask
+from ovseg.models.views import Views
+from ovseg.tasks import AdapterTask, MiningTask, ProposalTask, SegmentationTask, SweepTask
 from ovseg.trainer import OVSegTrainer
 from tests import tiny
 from tests.data import layouts
@@ -24,19 +26,24 @@ from tests.stages import CONF, ovseg
 STAGES = {  # file → verb and what else it needs
     "proposals.yaml": ["fit"],
     "mine.yaml": ["mine"],
+    "mine_5captions.yaml": ["mine"],
+    "mine_labels.yaml": ["mine"],
+    "mine_masks.yaml": ["mine"],
     "adapter.yaml": ["fit"],
     "finetune.yaml": ["fit"],
     "test.yaml": ["test", "--data", str(CONF / "data" / "ade20k_150.yaml")],
+    "sweep.yaml": ["sweep", "--data", str(CONF / "data" / "ade20k_150.yaml")],
     "segment.yaml": ["segment", "--data.images", "photo.jpg", "--data.vocabulary", "cat, sofa"],
     "toy/proposals.yaml": ["fit"],
     "toy/pretrain_clip.yaml": ["fit"],
     "toy/mine.yaml": ["mine"],
     "toy/adapter.yaml": ["fit"],
     "toy/test.yaml": ["test"],
+    "toy/sweep.yaml": ["sweep"],
 }
 FRAGMENTS = {  # fragment → flag, and a stage that it can be a part of
     "trainer/default.yaml": ("--trainer", "test.yaml"),
-    "trainer/one_device.yaml": ("--trainer", "mine.yaml"),
+    "trainer/mining.yaml": ("--trainer", "mine.yaml"),
     "trainer/adapter.yaml": ("--trainer", "adapter.yaml"),
     "trainer/proposals.yaml": ("--trainer", "proposals.yaml"),
     "toy/trainer.yaml": ("--trainer", "toy/mine.yaml"),
@@ -45,6 +52,7 @@ FRAGMENTS = {  # fragment → flag, and a stage that it can be a part of
     "model/clip_vit_l14.yaml": ("--model.clip", "finetune.yaml"),
     "model/clip_vit_l14_prompts.yaml": ("--model.clip", "adapter.yaml"),
     "model/mining.yaml": ("--model", "mine.yaml"),
+    "model/mining_masks.yaml": ("--model", "mine_masks.yaml"),
     "model/proposals_swin_base.yaml": ("--model", "proposals.yaml"),
     "model/segmentation.yaml": ("--model", "test.yaml"),
     "data/ade20k_150.yaml": ("--data", "test.yaml"),
@@ -57,6 +65,9 @@ FRAGMENTS = {  # fragment → flag, and a stage that it can be a part of
     "data/pascal_voc_20b.yaml": ("--data", "test.yaml"),
     "data/pascal_voc_21.yaml": ("--data", "test.yaml"),
     "data/coco_captions.yaml": ("--data", "mine.yaml"),
+    "data/coco_captions_5.yaml": ("--data", "mine_5captions.yaml"),
+    "data/coco_captions_masks.yaml": ("--data", "mine_masks.yaml"),
+    "data/coco_labels.yaml": ("--data", "mine_labels.yaml"),
     "data/coco_stuff.yaml": ("--data", "proposals.yaml"),
     "data/region_text.yaml": ("--data", "adapter.yaml"),
 }
@@ -113,13 +124,13 @@ def shallow_clip(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def build(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Any:
     """Parses and builds as the verb would, without running it."""
-    for verb in ("fit", "test", "mine", "segment"):
+    for verb in ("fit", "test", "mine", "segment", "sweep"):
         original = getattr(OVSegTrainer, verb)
         monkeypatch.setattr(OVSegTrainer, verb, functools.wraps(original)(lambda self, *args, **kwargs: None))
 
     def launch(verb: str, name: str, *words: object) -> OVSegCLI:
         flags = ["--trainer.default_root_dir", tmp_path, "--trainer.accelerator", "cpu", "--trainer.logger", "false"]
-        if verb in ("mine", "segment"):
+        if verb in ("mine", "segment", "sweep"):
             flags += ["--out", tmp_path]
         return run_trainer_verb([verb, "--config", str(CONF / name), *map(str, [*words, *flags])])
 
@@ -164,6 +175,16 @@ def test_mining_matches_by_plain_clip(build: Any, shallow_clip: Path) -> None:
     assert cli.datamodule.short_side == 640
 
 
+def test_mining_variants_are_the_papers(build: Any, shallow_clip: Path) -> None:
+    five = build("mine", "mine_5captions.yaml", *of(shallow_clip), "--model.proposals", "null").datamodule
+    assert (five.captions_per_image, five.masks) == (5, None)
+    for name, has_captions in (("mine_masks.yaml", True), ("mine_labels.yaml", False)):
+        cli = build("mine", name, *of(shallow_clip))
+        assert cli.model.proposer is None
+        assert cli.datamodule.masks == LabelMaps(Path("datasets/coco/stuffthingmaps/train2017"), "coco_stuff_171")
+        assert (cli.datamodule.captions is not None) == has_captions
+
+
 def test_prompts_are_tuned_as_in_the_paper(build: Any, shallow_clip: Path) -> None:
     cli = build("fit", "adapter.yaml", *of(shallow_clip))
 
@@ -203,6 +224,16 @@ def test_benchmark_is_tested_as_the_segmenter_says(build: Any, tmp_path: Path) -
     assert (len(cli.datamodule.vocabulary), cli.datamodule.dataset.resize) == (150, None)
     segmenter = cli.model.segmenter
     assert (segmenter.ensemble_weight, segmenter.classifier, segmenter.mask_threshold) == (0.6, "clip", 0.5)
+
+
+def test_sweep_is_the_grid_of_the_release(build: Any, tmp_path: Path) -> None:
+    layouts.ade20k_150(tmp_path, [[0, 1, 150], [0, 0, 0]])
+    flags = ["--data", CONF / "data" / "ade20k_150.yaml", "--data.root", tmp_path]
+    flags += ["--model.segmenter", tiny_folder(tmp_path), "--model.views.mirror", "true"]
+    task = build("sweep", "sweep.yaml", *flags).model
+    assert isinstance(task, SweepTask)
+    assert (task.thresholds, task.weights) == ([0.35, 0.4, 0.45], [0.6, 0.65, 0.7, 0.75, 0.8])
+    assert task.segmenter.views == Views(mirror=True)
 
 
 def test_segment_is_built_from_its_config(build: Any, tmp_path: Path) -> None:
