@@ -15,9 +15,10 @@ from torchvision.transforms.v2.functional import resized_crop
 from ovseg import rle
 from ovseg.data.loading import ResumableDataModule, ResumableLoader, seeded, train_loader
 from ovseg.data.pairs import Pairs, read_pairs
+from ovseg.data.pairs.released import mask_by_colour
 from ovseg.images import read_image, to_tensor
 from ovseg.ops import CLIP_MEAN
-from ovseg.structures import InputError, RegionTextBatch
+from ovseg.structures import InputError, RegionTextBatch, RegionTextPair
 
 # the paper's augmentation, of the region's box
 SCALE = (0.9, 1.0)
@@ -36,7 +37,7 @@ class RegionTextDataModule(ResumableDataModule):
     """Region-text pairs from a store, shuffled, with the paper's random resized crop of region and mask together.
 
     Args:
-        pairs: the store that `ovseg mine` wrote.
+        pairs: the store that `ovseg mine` wrote, or the table of the published pairs (`coco_proposal_1cap.csv`).
         images: the folder its file names are relative to.
         size: side of the regions in pixels: CLIP's resolution.
         batch_size: pairs a batch and process.
@@ -79,7 +80,7 @@ class RegionTextDataModule(ResumableDataModule):
         if missing := [name for name in names if not (self.images / name).is_file()]:
             raise InputError(
                 f"{len(missing)} of {len(names)} images of {self.pairs} are not in {self.images}, "
-                f"the first is {missing[0]}; give the folder that they were mined from"
+                f"the first is {missing[0]}; give the folder that these names are relative to"
             )
         self.dataset = RegionTexts(pairs, self.images, self.size, self.seed)
 
@@ -102,6 +103,12 @@ class RegionTexts(Dataset[RegionText]):
 
     def __getitem__(self, key: int) -> RegionText:
         pair = self.pairs[key % len(self)]
+        crop, mask = self._of_image(pair) if pair.counts else self._of_crop(pair)
+        with seeded(self.seed, key):
+            region, region_mask = augment(crop, mask, self.size)
+        return RegionText(region, region_mask, pair.noun)
+
+    def _of_image(self, pair: RegionTextPair) -> tuple[Tensor, Tensor]:
         path = self.images / pair.file_name
         image = read_image(path)
         if (image.height, image.width) != pair.size:
@@ -110,10 +117,11 @@ class RegionTexts(Dataset[RegionText]):
                 "bring back the image or mine again"
             )
         x0, y0, x1, y1 = pair.box
-        mask = rle.decode([pair.counts], pair.size)[:, y0:y1, x0:x1]
-        with seeded(self.seed, key):
-            region, region_mask = augment(to_tensor(image.crop(pair.box)), mask, self.size)
-        return RegionText(region, region_mask, pair.noun)
+        return to_tensor(image.crop(pair.box)), rle.decode([pair.counts], pair.size)[:, y0:y1, x0:x1]
+
+    def _of_crop(self, pair: RegionTextPair) -> tuple[Tensor, Tensor]:
+        crop = to_tensor(read_image(self.images / pair.file_name))
+        return crop, mask_by_colour(crop)[None]
 
 
 def augment(crop: Tensor, mask: Tensor, size: int) -> tuple[Tensor, Tensor]:

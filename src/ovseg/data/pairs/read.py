@@ -8,13 +8,14 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from ovseg.data.pairs.released import read_released
 from ovseg.data.pairs.store import SCHEMA_VERSION, missing_shards, read_begun, shard_name
 from ovseg.data.pairs.table import SCHEMA, Pairs
 from ovseg.structures import InputError
 
 
 def read_pairs(path: str | Path) -> Pairs:
-    """The pairs of a store, in the order of its shards.
+    """The pairs of a store, in the order of its shards, or of the table that OVSeg's authors published.
 
     Raises:
         InputError: there is no store, it is unfinished, empty, or not one of ours.
@@ -32,6 +33,9 @@ def read_columns(path: str | Path, columns: Sequence[str]) -> pa.Table:
 
 
 def _read(path: Path, columns: Sequence[str]) -> Pairs:
+    if path.is_file():
+        released = read_released(path)
+        return Pairs(released.table.select(columns), released.provenance)
     command = f"run `ovseg mine --config conf/mine.yaml --out {path}`"
     if (begun := read_begun(path)) is None:
         raise InputError(f"pairs not found in {path}; {command}")
