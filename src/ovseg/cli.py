@@ -16,6 +16,7 @@ TRAINER_VERBS = {
     "fit": "train the proposals or adapt CLIP",
     "validate": "score a stage on its validation data",
     "test": "score a segmenter on a benchmark",
+    "sweep": "score a grid of ensemble weights and mask thresholds in one pass",
     "predict": "run a task on its data, without writing",
     "mine": "mine region-text pairs from images and captions",
     "segment": "segment images into words of your own",

@@ -22,7 +22,7 @@ from ovseg.callbacks import LastCheckpoint, ReportWriter, StepSeed
 from ovseg.structures import InputError
 from ovseg.trainer import OVSegTrainer
 
-WRITING_VERBS = ("mine", "segment")
+WRITING_VERBS = ("mine", "segment", "sweep")
 SEGMENT_DEFAULTS = ["--model", "ovseg.tasks.SegmentationTask", "--data", "ovseg.data.ImagesDataModule"]
 SEGMENT_SHORTHANDS = {"--model": "--model.segmenter", "--images": "--data.images", "--vocabulary": "--data.vocabulary"}
 

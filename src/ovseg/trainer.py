@@ -8,14 +8,15 @@ from importlib.metadata import version
 import lightning as L
 
 from ovseg import __version__
-from ovseg.callbacks import PairsWriter, SegmentationWriter
+from ovseg.callbacks import PairsWriter, SegmentationWriter, SweepWriter
+from ovseg.callbacks.sweep import Metric
 from ovseg.data.pairs import LOG, PairStore, describe, read_logs
 from ovseg.structures import InputError
-from ovseg.tasks import MiningTask
+from ovseg.tasks import MiningTask, SweepTask
 
 
 class OVSegTrainer(L.Trainer):
-    """A Trainer that can also mine region-text pairs and segment images; both are predictions with a writer."""
+    """A Trainer that can also mine region-text pairs, segment images and sweep settings; writers keep what is found."""
 
     def mine(
         self,
@@ -61,6 +62,26 @@ class OVSegTrainer(L.Trainer):
             out: folder of the overlays and label images.
         """
         self._write(model, datamodule, SegmentationWriter(out))
+
+    def sweep(
+        self,
+        model: L.LightningModule,
+        datamodule: L.LightningDataModule,
+        out: str = "runs/sweep",
+        metric: Metric = "miou_union",
+    ) -> None:
+        """Score a grid of ensemble weights and mask thresholds in one pass over a benchmark.
+
+        Args:
+            model: a `SweepTask`.
+            datamodule: a benchmark.
+            out: folder of the table and the heat map.
+            metric: that is shown, and by which the best setting is told.
+        """
+        if not isinstance(model, SweepTask):
+            raise InputError(f"sweep needs a SweepTask, not {type(model).__name__}; see conf/sweep.yaml")
+        self.callbacks.append(SweepWriter(out, metric))  # type: ignore[attr-defined]
+        self.test(model, datamodule=datamodule, verbose=False)
 
     def _write(self, model: L.LightningModule, datamodule: L.LightningDataModule, writer: L.Callback) -> None:
         self.callbacks.append(writer)  # type: ignore[attr-defined]

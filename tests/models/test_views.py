@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 
 from ovseg.models import OpenVocabSegmenter
-from ovseg.models.views import Answer, Views, mean_labels, mean_scores
+from ovseg.models.views import ViewAnswer, Views, mean_labels, mean_scores
 from ovseg.structures import InputError
 from tests import tiny
 
@@ -98,7 +98,7 @@ def test_windows_are_averaged_where_they_overlap(segmenter: OpenVocabSegmenter, 
 def test_averages_of_many_windows_are_resized_in_bands(size: tuple[int, int]) -> None:
     generator = torch.Generator().manual_seed(0)
     answers = [
-        Answer(torch.rand(5, 7, generator=generator), torch.rand(5, 20, 15, generator=generator), (top, left))
+        ViewAnswer(torch.rand(5, 7, generator=generator), torch.rand(5, 20, 15, generator=generator), (top, left))
         for top in (0, 10, 20)
         for left in (0, 15)
     ]

@@ -5,6 +5,7 @@ from __future__ import annotations
 from ovseg.callbacks.pairs import PairsWriter
 from ovseg.callbacks.report import ReportWriter
 from ovseg.callbacks.segmentations import SegmentationWriter
+from ovseg.callbacks.sweep import SweepWriter
 from ovseg.callbacks.training import LastCheckpoint, StepSeed
 
-__all__ = ["LastCheckpoint", "PairsWriter", "ReportWriter", "SegmentationWriter", "StepSeed"]
+__all__ = ["LastCheckpoint", "PairsWriter", "ReportWriter", "SegmentationWriter", "StepSeed", "SweepWriter"]

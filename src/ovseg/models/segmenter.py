@@ -18,7 +18,7 @@ from ovseg.models.ensemble import ImageProposals, RegionLogits, clip_speaks, joi
 from ovseg.models.official import official_parts
 from ovseg.models.proposals import LOGIT_SCALE, MaskProposer
 from ovseg.models.text import TextClassifier
-from ovseg.models.views import Answer, Views, mean_labels, mean_scores
+from ovseg.models.views import ViewAnswer, Views, mean_labels, mean_scores
 from ovseg.ops import CLIP_MEAN, Classifier, crop_regions, mask_probabilities
 from ovseg.structures import InputError, Vocabulary, names_of
 
@@ -154,10 +154,10 @@ class OpenVocabSegmenter(nn.Module):
             for answers, image, size in zip(self.answers(images), images, _sizes(images, sizes), strict=True)
         ]
 
-    def answers(self, images: Tensor | Sequence[Tensor]) -> list[list[Answer]]:
+    def answers(self, images: Tensor | Sequence[Tensor]) -> list[list[ViewAnswer]]:
         """Per image what `views` says, to be averaged by `mean_labels` or `mean_scores`."""
         if self.views == Views():
-            return [[Answer(*found, (0, 0))] for found in self.score_proposals(images)]
+            return [[ViewAnswer(*found, (0, 0))] for found in self.score_proposals(images)]
         # one at a time, since windows of a large image could fill the memory
         return [
             [view.answer(*self.score_proposals([view.image])[0]) for view in self.views.of(image)] for image in images

@@ -21,12 +21,12 @@ class View(NamedTuple):
     corner: tuple[int, int]  # of the part in the image: y, x
     mirrored: bool
 
-    def answer(self, scores: Tensor, mask_probs: Tensor) -> Answer:
+    def answer(self, scores: Tensor, mask_probs: Tensor) -> ViewAnswer:
         """What its proposals say, (Q, K) and (Q, h, w), as it lies in the image."""
-        return Answer(scores, mask_probs.flip(2) if self.mirrored else mask_probs, self.corner)
+        return ViewAnswer(scores, mask_probs.flip(2) if self.mirrored else mask_probs, self.corner)
 
 
-class Answer(NamedTuple):
+class ViewAnswer(NamedTuple):
     """What the proposals of one view say, where it lies in the image."""
 
     scores: Tensor  # (Q, K)
@@ -77,21 +77,21 @@ class Views:
         return [min(index * stride, room) for index in range(ceil(room / stride) + 1)]
 
 
-def mean_scores(answers: Sequence[Answer], size: tuple[int, int]) -> Tensor:
+def mean_scores(answers: Sequence[ViewAnswer], size: tuple[int, int]) -> Tensor:
     """Scores of every class at every pixel, (K, h, w), at the answers' resolution; `size` is the image's."""
     if len(answers) == 1:
         return semantic_scores(answers[0].scores, answers[0].mask_probs)
     return _band(answers, size)(0, size[0]).permute(2, 0, 1)
 
 
-def mean_labels(answers: Sequence[Answer], image_size: tuple[int, int], size: tuple[int, int]) -> Tensor:
+def mean_labels(answers: Sequence[ViewAnswer], image_size: tuple[int, int], size: tuple[int, int]) -> Tensor:
     """Best class of every pixel, (H, W) at `size`: the argmax of resized `mean_scores`, without its memory."""
     if len(answers) == 1:
         return semantic_labels(answers[0].scores, answers[0].mask_probs, size)
     return labels_in_bands(_band(answers, image_size), (*image_size, answers[0].scores.shape[1]), size)
 
 
-def _band(answers: Sequence[Answer], size: tuple[int, int]) -> Callable[[int, int], Tensor]:
+def _band(answers: Sequence[ViewAnswer], size: tuple[int, int]) -> Callable[[int, int], Tensor]:
     """First and last row, exclusive → (rows, w, K): the mean of the answers that cover a pixel."""
     like, classes = answers[0].mask_probs, answers[0].scores.shape[1]
     count = like.new_zeros((*size, 1))
@@ -111,7 +111,7 @@ def _band(answers: Sequence[Answer], size: tuple[int, int]) -> Callable[[int, in
     return band
 
 
-def _place(found: Answer) -> tuple[slice, slice]:
+def _place(found: ViewAnswer) -> tuple[slice, slice]:
     """Rows and columns of the image that an answer covers."""
     (top, left), (height, width) = found.corner, found.mask_probs.shape[1:]
     return slice(top, top + height), slice(left, left + width)

@@ -4,5 +4,6 @@ from ovseg.tasks.adapter import AdapterTask
 from ovseg.tasks.mining import MiningTask
 from ovseg.tasks.proposals import ProposalTask
 from ovseg.tasks.segmentation import Segmentation, SegmentationTask
+from ovseg.tasks.sweep import SweepTask
 
-__all__ = ["AdapterTask", "MiningTask", "ProposalTask", "Segmentation", "SegmentationTask"]
+__all__ = ["AdapterTask", "MiningTask", "ProposalTask", "Segmentation", "SegmentationTask", "SweepTask"]
