@@ -60,3 +60,8 @@ def test_the_network_is_out_of_reach() -> None:
 def test_loopback_is_within_reach() -> None:
     with socket.create_server(("127.0.0.1", 0)) as server:
         socket.create_connection(server.getsockname()).close()
+
+
+def test_golden_arrays_stay_small() -> None:
+    folder = Path(__file__).parent / "parity" / "goldens"
+    assert sum(file.stat().st_size for file in folder.iterdir()) <= 8_000_000

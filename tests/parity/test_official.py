@@ -43,6 +43,12 @@ def images(arrays: dict[str, Tensor]) -> list[Tensor]:
     return [arrays[f"image{index}"].float() / 255 for index in (0, 1)]
 
 
+def as_stored(scores: Tensor, stored: Tensor) -> tuple[Tensor, Tensor]:
+    """Scores at the pixels that are stored: every one, or every third."""
+    step = -(-scores.shape[1] // stored.shape[1])
+    return scores[:, ::step, ::step], stored
+
+
 def close_scores(part: str, scores: Tensor, expected: Tensor) -> None:
     goldens.close(part, scores, expected, 0, 1e-3)
     differing = float((scores.argmax(0) != expected.argmax(0)).float().mean())
@@ -66,7 +72,7 @@ def test_scores_equal_the_release(golden: tuple[Any, ...]) -> None:
     segmenter, arrays, _ = golden
     sizes = [tuple(size) for size in arrays["out_sizes"].tolist()]
     for index, scores in enumerate(segmenter(images(arrays), sizes)):
-        close_scores("whole model: scores", scores, arrays[f"i{index}_sem_seg"])
+        close_scores("whole model: scores", *as_stored(scores, arrays[f"i{index}_sem_seg"]))
 
 
 def test_training_equals_the_release(golden: tuple[Any, ...]) -> None:
@@ -109,8 +115,7 @@ def test_variants_equal_the_release(golden: tuple[Any, ...], variant: str) -> No
         sizes = [tuple(size) for size in arrays["out_sizes"].tolist()]
         for index, scores in enumerate(segmenter(images(arrays), sizes)):
             stored = arrays[f"var_{variant}_i{index}"]
-            step = -(-scores.shape[1] // stored.shape[1])  # the second image is stored at every third pixel
-            close_scores(f"whole model: scores, {variant}", scores[:, ::step, ::step], stored)
+            close_scores(f"whole model: scores, {variant}", *as_stored(scores, stored))
     finally:
         segmenter.clip.visual.prompt, segmenter.classifier = prompt, classifier
 
