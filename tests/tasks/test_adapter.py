@@ -12,9 +12,14 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torchvision.transforms.v2.functional import to_pil_image
 
+from ovseg import rle
+from ovseg.data.pairs import write_pairs
+from ovseg.data.regions import RegionTextDataModule
 from ovseg.models import CLIPAdapter
-from ovseg.structures import InputError, RegionTextBatch
+from ovseg.ops import masks_to_boxes
+from ovseg.structures import InputError, RegionTextBatch, RegionTextPair
 from ovseg.tasks import AdapterTask
 from tests import tiny
 from tests.tasks.data import Batches, Losses, trainer
@@ -194,6 +199,44 @@ def test_checkpointed_gradients_are_the_same(tmp_path: Path) -> None:
     again = gradients(AdapterTask(clip, "both", grad_checkpointing=True), [batch()], tmp_path / "again")
     assert calls == 2  # forward, and again for the gradient
     assert again.keys() == kept.keys() and all(torch.equal(again[name], value) for name, value in kept.items())
+
+
+class Saves(L.Callback):
+    """A checkpoint after so many steps."""
+
+    def __init__(self, step: int, path: Path) -> None:
+        self.step, self.path = step, path
+
+    def on_train_batch_end(self, trainer: L.Trainer, *_: Any) -> None:
+        if trainer.global_step == self.step:
+            trainer.save_checkpoint(self.path)
+
+
+def test_losses_go_on_from_the_middle_of_an_epoch(tmp_path: Path) -> None:
+    """Two epochs of three steps; the second run begins after the fourth."""
+
+    def run(*callbacks: L.Callback, **options: Any) -> list[float]:
+        losses, data = Losses(), RegionTextDataModule(tmp_path / "pairs", tmp_path, size=32, batch_size=4)
+        task = AdapterTask(tiny.clip(tmp_path / "clip", 2), "both", lr=1e-3, prompt_lr=0.1, warmup_steps=2)
+        steps = L.Trainer(accelerator="cpu", max_epochs=2, callbacks=[losses, *callbacks], **QUIET)
+        steps.fit(task.train(), data, **options)
+        return losses.values
+
+    store = []
+    for index, image in enumerate(tiny.images(*[(40, 48)] * 13)):
+        to_pil_image(image).save(tmp_path / f"{index}.png")
+        mask = torch.zeros(1, 40, 48, dtype=torch.bool)
+        mask[:, 4 : 20 + index, 6:30] = True
+        mask[:, 4:12, 6 : 8 + index] = False
+        x0, y0, x1, y1 = masks_to_boxes(mask)[0].tolist()
+        counts, noun = rle.encode(mask)[0], TEXTS[index % len(TEXTS)]
+        store.append(RegionTextPair(index, f"{index}.png", (40, 48), counts, (x0, y0, x1, y1), noun, 0, 0.2, 0, 1))
+    write_pairs(tmp_path / "pairs", store)
+
+    whole = run(Saves(4, tmp_path / "middle.ckpt"))
+    assert len(whole) == 6 and len(set(whole)) == 6
+    # the last bit of a text's features depends on the texts that were encoded with it
+    assert run(ckpt_path=tmp_path / "middle.ckpt") == pytest.approx(whole[4:], rel=1e-5)
 
 
 def test_the_learning_rates_and_decays(tmp_path: Path) -> None:
