@@ -143,5 +143,5 @@ def test_refusals_name_the_file(folder: Path) -> None:
     (folder / "2.png").unlink()
     with pytest.raises(InputError, match=r"1 of 6 images .* the first is 2\.png"):
         prepared(folder)
-    with pytest.raises(InputError, match="pairs not found in .* run `ovseg mine --config conf/mine.yaml --out "):
+    with pytest.raises(InputError, match=r"pairs not found in .* run `ovseg mine --config conf/mine.yaml --out "):
         RegionTextDataModule(folder / "none", folder).setup("fit")
