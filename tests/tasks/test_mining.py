@@ -14,6 +14,7 @@ from ovseg import rle
 from ovseg.models import CLIPAdapter
 from ovseg.structures import CaptionBatch, InputError, RegionTextPair
 from ovseg.tasks import MiningTask
+from ovseg.tasks.pair_filters import PairFilters, mask_overlaps
 from tests import tiny
 from tests.tasks.data import Batches, trainer
 
@@ -156,3 +157,107 @@ def test_the_reference_above_uses_plain_open_clip(tmp_path: Path) -> None:
     pixels = torch.rand(2, 3, 32, 32)
     with torch.no_grad():
         torch.testing.assert_close(plain.encode_image(pixels), clip.clip.visual.visual(pixels))
+
+
+def test_a_label_keeps_its_own_mask(tmp_path: Path) -> None:
+    clip, data = tiny.clip(tmp_path), batch()
+    assert data.masks is not None
+    labels = [["cat", "sofa", "nothing"], ["sky", "cat"]]  # the third mask of the first image is empty
+    data = data._replace(nouns=labels, caption_ids=[[-1] * 3, [-1] * 2], labelled=True)
+    pairs = mine(MiningTask(clip), data)
+    assert [(pair.image_id, pair.noun) for pair in pairs] == [(7, "cat"), (7, "sofa"), (9, "sky"), (9, "cat")]
+    for index, (nouns, count) in enumerate(zip(labels, (2, 2), strict=True)):
+        masks = data.masks[index][:count]
+        cosines = similarities(clip, data.images[index], masks, nouns[:count])
+        for place in range(count):
+            pair = pairs[2 * index + place]
+            assert torch.equal(rle.decode([pair.counts], pair.size)[0], masks[place])
+            assert pair.similarity == pytest.approx(cosines[place, place].item(), abs=1e-3)
+            assert pair.margin == pytest.approx((cosines[place, place] - cosines[place, 1 - place]).item(), abs=1e-3)
+
+
+def test_given_scores_are_those_of_the_pairs(tmp_path: Path) -> None:
+    data = batch()._replace(mask_scores=[torch.tensor([0.9, 0.8, 0.7]), torch.tensor([0.6, 0.5])])
+    pairs = mine(MiningTask(tiny.clip(tmp_path)), data)
+    assert {pair.proposal_score for pair in pairs} <= {0.8999999761581421, 0.800000011920929, 0.6000000238418579, 0.5}
+
+
+def test_regions_of_all_images_go_through_clip_together(tmp_path: Path) -> None:
+    segmenter = tiny.segmenter(tmp_path / "clip")
+    segmenter.proposer.save_pretrained(tmp_path / "proposer")
+    clip, data = tiny.clip(tmp_path / "plain"), batch(masks=False)
+    sizes: list[int] = []
+    clip.visual.register_forward_hook(lambda module, args, output: sizes.append(len(args[0])))
+    whole = mine(MiningTask(clip, str(tmp_path / "proposer"), mask_threshold=0.6), data)
+    assert len(sizes) == 1 and sizes[0] > 6
+    regions = sizes.pop()
+    parts = mine(MiningTask(clip, str(tmp_path / "proposer"), mask_threshold=0.6, clip_batch=4), data)
+    assert sizes == [4] * (regions // 4) + [regions % 4] * (regions % 4 > 0)
+    for one, other in zip(whole, parts, strict=True):
+        assert one[:8] == other[:8]
+        assert one.similarity == pytest.approx(other.similarity, abs=1e-5)
+
+
+def test_a_batch_gives_the_same_bits_after_any_other(tmp_path: Path) -> None:
+    task, data = MiningTask(tiny.clip(tmp_path)), batch()
+    first = mine(task, data)
+    mine(task, data._replace(nouns=[["a longer noun than those", "cat"], ["plant"]]))
+    assert mine(task, data) == first
+
+
+def test_regions_and_masks_at_once_are_refused(tmp_path: Path) -> None:
+    tiny.proposer().save_pretrained(tmp_path / "proposer")
+    with pytest.raises(
+        InputError, match=r"from --model\.proposals and --data\.masks at once; give one of them and null"
+    ):
+        mine(MiningTask(tiny.clip(tmp_path / "clip"), str(tmp_path / "proposer")), batch())
+
+
+# Filters
+
+
+def test_without_filters_all_but_empty_regions_stay() -> None:
+    masks = torch.tensor([[[1, 1]], [[0, 0]], [[1, 1]]], dtype=torch.bool)
+    assert PairFilters().regions(masks, torch.ones(3)).tolist() == [0, 2]
+
+
+def test_small_regions_are_left_out() -> None:
+    masks = torch.zeros(3, 10, 10, dtype=torch.bool)
+    masks[0, 0, :4] = masks[1, 0, :5] = masks[2] = True
+    assert PairFilters(min_area=0.05).regions(masks, torch.ones(3)).tolist() == [1, 2]
+
+
+def test_of_overlapping_regions_the_best_stays() -> None:
+    masks = torch.zeros(4, 1, 10, dtype=torch.bool)
+    masks[0, :, :6] = masks[1, :, 2:8] = masks[2, :, :8] = masks[3, :, 9:] = True
+    expected = torch.tensor([[6, 4, 6, 0], [4, 6, 6, 0], [6, 6, 8, 0], [0, 0, 0, 1]]) / torch.tensor(
+        [[6, 8, 8, 7], [8, 6, 8, 7], [8, 8, 8, 9], [7, 7, 9, 1]]
+    )
+    torch.testing.assert_close(mask_overlaps(masks), expected)
+    scores = torch.tensor([0.7, 0.9, 0.8, 0.1])
+    assert PairFilters(max_overlap=0.6).regions(masks, scores).tolist() == [0, 1, 3]  # the third overlaps the second
+    assert PairFilters(max_overlap=0.4).regions(masks, scores).tolist() == [1, 3]
+    assert PairFilters(max_overlap=0.6).regions(masks, torch.ones(4)).tolist() == [0, 1, 3]  # the first counts
+
+
+def test_pairs_are_filtered_by_similarity_and_margin(tmp_path: Path) -> None:
+    clip = tiny.clip(tmp_path)
+    pairs = mine(MiningTask(clip), batch())
+    similarity, margin = sorted(pair.similarity for pair in pairs)[2], sorted(pair.margin for pair in pairs)[2]
+    similar = mine(MiningTask(clip, filters=PairFilters(min_similarity=similarity)), batch())
+    assert similar == [pair for pair in pairs if pair.similarity >= similarity] and len(similar) == 3
+    distinct = mine(MiningTask(clip, filters=PairFilters(min_margin=margin)), batch())
+    assert distinct == [pair for pair in pairs if pair.margin >= margin] and len(distinct) == 3
+
+
+def test_filters_refuse_numbers_that_mean_nothing() -> None:
+    with pytest.raises(InputError, match=r"filters\.max_overlap is 50; give a number from 0 to 1"):
+        PairFilters(max_overlap=50)
+
+
+def test_settings_tell_networks_by_their_weights(tmp_path: Path) -> None:
+    first = MiningTask(tiny.clip(tmp_path / "a")).settings()
+    assert MiningTask(tiny.clip(tmp_path / "b"), mask_threshold=0.3).settings() == first  # there are no proposals
+    assert MiningTask(tiny.clip(tmp_path / "c", seed=1)).settings()["clip"] != first["clip"]
+    other = MiningTask(tiny.clip(tmp_path / "d"), filters=PairFilters(min_area=0.1)).settings()
+    assert {name for name in first if first[name] != other[name]} == {"min_area"}
