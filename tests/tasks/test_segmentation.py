@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from pathlib import Path
 from typing import Any
 
 import lightning as L
@@ -13,6 +12,7 @@ import torch.nn.functional as F
 
 from ovseg.metrics import MeanIoU
 from ovseg.models import OpenVocabSegmenter
+from ovseg.models.views import Views
 from ovseg.structures import EvalBatch, InputError, Vocabulary
 from ovseg.tasks import Segmentation, SegmentationTask
 from ovseg.tasks.segmentation import Oracle
@@ -24,10 +24,11 @@ VOCABULARY = Vocabulary(("cat", "red sky", "grass", "a dog"), seen=(True, False,
 SIZES = [(80, 70), (50, 70), (33, 64)]
 
 
-@pytest.fixture
-def folder(tmp_path: Path) -> str:
-    tiny.segmenter(tmp_path / "clip").save_pretrained(tmp_path / "segmenter")
-    return str(tmp_path / "segmenter")
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> str:
+    root = tmp_path_factory.mktemp("segmenter")
+    tiny.segmenter(root / "clip").save_pretrained(root / "saved")
+    return str(root / "saved")
 
 
 def batches() -> list[EvalBatch]:
@@ -133,6 +134,30 @@ def test_regions_and_proposals_are_counted_as_outside(folder: str) -> None:
     assert result["test/mask_accuracy_seen"] == pytest.approx(float(right[seen].sum() / 6))
     assert result["test/mask_accuracy_unseen"] == pytest.approx(float(right[~seen].sum() / 6))
     assert result["test/proposal_recall"] == pytest.approx(sum(best) / len(best), abs=1e-6)
+
+
+@pytest.mark.parametrize("kind", [None, "classes"])
+def test_views_are_averaged_and_their_proposals_count(folder: str, kind: Oracle | None) -> None:
+    data = Batches([EvalBatch(tiny.images((48, 90)), [(50, 70)], ["0.jpg"], [batches()[1].labels[0]])], VOCABULARY)
+
+    def tested(views: Views | None) -> dict[str, float]:
+        task = SegmentationTask(folder, oracle=kind, views=views)
+        return dict(trainer().test(task, data, verbose=False)[0])
+
+    whole, mirrored, windows = tested(None), tested(Views(mirror=True)), tested(Views(window=48, stride=21))
+    assert tested(Views(window=96)) == whole
+    assert mirrored["test/pacc"] != whole["test/pacc"] != windows["test/pacc"]
+    assert mirrored["test/proposal_recall"] >= whole["test/proposal_recall"] > 0
+    for result in (mirrored, windows):  # regions are named as they are
+        assert result["test/mask_accuracy"] == whole["test/mask_accuracy"]
+    if kind is None:
+        segmenter = OpenVocabSegmenter.from_pretrained(folder)
+        segmenter.views = Views(window=48, stride=21)
+        segmenter.set_vocabulary(VOCABULARY)
+        (batch,) = data.batches
+        miou = MeanIoU(VOCABULARY.names)
+        miou.update(segmenter.labels(batch.images, batch.sizes)[0], batch.labels[0])
+        assert windows["test/miou_union"] == pytest.approx(float(miou.compute()["miou_union"]))
 
 
 def oracle(folder: str, kind: Oracle, data: list[EvalBatch]) -> tuple[dict[str, float], list[torch.Tensor]]:

@@ -8,6 +8,7 @@ import math
 import platform
 import resource
 from collections.abc import Iterator
+from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
 from time import perf_counter
@@ -117,6 +118,7 @@ class ReportWriter(Callback):
                 "classifier": segmenter.classifier,
                 "ensemble_weight": segmenter.ensemble_weight,
                 "mask_threshold": segmenter.mask_threshold,
+                "views": asdict(segmenter.views),
                 "precision": str(trainer.precision),
             },
             command=self.command,

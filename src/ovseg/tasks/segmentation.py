@@ -6,11 +6,13 @@ from typing import Literal, NamedTuple
 
 import lightning as L
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from ovseg.metrics import MaskAccuracy, MeanBestIoU, MeanIoU
 from ovseg.models import OpenVocabSegmenter
-from ovseg.ops import Classifier, mask_probabilities, semantic_labels
+from ovseg.models.views import ViewAnswer, Views, mean_labels
+from ovseg.ops import Classifier
 from ovseg.structures import EvalBatch, InputError, Vocabulary
 from ovseg.tasks.segments import named_segments, oracle_scores, segment_masks
 
@@ -30,7 +32,7 @@ class Answer(NamedTuple):
     labels: Tensor  # (H, W) int64
     segments: Tensor  # (S,) the classes of the ground-truth segments
     names: Tensor  # (S,) what CLIP takes them for
-    proposals: Tensor | None  # (Q, h, w) bool; None where the masks are the oracle's
+    proposals: Tensor | None  # (Q, h, w) bool, of all views; None where the masks are the oracle's
 
 
 class SegmentationTask(L.LightningModule):
@@ -43,6 +45,7 @@ class SegmentationTask(L.LightningModule):
         classifier: `ensemble`, or one branch alone: `clip`, `proposals`.
         oracle: what the test takes from ground truth, to see where the bottleneck is: `masks`, which CLIP alone then
             names, or `classes`, of which each proposal gets that of the segment it overlaps best.
+        views: mirrored images and windows to be averaged; the whole image alone where not given.
     """
 
     def __init__(
@@ -52,6 +55,7 @@ class SegmentationTask(L.LightningModule):
         mask_threshold: float | None = None,
         classifier: Classifier | None = None,
         oracle: Oracle | None = None,
+        views: Views | None = None,
     ) -> None:
         super().__init__()
         if oracle and (classifier or "clip") != "clip":
@@ -66,6 +70,7 @@ class SegmentationTask(L.LightningModule):
             if not 0 <= (value := getattr(self.segmenter, name)) <= 1:
                 raise InputError(f"{name} is {value}; give a number from 0 to 1")
         self.oracle = oracle
+        self.segmenter.views = views or Views()
 
     def setup(self, stage: str) -> None:
         if self.oracle and stage == "predict":
@@ -115,20 +120,29 @@ class SegmentationTask(L.LightningModule):
         segments, names = self._name_segments(image, labels)
         if self.oracle == "masks":
             return Answer(named_segments(labels, segments, names), segments, names, None)
-        size = (labels.shape[0], labels.shape[1])
-        if self.oracle == "classes":
-            mask_logits = self.segmenter.proposer([image])[-1].mask_logits[0].float()
-            probs = mask_probabilities(mask_logits, (image.shape[1], image.shape[2]))
-            masks = probs > self.segmenter.mask_threshold
-            found = torch.zeros_like(labels)
-            if len(segments):
-                scores = oracle_scores(masks, labels, self.vocabulary.ignore_index)
-                found = segments[semantic_labels(scores, probs, size)]
-        else:
-            ((scores, probs),) = self.segmenter.score_proposals([image])
-            masks = probs > self.segmenter.mask_threshold
-            found = self._counted(semantic_labels(scores, probs, size))
-        return Answer(found, segments, names, masks)
+        oracle = self.oracle == "classes"
+        views = self._oracle_views(image, labels) if oracle else self.segmenter.answers([image])[0]
+        masks = torch.cat([self._masks(view, image) for view in views])
+        if oracle and not len(segments):
+            return Answer(torch.zeros_like(labels), segments, names, masks)
+        found = mean_labels(views, (image.shape[1], image.shape[2]), (labels.shape[0], labels.shape[1]))
+        return Answer(segments[found] if oracle else self._counted(found), segments, names, masks)
+
+    def _oracle_views(self, image: Tensor, labels: Tensor) -> list[ViewAnswer]:
+        """The views of an image, scored by an oracle that knows classes: (Q, S), S segments."""
+        views = []
+        for view in self.segmenter.views.of(image):
+            probs = self.segmenter.propose([view.image])[0].mask_probs
+            unscored = view.answer(probs.new_empty(len(probs), 0), probs)
+            scores = oracle_scores(self._masks(unscored, image), labels, self.vocabulary.ignore_index)
+            views.append(unscored._replace(scores=scores))
+        return views
+
+    def _masks(self, view: ViewAnswer, image: Tensor) -> Tensor:
+        """The binary masks of a view, (Q, h, w) of the whole image."""
+        (top, left), (height, width) = view.corner, view.mask_probs.shape[1:]
+        around = (left, image.shape[2] - left - width, top, image.shape[1] - top - height)
+        return F.pad(view.mask_probs > self.segmenter.mask_threshold, around)
 
     def _name_segments(self, image: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         """The classes of an image's segments and what CLIP takes them for, (S,) each."""

@@ -49,10 +49,12 @@ def oracle_scores(proposals: Tensor, labels: Tensor, ignore_index: int) -> Tenso
 
     Args:
         proposals: (Q, h, w) bool.
-        labels: (H, W) class indices, not all of them `ignore_index`.
+        labels: (H, W) class indices or `ignore_index`.
 
     Returns:
         (Q, S) of 0 and 1, segments in the order of their classes.
     """
     segments, ious = segment_ious(proposals, labels, ignore_index)
+    if not len(segments):
+        return ious.T.float()
     return F.one_hot(ious.argmax(dim=0), len(segments)).float() * (ious.T > 0)
