@@ -1,0 +1,216 @@
+"""Mining: ours, and the straightforward form of one image and one crop at a time; and its memory over many images."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import shutil
+import tempfile
+import warnings
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from lightning.pytorch.callbacks import Callback
+from PIL import Image
+from torch.utils.flop_counter import FlopCounterMode
+
+from benchmarks.report import report, seconds
+from ovseg import rle
+from ovseg.data.captions import CaptionDataModule
+from ovseg.data.pairs import read_pairs, write_pairs
+from ovseg.data.toy import write_toy
+from ovseg.models import CLIPAdapter
+from ovseg.ops import crop_regions, mask_probabilities, masks_to_boxes
+from ovseg.structures import CaptionBatch, RegionTextPair
+from ovseg.tasks import MiningTask
+from ovseg.trainer import OVSegTrainer
+
+COCO_IMAGES = 118_287  # of train2017
+
+
+def mining(
+    model: str = "toy",
+    proposals: str = "toy",
+    images: int = 64,
+    batch_size: int = 8,
+    short_side: int = 128,
+    threads: int = 2,
+    device: str = "cpu",
+    precision: str = "32-true",
+) -> None:
+    """Seconds to mine scenes of the toy world, files read and pairs written, nouns extracted beforehand.
+
+    FLOPs are of the matrix products and convolutions of one batch.
+
+    Args:
+        model: a name of open_clip, with random weights, or `toy`.
+        proposals: see `ovseg.tasks.MiningTask`.
+        images: how many.
+        batch_size: images a batch of ours.
+        short_side: of the images that the proposals see.
+        threads: of the processor.
+        device: cpu or cuda.
+        precision: of ours; 32-true is that of the other form.
+    """
+    torch.set_num_threads(threads)
+    _quieten()
+    with tempfile.TemporaryDirectory() as folder:
+        root = Path(folder)
+        write_toy(root / "world", images, val_scenes=1)
+        task = MiningTask(CLIPAdapter(model), proposals).to(device).eval()
+        data = CaptionDataModule(
+            root / "world" / "train2017",
+            root / "world" / "annotations" / "captions_train2017.json",
+            short_side=short_side,
+            batch_size=batch_size,
+        )
+        data.prepare_data()
+        data.setup("predict")
+        batch = _to(next(iter(data.predict_dataloader())), device)
+        flops = []
+        for form in (lambda: [pair for one in _singly(batch) for pair in plain(task, one)], lambda: ours(task, batch)):
+            with FlopCounterMode(display=False) as counter:  # warms up, too
+                form()
+            flops.append(counter.get_total_flops() / len(batch.images) / 1e9)
+
+        def mine() -> None:
+            shutil.rmtree(root / "ours", ignore_errors=True)
+            _trainer(device, precision).mine(task, data, str(root / "ours"))
+
+        def mine_plainly() -> None:
+            shutil.rmtree(root / "plain", ignore_errors=True)
+            loader = data.predict_dataloader()
+            pairs = [pair for whole in loader for one in _singly(_to(whole, device)) for pair in plain(task, one)]
+            write_pairs(root / "plain", pairs)
+
+        measured = {
+            f"one image, one crop and one noun at a time ({flops[0]:,.1f} GFLOP an image)": seconds(mine_plainly),
+            f"ours, batches of {batch_size} images ({flops[1]:,.1f} GFLOP an image)": seconds(mine),
+        }
+        same = _shares_pairs(root / "ours", root / "plain")
+    rate = images / list(measured.values())[1]
+    print()
+    report(f"{images} images, CLIP {model}, proposals {proposals}; {flops[0] / flops[1]:.2f} x fewer FLOPs", measured)
+    print(f"\n{same:.1%} of the pairs are the same; {rate:.2f} images/s: {COCO_IMAGES / rate / 3600:,.1f} h for COCO's")
+
+
+def mining_memory(images: int = 10_000, side: int = 64, threads: int = 2) -> None:
+    """Memory of the process while it mines many small images with the toy world's CLIP, in a line each tenth.
+
+    Args:
+        images: how many; each has its own noun, so that nothing that is kept for nouns is hidden.
+        side: of the images in pixels.
+        threads: of the processor.
+    """
+    torch.set_num_threads(threads)
+    _quieten()
+    with tempfile.TemporaryDirectory() as folder:
+        root = Path(folder)
+        _write_many(root, images, side)
+        data = CaptionDataModule(
+            root / "images", root / "captions.json", masks=root / "masks.json", short_side=side, batch_size=16
+        )
+        memory = Memory(images)
+        _trainer("cpu", "32-true", memory).mine(MiningTask(CLIPAdapter("toy")), data, str(root / "pairs"))
+        size = sum(file.stat().st_size for file in (root / "pairs").glob("*.parquet"))
+        print(f"{size / len(read_pairs(root / 'pairs')):.0f} bytes a pair")
+
+
+@torch.no_grad()
+def ours(task: MiningTask, batch: CaptionBatch) -> list[RegionTextPair]:
+    """A batch without the Trainer."""
+    return task.predict_step(batch, 0)
+
+
+@torch.no_grad()
+def plain(task: MiningTask, batch: CaptionBatch) -> list[RegionTextPair]:
+    """The pairs of one image, each crop and each noun on its own."""
+    clip, image, size = task.clip, batch.images[0], batch.sizes[0]
+    logits = task.proposer([image])[-1].mask_logits[0]  # type: ignore[misc]
+    probs = F.interpolate(mask_probabilities(logits, image.shape[1:])[None], size, mode="bilinear")[0]
+    masks, features = [], []
+    for prob in probs:
+        mask = prob > task.mask_threshold
+        resized = F.interpolate(mask[None, None].float(), image.shape[1:], mode="nearest")[0] > 0
+        if resized.any():
+            crop, crop_mask, _ = crop_regions(image, resized, clip.image_size)
+            features.append(clip.encode_regions(crop, crop_mask)[0])
+            masks.append(mask)
+    pairs = []
+    for noun, caption in zip(batch.nouns[0], batch.caption_ids[0], strict=True):
+        tokens = clip.tokenizer([f"a photo of a {noun}."]).to(image.device)
+        text = F.normalize(clip.clip.encode_text(tokens), dim=-1)[0]  # type: ignore[operator]
+        ranked = (torch.stack(features) @ text).sort(descending=True)
+        best = masks[int(ranked.indices[0])][None].cpu()
+        box = tuple(masks_to_boxes(best)[0].tolist())
+        value, margin = ranked.values[0].item(), (ranked.values[0] - ranked.values[1]).item()
+        name, image_id, counts = batch.names[0], batch.image_ids[0], rle.encode(best)[0]
+        pairs.append(RegionTextPair(image_id, name, size, counts, box, noun, caption, value, margin, 1.0))
+    return pairs
+
+
+class Memory(Callback):
+    """Prints the resident memory of the process each tenth of the way."""
+
+    def __init__(self, images: int) -> None:
+        self.images, self.done, self.shown = images, 0, 0
+
+    def on_predict_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: CaptionBatch, *_: Any) -> None:
+        self.done += len(batch.images)
+        if self.done * 10 // self.images > self.shown:
+            self.shown = self.done * 10 // self.images
+            pages = int(Path("/proc/self/statm").read_text().split()[1])
+            print(f"{self.done:7,} images  {pages * os.sysconf('SC_PAGE_SIZE') / 2**20:7.0f} MiB", flush=True)
+
+
+def _write_many(root: Path, images: int, side: int) -> None:
+    """Images of one colour each, with a caption and two masks as run lengths."""
+    (root / "images").mkdir()
+    listed, captions, masks = [], [], []
+    for number in range(images):
+        name, mask = f"{number:06d}.jpg", torch.zeros(1, side, side, dtype=torch.bool)
+        Image.new("RGB", (side, side), (number % 256, number // 256 % 256, 90)).save(root / "images" / name)
+        mask[:, : side // 2, : 1 + number % side] = True
+        listed.append({"id": number, "file_name": name, "height": side, "width": side})
+        word = "".join(chr(ord("a") + int(digit)) for digit in f"{number:06d}")
+        captions.append({"id": number, "image_id": number, "caption": f"a dog and a cat on the {word}"})
+        for counts in rle.encode(torch.cat([mask, ~mask])):
+            masks.append({"image_id": number, "segmentation": {"size": [side, side], "counts": counts.decode()}})
+    (root / "captions.json").write_text(json.dumps({"images": listed, "annotations": captions}))
+    (root / "masks.json").write_text(json.dumps(masks))
+
+
+def _shares_pairs(first: Path, second: Path) -> float:
+    """Share of the pairs that have the same mask in both stores; equal numbers are not to be had from other sums."""
+    masks = [{(pair.image_id, pair.noun): pair.counts for pair in read_pairs(store)} for store in (first, second)]
+    assert masks[0].keys() == masks[1].keys()
+    return sum(masks[0][key] == masks[1][key] for key in masks[0]) / len(masks[0])
+
+
+def _singly(batch: CaptionBatch) -> list[CaptionBatch]:
+    lists = (batch.images, batch.sizes, batch.names, batch.image_ids, batch.nouns, batch.caption_ids)
+    return [CaptionBatch(*([item] for item in items), None) for items in zip(*lists, strict=True)]  # type: ignore[arg-type]
+
+
+def _to(batch: CaptionBatch, device: str) -> CaptionBatch:
+    return batch._replace(images=[image.to(device) for image in batch.images])
+
+
+def _trainer(device: str, precision: str, *callbacks: Callback) -> OVSegTrainer:
+    return OVSegTrainer(
+        accelerator="gpu" if device == "cuda" else device,
+        devices=1,
+        precision=precision,
+        callbacks=list(callbacks),
+        logger=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+    )
+
+
+def _quieten() -> None:
+    logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
+    warnings.filterwarnings("ignore")
