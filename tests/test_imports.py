@@ -13,11 +13,12 @@ BELOW = {
     "ops": {"structures"},
     "rle": {"structures"},
     "images": {"structures"},
+    "cache": set(),
 }
 BELOW["losses"] = BELOW["metrics"] = BELOW["optim"] = BELOW["checkpoint"] = {"structures", "ops", "rle", "images"}
-BELOW["models"] = BELOW["losses"] | {"losses", "metrics", "optim", "checkpoint"}
+BELOW["models"] = BELOW["losses"] | {"cache", "losses", "metrics", "optim", "checkpoint"}
 BELOW["tasks"] = BELOW["models"] | {"models"}
-BELOW["data"] = {"structures", "ops", "rle", "images"}
+BELOW["data"] = {"structures", "ops", "rle", "images", "cache"}
 BELOW["callbacks"] = BELOW["tasks"] | {"tasks", "data"}
 BELOW["trainer"] = BELOW["callbacks"] | {"callbacks"}
 

@@ -111,3 +111,10 @@ def test_metric_of_two_processes_is_that_of_one(tmp_path: Path) -> None:
             assert found.keys() == wanted.keys()
             for name, value in wanted.items():
                 assert torch.equal(found[name].nan_to_num(-1), value.nan_to_num(-1)), name
+
+
+def test_bytes_are_no_less_than_they_are() -> None:
+    """255 is a class where 65535 is ignored, also in labels of one byte."""
+    metric = MeanIoU([str(index) for index in range(256)], ignore_index=65535)
+    metric.update(torch.tensor([255, 3]), torch.tensor([255, 3], dtype=torch.uint8))
+    assert int(metric.confusion.sum()) == 2

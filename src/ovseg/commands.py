@@ -76,6 +76,8 @@ def import_(
     mask_threshold: float | None = None,
     fill: Literal["mean", "zero"] = "mean",
     short_side: int | None = None,
+    long_side: int | None = None,
+    multi_grid: tuple[int, int, int] = (1, 2, 4),
 ) -> None:
     """Make a segmenter from a checkpoint of the released OVSeg, or put a CLIP fine-tuned elsewhere into a segmenter.
 
@@ -88,12 +90,16 @@ def import_(
         mask_threshold: 0.4 with Swin and 0.5 with ResNet where not given.
         fill: colour outside the mask of a region: CLIP's mean, or black.
         short_side: images are resized to it; 640 with Swin and 512 with ResNet where not given.
+        long_side: but no longer than this; four short sides where not given.
+        multi_grid: dilations in the last stage of a ResNet.
     """
     from ovseg.checkpoint import Untold
     from ovseg.models.released import import_weights
 
-    resize = None if short_side is None else (short_side, 4 * short_side)
-    untold = Untold(decoder_heads, Untold().multi_grid, ensemble_weight, mask_threshold, fill, resize)
+    if long_side and not short_side:
+        raise InputError("long_side needs short_side; give both")
+    resize = None if short_side is None else (short_side, long_side or 4 * short_side)
+    untold = Untold(decoder_heads, multi_grid, ensemble_weight, mask_threshold, fill, resize)
     print("\n".join(import_weights(path, out, clip_only, untold)))
 
 

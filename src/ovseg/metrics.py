@@ -53,7 +53,7 @@ class MeanIoU(Metric):
         if preds.shape != target.shape:
             raise ValueError(f"predictions {tuple(preds.shape)} and labels {tuple(target.shape)} differ in shape")
         k = len(self.class_names)
-        keep = target != self.ignore_index
+        keep = target.long() != self.ignore_index  # 65535 would be 255 among bytes
         preds, target = preds[keep].long(), target[keep].long()
         for name, labels in (("prediction", preds), ("label", target)):
             if labels.numel() and not 0 <= int(labels.min()) <= int(labels.max()) < k:

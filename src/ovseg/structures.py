@@ -92,6 +92,7 @@ class EvalBatch(NamedTuple):
     sizes: list[tuple[int, int]]  # B × (H, W)
     names: list[str]  # B image files
     labels: list[Tensor]  # B × (H, W) int64, empty where there is no ground truth
+    faults: tuple[str, ...] = ()  # of images that could not be read and are not among the B
 
 
 class CaptionBatch(NamedTuple):
@@ -145,5 +146,13 @@ class RegionTextPair(NamedTuple):
 
 
 def names_of(vocabulary: Vocabulary | Sequence[str]) -> Vocabulary:
-    """A vocabulary from a vocabulary or a list of names."""
-    return vocabulary if isinstance(vocabulary, Vocabulary) else Vocabulary(tuple(vocabulary))
+    """A vocabulary from a vocabulary or a list of names.
+
+    Raises:
+        InputError: a text or something else in the place of a list of names.
+    """
+    if isinstance(vocabulary, Vocabulary):
+        return vocabulary
+    if isinstance(vocabulary, str) or not all(isinstance(name, str) for name in vocabulary):
+        raise InputError(f"a vocabulary is a list of names, such as ['cat', 'sofa'], not {vocabulary!r}")
+    return Vocabulary(tuple(vocabulary))

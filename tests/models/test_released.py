@@ -103,6 +103,7 @@ def test_shared_prompts_are_read_as_such(released: Path, tmp_path: Path) -> None
     [
         ({"backbone.norm1.weight": None}, r"1 missing \(model\.pixel_level_module\..*norms.*\)"),
         ({"sem_seg_head.predictor.more.weight": torch.zeros(1)}, r"1 unexpected \(more\.weight\)"),
+        ({"another_head.weight": torch.zeros(1)}, r"weights of nothing in a released OVSeg: another_head\.weight"),
         ({"clip_adapter.clip_model.ln_final.weight": torch.zeros(3)}, r"1 of another shape \(clip\.ln_final\.weight\)"),
         ({"clip_adapter.clip_model.visual.conv1.weight": None}, r"lacks keys of a released OVSeg.*conv1"),
         ({"sem_seg_head.predictor.query_embed.weight": torch.zeros(10)}, r"lacks keys of a released OVSeg"),
@@ -129,7 +130,43 @@ def test_damaged_missing_and_other_files_are_refused_and_write_nothing(
     assert not out.exists()
 
 
-@pytest.mark.parametrize("form", ["trainer", "ddp", "bare", "prompts"])
+def test_what_an_earlier_segmenter_left_is_no_part_of_a_new_one(released: Path, tmp_path: Path) -> None:
+    """Prompts, and the merges of a reduced tokenizer."""
+    tiny.segmenter(tmp_path / "old").save_pretrained(tmp_path / "out")
+    plain = import_official(changed(released, tmp_path, {PROMPTS: None}))
+    plain.save_pretrained(tmp_path / "out")
+    again = OpenVocabSegmenter.from_pretrained(tmp_path / "out")
+    assert same(again, plain) and again.clip.visual.prompt is None
+    assert torch.equal(again.clip.tokenizer(["zyzzyva"]), plain.clip.tokenizer(["zyzzyva"]))
+
+
+@pytest.mark.parametrize(
+    ("content", "report"),
+    [
+        ({"model": 5}, "holds no state dict"),
+        ({"model": {"backbone.weight": "text"}}, "holds no state dict"),
+        ({1: torch.zeros(1)}, "holds no state dict"),
+    ],
+)
+def test_other_contents_are_refused(tmp_path: Path, content: dict[Any, Any], report: str) -> None:
+    torch.save(content, tmp_path / "other.pth")
+    with pytest.raises(InputError, match=rf"other\.pth is no released OVSeg checkpoint: it {report}"):
+        import_official(tmp_path / "other.pth")
+
+
+def test_settings_that_mean_nothing_are_refused(released: Path) -> None:
+    for settings, report in (
+        ({"decoder_heads": 7}, "decoder_heads is 7; give a divisor of the decoder's width, 32"),
+        ({"decoder_heads": 0}, "decoder_heads is 0"),
+        ({"fill": "red"}, "fill is 'red'; choose from mean, zero"),
+        ({"resize": (640,)}, r"resize is \(640,\)"),
+        ({"ensemble_weight": 2}, "ensemble_weight is 2; give a number from 0 to 1"),
+    ):
+        with pytest.raises(InputError, match=report):
+            import_official(released, **settings)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("form", ["trainer", "ddp", "bare", "prompts", "compiled", "released"])
 def test_a_fine_tuned_clip_goes_into_a_segmenter(tmp_path: Path, capsys: pytest.CaptureFixture[str], form: str) -> None:
     """As open_clip's training writes it: towers in its own names, with the mask prompts beside the image tower."""
     before = tiny.segmenter(tmp_path / "old")
@@ -143,9 +180,11 @@ def test_a_fine_tuned_clip_goes_into_a_segmenter(tmp_path: Path, capsys: pytest.
         plain = CLIPAdapter(str(tmp_path / "tuned")).clip
         plain.visual = plain.visual.visual  # type: ignore[union-attr, assignment]
         state = plain.state_dict() | prompts
-    if form == "ddp":
-        state = {f"module.{key}": value for key, value in state.items()}
-    content = state if form in ("bare", "prompts") else {"epoch": 5, "name": "run", "state_dict": state}
+    prefix = {"ddp": "module.", "compiled": "_orig_mod.module.", "released": "clip_adapter.clip_model."}.get(form, "")
+    state = {f"{prefix}{key}": value for key, value in state.items()}
+    content = {"bare": state, "prompts": state, "released": {"model": state}}.get(
+        form, {"epoch": 5, "name": "run", "state_dict": state}
+    )
     torch.save(content, tmp_path / "epoch_5.pt")
     words = ["import", str(tmp_path / "segmenter"), "--clip-only", str(tmp_path / "epoch_5.pt"), "--out"]
     assert "mask prompts  depth 1, 16 positions" in run([*words, str(tmp_path / "out")], capsys)
@@ -166,7 +205,12 @@ def test_a_clip_that_does_not_fit_changes_nothing(tmp_path: Path) -> None:
             ({"visual.proj": torch.zeros(64, 32)}, "missing"),
             ({"visual.mask_embedding": torch.zeros(1, 9, 64)}, "1 of another shape"),
             ({"visual.mask_embedding": torch.zeros(9, 64)}, r"not \(depth, L, C\)"),
-            ({"epoch": 3}, "holds no weights of a CLIP"),
+            ({"epoch": 3}, "holds no state dict of a CLIP"),
+            ({"logit_scale": torch.ones(1)}, "holds no weights of a CLIP"),
+            (
+                {"state_dict": {"clip.clip.visual.visual.proj": torch.ones(1)}},
+                "join it with proposals by `ovseg bundle`",
+            ),
         ]
     ):
         torch.save(state, tmp_path / f"{number}.pt")

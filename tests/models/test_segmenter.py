@@ -222,6 +222,8 @@ def test_a_folder_without_a_segmenter_is_refused(tmp_path: Path) -> None:
         (torch.rand(64, 64), r"got \(64, 64\)"),
         (torch.rand(3, 64, 3), r"64 × 3 pixels is smaller than one patch"),
         (torch.zeros(3, 64, 64, dtype=torch.uint8), r"got torch\.uint8; divide bytes by 255"),
+        (torch.full((3, 64, 64), 255.0), r"got 255 … 255; divide bytes by 255"),
+        (torch.full((3, 64, 64), torch.nan), r"floats in \[0, 1\], got nan"),
     ],
 )
 def test_tensors_that_are_no_images_are_refused(
@@ -234,3 +236,38 @@ def test_tensors_that_are_no_images_are_refused(
 
 def test_a_strip_of_one_pixel_s_width_is_segmented(segmenter: OpenVocabSegmenter) -> None:
     assert segmenter.segment(np.full((1, 200, 3), 99, np.uint8)).shape == (1, 200)
+
+
+def test_half_precision_and_no_images(segmenter: OpenVocabSegmenter) -> None:
+    segmenter.bfloat16()
+    segmenter.set_vocabulary(NAMES)
+    (scores,) = segmenter(IMAGES[:1])
+    assert scores.shape == (4, 64, 64) and bool(scores.isfinite().all())
+    assert segmenter([]) == []
+
+
+@pytest.mark.parametrize("names", ["cat", ["cat", 5]])
+def test_a_vocabulary_is_a_list_of_names(segmenter: OpenVocabSegmenter, names: Any) -> None:
+    with pytest.raises(InputError, match="a vocabulary is a list of names, such as"):
+        segmenter.set_vocabulary(names)
+
+
+@pytest.mark.parametrize(
+    ("file", "content", "report"),
+    [
+        ("segmenter.yaml", "templates: [", "holds no settings"),
+        ("segmenter.yaml", "", "holds no settings"),
+        ("segmenter.yaml", "colour: red", "holds no settings"),
+        ("segmenter.yaml", None, "has no segmenter.yaml"),
+        ("clip/open_clip_model.safetensors", None, "no weights of CLIP"),
+        ("proposer/model.safetensors", None, "weights not found"),
+        ("proposer/proposer.json", "{}", "proposer.json"),
+    ],
+)
+def test_damaged_folders_are_refused(tmp_path: Path, file: str, content: str | None, report: str) -> None:
+    tiny.segmenter(tmp_path / "clip").save_pretrained(tmp_path / "saved")
+    (tmp_path / "saved" / file).unlink()
+    if content is not None:
+        (tmp_path / "saved" / file).write_text(content)
+    with pytest.raises(InputError, match=report):
+        OpenVocabSegmenter.from_pretrained(tmp_path / "saved")

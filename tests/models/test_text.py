@@ -202,3 +202,14 @@ def test_a_cache_that_cannot_be_written_is_done_without(
     monkeypatch.delenv("OVSEG_CACHE")
     monkeypatch.setattr(Path, "home", lambda: (_ for _ in ()).throw(RuntimeError("no home")))
     assert torch.equal(classifier(NAMES), classifier.encode(NAMES))
+
+
+def test_threads_may_encode_at_once(tmp_path: Path) -> None:
+    clip = tiny.clip(tmp_path)
+    texts = ["cat", "a photo of a red star", "sand and water near a moon"]
+    with torch.no_grad():
+        expected = [clip.encode_text([text]) for text in texts]
+        with ThreadPoolExecutor(4) as pool:
+            found = list(pool.map(lambda index: clip.encode_text([texts[index % 3]]), range(60)))
+    for index, features in enumerate(found):
+        torch.testing.assert_close(features, expected[index % 3])

@@ -9,6 +9,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from importlib.resources import files
 from pathlib import Path
+from textwrap import shorten
 from typing import Any
 from urllib.error import HTTPError
 from urllib.request import Request, urlopen
@@ -156,4 +157,4 @@ def check_and_load(module: nn.Module, weights: Mapping[str, Tensor], source: str
 
 def first_line(error: Exception) -> str:
     """What an error of a library says, cut to one line; its kind where it says nothing."""
-    return (str(error).splitlines() or [type(error).__name__])[0]
+    return shorten((str(error).splitlines() or [type(error).__name__])[0], 200, placeholder=" …")

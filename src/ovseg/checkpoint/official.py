@@ -9,6 +9,7 @@ from typing import Any, Literal, NamedTuple
 from torch import Tensor
 
 from ovseg.checkpoint.files import read_state
+from ovseg.checkpoint.official_names import JOINT, PARTS, RESNET, WEIGHTLESS
 from ovseg.structures import InputError
 
 State = dict[str, Tensor]
@@ -42,81 +43,6 @@ class Official(NamedTuple):
     unused: list[str]  # keys of the file that carry no weight
 
 
-# keys that hold constants or what is derived from the data
-WEIGHTLESS = re.compile(
-    r"(.*\.)?(pixel_mean|pixel_std|num_batches_tracked|relative_position_index|attn_mask|empty_weight"
-    r"|input_resolution|context_length|vocab_size)$"
-)
-
-# (the release's name, ours), each replaced in turn
-SWIN = [
-    (r"^patch_embed\.proj", "model.embeddings.patch_embeddings.projection"),
-    (r"^patch_embed\.norm", "model.embeddings.norm"),
-    (r"^norm(\d)", r"hidden_states_norms.\1"),
-    (r"^layers", "model.encoder.layers"),
-    (r"(blocks\.\d+)\.norm1", r"\1.layernorm_before"),
-    (r"(blocks\.\d+)\.norm2", r"\1.layernorm_after"),
-    (r"attn\.relative_position_bias_table", "attention.self.relative_position_bias_table"),
-    (r"attn\.proj", "attention.output.dense"),
-    (r"mlp\.fc1", "intermediate.dense"),
-    (r"mlp\.fc2", "output.dense"),
-]
-RESNET = [
-    (r"^stem\.conv1\.norm", "network.conv1.1"),
-    (r"^stem\.conv2\.norm", "network.conv1.4"),
-    (r"^stem\.conv3\.norm", "network.bn1"),
-    (r"^stem\.conv1", "network.conv1.0"),
-    (r"^stem\.conv2", "network.conv1.3"),
-    (r"^stem\.conv3", "network.conv1.6"),
-    (r"^res2", "network.layer1"),
-    (r"^res3", "network.layer2"),
-    (r"^res4", "network.layer3"),
-    (r"^res5", "network.layer4"),
-    (r"conv(\d)\.norm", r"bn\1"),
-    (r"shortcut\.norm", "downsample.1"),
-    (r"shortcut\.weight", "downsample.0.weight"),
-]
-PIXEL_DECODER = [
-    (r"^layer_4\.norm", "fpn.stem.1"),
-    (r"^layer_4", "fpn.stem.0"),
-    *((rf"^adapter_{3 - i}\.norm", f"fpn.layers.{i}.proj.1") for i in range(3)),
-    *((rf"^adapter_{3 - i}", f"fpn.layers.{i}.proj.0") for i in range(3)),
-    *((rf"^layer_{3 - i}\.norm", f"fpn.layers.{i}.block.1") for i in range(3)),
-    *((rf"^layer_{3 - i}", f"fpn.layers.{i}.block.0") for i in range(3)),
-    (r"^mask_features", "mask_projection"),
-]
-PREDICTOR = [
-    (r"^query_embed", "model.transformer_module.queries_embedder"),
-    (r"^input_proj", "model.transformer_module.input_projection"),
-    (r"^mask_embed\.layers\.(\d)", r"mask_head.\1.0"),
-    (r"^class_embed\.layers\.0", "query_head.0"),
-    (r"^class_embed\.layers\.1", "query_head.2"),
-    (r"^transformer\.decoder\.norm", "model.transformer_module.decoder.layernorm"),
-    (r"^transformer\.decoder", "model.transformer_module.decoder"),
-    (r"multihead_attn", "encoder_attn"),
-    (r"norm1", "self_attn_layer_norm"),
-    (r"norm2", "encoder_attn_layer_norm"),
-    (r"norm3", "final_layer_norm"),
-    (r"linear(\d)", r"mlp.fc\1"),
-    (r"out_proj", "o_proj"),
-]
-# joint projections that ours keeps apart: (pattern, names of the parts in order)
-JOINT = [
-    (r"attn\.qkv\.", "attention.self.{}.", ("query", "key", "value")),
-    (r"in_proj_", "{}_proj.", ("q", "k", "v")),
-]
-PARTS = [
-    # prefix in the file, prefix in an OpenVocabSegmenter, replacements
-    ("backbone.", "proposer.model.pixel_level_module.encoder.", SWIN),
-    ("sem_seg_head.pixel_decoder.", "proposer.model.pixel_level_module.decoder.", PIXEL_DECODER),
-    ("sem_seg_head.predictor.", "proposer.", PREDICTOR),
-    ("clip_adapter.clip_model.visual.mask_embedding", "clip.clip.visual.prompt.mask_embedding", []),
-    ("clip_adapter.clip_model.visual.", "clip.clip.visual.visual.", []),
-    ("clip_adapter.clip_model.", "clip.clip.", []),
-    ("clip_adapter.non_object_embedding", "proposer.no_object_embedding", []),
-]
-
-
 def read_official(path: str | Path, untold: Untold = UNTOLD) -> Official:
     """Read a checkpoint as the authors of OVSeg released it: a dict whose `model` is the state dict.
 
@@ -124,16 +50,26 @@ def read_official(path: str | Path, untold: Untold = UNTOLD) -> Official:
         InputError: the file is missing, damaged, or not such a checkpoint.
     """
     content = read_state(path)
-    weights: State = content.get("model", content)
+    weights: State = content.get("model", content.get("state_dict", content))
+    if not isinstance(weights, dict) or not all(
+        isinstance(key, str) and isinstance(value, Tensor) for key, value in weights.items() if key != "iteration"
+    ):
+        raise InputError(f"{path} is no released OVSeg checkpoint: it holds no state dict; fetch it again")
     needed = ("backbone.", "sem_seg_head.pixel_decoder.", "sem_seg_head.predictor.", "clip_adapter.clip_model.")
     if missing := [prefix for prefix in needed if not any(key.startswith(prefix) for key in weights)]:
         hint = "; put a CLIP into a segmenter by `ovseg import SEGMENTER --clip-only FILE --out FOLDER`"
         raise InputError(f"{path} is no released OVSeg checkpoint: it has no weights called {missing[0]}*{hint}")
     try:
         proposer, clip = _proposer(weights, untold), _clip(_under(weights, "clip_adapter.clip_model."))
+    except InputError:
+        raise
     except (KeyError, IndexError, ValueError) as error:
         raise InputError(f"{path} lacks keys of a released OVSeg checkpoint ({error}); fetch it again") from error
     state, unused = _rename(weights)
+    if unknown := [key for key in unused if not WEIGHTLESS.match(key)]:
+        raise InputError(
+            f"{path} holds weights of nothing in a released OVSeg: {', '.join(unknown[:3])}; leave them out"
+        )
     prompt = state.get("clip.clip.visual.prompt.mask_embedding")
     return Official(proposer, clip, None if prompt is None else (prompt.shape[0], prompt.shape[1]), state, unused)
 
@@ -164,6 +100,8 @@ def _rename(weights: State) -> tuple[State, list[str]]:
 def _proposer(weights: State, untold: Untold) -> dict[str, Any]:
     head = _under(weights, "sem_seg_head.predictor.")
     queries, hidden = head["query_embed.weight"].shape
+    if untold.decoder_heads < 1 or hidden % untold.decoder_heads:
+        raise InputError(f"decoder_heads is {untold.decoder_heads}; give a divisor of the decoder's width, {hidden}")
     decoder = {
         "model_type": "detr",
         "d_model": hidden,
@@ -171,7 +109,7 @@ def _proposer(weights: State, untold: Untold) -> dict[str, Any]:
         "decoder_attention_heads": untold.decoder_heads,
         "decoder_ffn_dim": head["transformer.decoder.layers.0.linear1.weight"].shape[0],
         "num_queries": queries,
-        "dropout": 0.1,
+        **dict.fromkeys(("dropout", "attention_dropout", "activation_dropout"), 0.1),  # as DETR; for training on
     }
     pixel = _under(weights, "sem_seg_head.pixel_decoder.")
     backbone = _under(weights, "backbone.")
@@ -204,6 +142,8 @@ def _swin(weights: State) -> dict[str, Any]:
 
 def _resnet(weights: State, untold: Untold) -> dict[str, Any]:
     stages = range(2, 6)
+    if len(untold.multi_grid) != 3:
+        raise InputError(f"multi_grid is {untold.multi_grid}; give the dilations of 3 blocks, such as 1, 2, 4")
     return {
         "model_type": "deeplab_resnet",
         "depths": [_count(weights, rf"res{stage}\.(\d+)\.") for stage in stages],

@@ -15,6 +15,7 @@ from lightning import LightningDataModule
 from torch import distributed
 from torch.utils.data import DataLoader
 
+from ovseg.cache import cache_folder
 from ovseg.data.captioned_images import CaptionedImage, CaptionedImages
 from ovseg.data.coco_captions import check_images, read_coco_captions
 from ovseg.data.masks import ClassMasks, CocoMasks, GivenMasks, LabelMaps
@@ -179,9 +180,8 @@ class CaptionDataModule(LightningDataModule):
         return names, chosen
 
     def _cache(self, chosen: list[dict[str, Any]]) -> Path:
-        folder = Path(os.environ.get("OVSEG_CACHE") or Path.home() / ".cache" / "ovseg")
         content = json.dumps([self.nouns.identity, [annotation["caption"] for annotation in chosen]])
-        return folder / "nouns" / f"{hashlib.sha256(content.encode()).hexdigest()}.json"
+        return cache_folder("nouns") / f"{hashlib.sha256(content.encode()).hexdigest()}.json"
 
 
 def _as_it_is(batch: Any) -> Any:

@@ -13,8 +13,11 @@ from torch import Tensor, nn
 
 from ovseg.checkpoint import Architecture, check_and_load, hub_or_cache, load_weights, read_state
 from ovseg.models.clip_files import (
+    MERGES,
     PROMPT,
+    TOKENIZER,
     WEIGHTS,
+    WEIGHTS_OF_OTHERS,
     architecture_of,
     create_clip,
     create_tokenizer,
@@ -76,6 +79,8 @@ class CLIPAdapter(nn.Module):
             check_and_load(self.visual.prompt, prompts, model)
         if checkpoint is not None:
             load_weights(self, checkpoint, "clip.")
+        if prompt_depth is not None and prompt_depth < 0:
+            raise InputError(f"prompt_depth is {prompt_depth}; give a number of layers, or leave it out")
         if prompt_depth and not depth:
             self.visual.add_prompt(prompt_depth, shared_prompt)
         preprocess = self.visual.visual.preprocess_cfg
@@ -118,10 +123,13 @@ class CLIPAdapter(nn.Module):
             InputError: regions are no RGB images, are smaller than a patch, or do not fit their masks.
         """
         check_regions(regions, region_masks, self.visual.patch_size)
-        return F.normalize(self.visual((regions - self.mean) / self.std, region_masks), dim=-1)
+        normalised = ((regions - self.mean) / self.std).to(self.mean.dtype)
+        return F.normalize(self.visual(normalised, region_masks), dim=-1)
 
     def encode_text(self, texts: Sequence[str]) -> Tensor:
         """L2-normalised features of K texts, (K, D); longer texts than the context are cut."""
+        if isinstance(texts, str):
+            raise InputError(f"texts are given as a list, such as [{texts!r}], not one by one")
         return encode_tokens(self.clip, self.tokenizer(list(texts)))
 
     def architecture(self) -> Architecture:
@@ -132,6 +140,8 @@ class CLIPAdapter(nn.Module):
         """Write a folder that the constructor reads and, but for the prompts, open_clip too."""
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
+        for name in (*WEIGHTS_OF_OTHERS, MERGES, PROMPT, TOKENIZER):  # of what was there before
+            (folder / name).unlink(missing_ok=True)
         write_architecture(folder, self.architecture())
         weights, prompt = {}, self.visual.prompt
         for key, tensor in self.clip.state_dict().items():

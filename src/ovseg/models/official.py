@@ -73,14 +73,17 @@ def load_clip(clip: CLIPAdapter, path: str | Path) -> int:
         InputError: the file is missing, damaged, or of another architecture; `clip` is unchanged.
     """
     content = read_state(path)
-    state = content.get("state_dict", content)
-    if not isinstance(state, dict) or not all(isinstance(key, str) for key in state):
+    state = content.get("state_dict", content.get("model", content))  # of open_clip, of a released OVSeg, bare
+    if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
         raise InputError(f"{path} holds no state dict of a CLIP; give a training checkpoint of open_clip")
-    weights = {key.removeprefix("module."): value for key, value in state.items() if isinstance(value, Tensor)}
+    state = _under(state, "clip_adapter.clip_model.") or state
+    weights = {re.sub(r"^((_orig_mod|module)\.)+", "", key): value for key, value in state.items()}
     weights = {key: value for key, value in weights.items() if key not in NO_WEIGHTS}
-    prompts = weights.pop("visual.mask_embedding", None)
-    if prompts is None and not weights:
+    prompts = weights.pop("visual.mask_embedding", weights.pop("mask_embedding", None))
+    if prompts is None and not weights.keys() - {"logit_scale"}:
         raise InputError(f"{path} holds no weights of a CLIP; give a training checkpoint of open_clip")
+    if any(key.startswith("clip.clip.") for key in weights):
+        raise InputError(f"{path} is a checkpoint of `ovseg fit`; join it with proposals by `ovseg bundle`")
     towers, visual = clip.clip, clip.visual
     renamed = {re.sub(r"^visual\.", "visual.visual.", key): value for key, value in weights.items()}
     own = {key: value for key, value in towers.state_dict().items() if not key.startswith("visual.prompt.")}

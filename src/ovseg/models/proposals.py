@@ -175,7 +175,7 @@ class MaskProposer(nn.Module):
             return Proposals(mask_logits, embeddings, None)
         texts = torch.cat([self.text_features, F.normalize(self.no_object_embedding, dim=-1)])  # (K + 1, D)
         with torch.autocast(texts.device.type, enabled=False):  # half precision is too coarse for logits up to 100
-            class_logits = LOGIT_SCALE * F.normalize(embeddings.float(), dim=-1) @ texts.T
+            class_logits = LOGIT_SCALE * F.normalize(embeddings.float(), dim=-1) @ texts.float().T
         return Proposals(mask_logits, embeddings, class_logits)
 
 
@@ -188,7 +188,8 @@ def _trained_architecture(model: str) -> Architecture | None:
         return None
     try:
         architecture: Architecture = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
-    except ValueError as error:
+        architecture["model"]
+    except (ValueError, TypeError, KeyError) as error:
         raise InputError(
             f"{folder / CONFIG} cannot be read ({first_line(error)}); write the folder again with `ovseg bundle`"
         ) from error

@@ -53,6 +53,8 @@ def import_weights(path: str, out: Path, clip_only: Path | None, untold: Untold)
         InputError: as `import_official`; nothing is written then.
     """
     lines = []
+    if clip_only is None and Path(path).is_dir():
+        raise InputError(f"{path} is a folder, not a released checkpoint; add --clip-only FILE to change its CLIP")
     if Path(path).is_file() or clip_only is None:
         parts = official_parts(path, untold)
         segmenter = _segmenter(parts)

@@ -11,9 +11,10 @@ import torch.nn.functional as F
 import yaml
 from torch import Tensor, nn
 
-from ovseg.checkpoint import toy_weights
+from ovseg.checkpoint import first_line, toy_weights
 from ovseg.images import check_tensor, read_image, resize_short_side, to_tensor
 from ovseg.models.clip_adapter import CLIPAdapter
+from ovseg.models.clip_files import WEIGHTS
 from ovseg.models.ensemble import ImageProposals, RegionLogits, clip_speaks, join_branches
 from ovseg.models.official import official_parts
 from ovseg.models.proposals import LOGIT_SCALE, MaskProposer
@@ -53,11 +54,13 @@ class OpenVocabSegmenter(nn.Module):
         resize: tuple[int, int] = (640, 2560),
     ) -> None:
         super().__init__()
-        if not (0 <= mask_threshold <= 1 and 0 <= ensemble_weight <= 1 and min(resize) > 0):
-            raise InputError(
-                f"mask_threshold {mask_threshold} and ensemble_weight {ensemble_weight} are numbers from 0 to 1, and "
-                f"images are resized to at least 1 pixel, not {min(resize)}"
-            )
+        for name, number in (("mask_threshold", mask_threshold), ("ensemble_weight", ensemble_weight)):
+            if not 0 <= number <= 1:
+                raise InputError(f"{name} is {number}; give a number from 0 to 1")
+        if len(resize) != 2 or min(resize) < 1:
+            raise InputError(f"resize is {tuple(resize)}; give the short and the longest long side in pixels")
+        if fill not in FILLS:
+            raise InputError(f"fill is {fill!r}; choose from {', '.join(FILLS)}")
         self.proposer, self.clip = proposer, clip
         self.text = TextClassifier(clip, templates)
         self.mask_threshold, self.ensemble_weight = mask_threshold, ensemble_weight
@@ -90,13 +93,19 @@ class OpenVocabSegmenter(nn.Module):
             parts = official_parts(folder)
             return cls(parts.proposer, parts.clip, **parts.settings).eval()
         if not (folder / SETTINGS).is_file():
+            lack = f"it has no {SETTINGS}" if folder.exists() else "it does not exist"
             raise InputError(
-                f"no segmenter in {folder}: it has no {SETTINGS}; make one with `ovseg bundle "
+                f"no segmenter in {folder}: {lack}; make one with `ovseg bundle "
                 "--proposals PROPOSALS.ckpt --clip ADAPTER.ckpt --out FOLDER`, or use `toy`"
             )
-        settings: dict[str, Any] = yaml.safe_load((folder / SETTINGS).read_text(encoding="utf-8"))
-        segmenter = cls(MaskProposer(str(folder / "proposer")), CLIPAdapter(str(folder / "clip")), **settings)
-        return segmenter.eval()
+        if not (folder / "clip" / WEIGHTS).is_file():  # a CLIP folder without weights is otherwise a new CLIP
+            raise InputError(f"no weights of CLIP in {folder / 'clip'}: it has no {WEIGHTS}; fetch the segmenter again")
+        proposer, clip = MaskProposer(str(folder / "proposer")), CLIPAdapter(str(folder / "clip"))
+        try:
+            settings: dict[str, Any] = yaml.safe_load((folder / SETTINGS).read_text(encoding="utf-8"))
+            return cls(proposer, clip, **settings).eval()
+        except (yaml.YAMLError, TypeError) as error:
+            raise InputError(f"{folder / SETTINGS} holds no settings ({first_line(error)}); bundle it again") from error
 
     def save_pretrained(self, folder: str | Path) -> None:
         """Write the networks and settings into a folder; the vocabulary is not part of them."""
@@ -200,6 +209,8 @@ class OpenVocabSegmenter(nn.Module):
             raise InputError("the segmenter has no vocabulary yet; call set_vocabulary(['cat', 'sofa', …]) first")
         for image in images:
             check_tensor(image)
+        if not len(images):
+            return []
         masks, _, logits, objectness = self.proposer(images)[-1]
         return [
             ImageProposals(
@@ -225,7 +236,7 @@ class OpenVocabSegmenter(nn.Module):
         assert texts is not None and self.class_of_phrase is not None
         logits = regions.new_zeros((len(masks), texts.shape[0]))
         with torch.autocast(image.device.type, enabled=False):  # half precision is too coarse for logits up to 100
-            logits[valid] = LOGIT_SCALE * features @ texts.T
+            logits[valid] = LOGIT_SCALE * features @ texts.float().T
         return RegionLogits(self._best_synonym(logits, no_object=False), valid)
 
     def _best_synonym(self, logits: Tensor, no_object: bool = True) -> Tensor:

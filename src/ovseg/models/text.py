@@ -59,8 +59,10 @@ class TextClassifier:
         """L2-normalised mean of the normalised features over all templates, (K, D).
 
         Args:
-            names: K phrases; each goes into the templates whole, commas included.
+            names: K phrases, at least one; each goes into the templates whole, commas included.
         """
+        if not names:
+            raise InputError("there are no class names to embed; give at least one")
         tokens: Tensor = self.clip.tokenizer(self._sentences(names))
         device = self.clip.mean.device
         with torch.autocast(device.type, enabled=False):  # what is kept is of full precision

@@ -8,7 +8,6 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-import os
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
@@ -21,6 +20,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
+from ovseg.cache import cache_folder
 from ovseg.models.clip_adapter import CLIPAdapter
 
 FORMAT = 1  # raise it when the same key would stand for other features
@@ -53,7 +53,7 @@ def recall_or(compute: Callable[[], Tensor], key: str) -> Tensor:
     A file that is damaged is replaced; a cache that cannot be read or written is done without.
     """
     try:
-        path = Path(os.environ.get("OVSEG_CACHE") or Path.home() / ".cache" / "ovseg") / "text" / f"{key}.safetensors"
+        path = cache_folder("text") / f"{key}.safetensors"
     except RuntimeError:  # a user without a home
         return compute()
     features = _read(path)

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from threading import Lock
 from typing import Any
 
 from torch import Tensor, nn
 from torch.func import functional_call
+
+_SWAP = Lock()  # torch puts the cut parameters into the module for the time of the call
 
 
 def encode_tokens(clip: nn.Module, tokens: Tensor) -> Tensor:
@@ -29,11 +32,12 @@ def encode_tokens(clip: nn.Module, tokens: Tensor) -> Tensor:
         features: Tensor = clip.encode_text(tokens, normalize=True)  # type: ignore[operator]
         return features
     # a swap for this call only, through which gradients pass: open_clip adds both at their full length
-    cut = {
-        f"{prefix}positional_embedding": tower.positional_embedding[:positions],
-        f"{prefix}attn_mask": tower.attn_mask[:positions, :positions],
-    }
-    _, features, *_ = functional_call(clip, cut, kwargs={"text": tokens[:, :positions]})
+    with _SWAP:
+        cut = {
+            f"{prefix}positional_embedding": tower.positional_embedding[:positions],
+            f"{prefix}attn_mask": tower.attn_mask[:positions, :positions],
+        }
+        _, features, *_ = functional_call(clip, cut, kwargs={"text": tokens[:, :positions]})
     return features
 
 
