@@ -102,7 +102,7 @@ def draw_region(pair: RegionTextPair, path: Path) -> Image.Image:
             "give the folder that the pairs were mined from"
         )
     pixels, mask = np.asarray(image), rle.decode([pair.counts], pair.size)[0].numpy()
-    drawn = np.where(mask[..., None], 0.6 * pixels + 0.4 * TINT, 0.5 * pixels)
+    drawn = np.where(mask[..., None], 0.5 * pixels + 0.5 * TINT, 0.7 * pixels)
     picture = Image.fromarray(drawn.astype(np.uint8))
     picture.thumbnail((SIDE, SIDE))
     return picture
