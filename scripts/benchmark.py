@@ -10,9 +10,12 @@ from typing import Any
 
 import jsonargparse
 from benchmarks.adapter import adapter
+from benchmarks.scoring import scoring
+from benchmarks.sweep import sweep
 from benchmarks.text import text
 
-BENCHMARKS: dict[str, Any] = {"adapter": adapter, "text": text}  # one function a file in scripts/benchmarks
+# one function a file in scripts/benchmarks
+BENCHMARKS: dict[str, Any] = {"adapter": adapter, "scoring": scoring, "sweep": sweep, "text": text}
 
 if __name__ == "__main__":
     jsonargparse.auto_cli(BENCHMARKS)

@@ -1,0 +1,94 @@
+"""Labels from scored proposals: all scores at once, and ours; seconds and peak memory."""
+
+from __future__ import annotations
+
+import multiprocessing
+import resource
+import sys
+from functools import partial
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from benchmarks.report import report, seconds
+from ovseg.ops import semantic_labels, semantic_scores
+
+Size = tuple[int, int]
+
+
+class Case(NamedTuple):
+    """One form of the computation on one image."""
+
+    form: str  # naive or ours
+    network: Size  # (h, w) of the masks
+    size: Size  # (H, W) of the answer
+    blobs: int  # of a mask along each side; the more there are, the longer the borders
+
+
+def scoring(
+    classes: int = 847,
+    size: Size = (1365, 2048),
+    network: Size = (640, 960),
+    small: Size = (640, 853),
+    naive: bool = False,
+    threads: int = 1,
+    device: str = "cpu",
+) -> None:
+    """The best class of every pixel from 100 proposals: the argmax of all scores, and in bands along the borders.
+
+    Each case runs in a process of its own; its memory is the peak beyond what the process had with its masks and
+    scores. Each sees drawn masks: 16 x 16 smooth blobs, which leave segments like those of photographs, and for ours
+    also 160 x 160, hardly larger than a pixel of the network's masks, its worst case.
+
+    Args:
+        classes: K.
+        size: height and width of a large answer.
+        network: at which the masks of the large answer are known.
+        small: height and width of an answer at the resolution of its masks.
+        naive: whether all scores are computed for the large answer, too; at its default size that takes 12 GB or more.
+        threads: of the processor.
+        device: cpu or cuda.
+    """
+    cases = [Case("naive", small, small, 16), Case("ours", small, small, 16), Case("ours", network, size, 16)]
+    cases += [Case("ours", network, size, 160), *([Case("naive", network, size, 16)] if naive else [])]
+    spawn = multiprocessing.get_context("spawn")
+    measured = {}
+    for case in cases:
+        with spawn.Pool(1) as pool:
+            duration, memory = pool.apply(measure, (case, classes, threads, device))
+        sizes = f"{case.network[0]} x {case.network[1]} to {case.size[0]} x {case.size[1]}, {case.blobs} x {case.blobs}"
+        measured[f"{case.form:5}  {sizes} blobs, {memory:,.0f} MiB"] = duration
+    torch.set_num_threads(threads)
+    report(f"100 proposals, {classes} classes; peak memory beside masks and scores", measured)
+
+
+@torch.no_grad()
+def measure(case: Case, classes: int, threads: int, device: str) -> tuple[float, float]:
+    """Seconds of a form and its peak memory in MiB, in a process that does nothing else."""
+    torch.set_num_threads(threads)
+    generator = torch.Generator().manual_seed(0)
+    scores = (torch.randn(100, classes, generator=generator) * 3).softmax(dim=1).to(device)
+    blobs = torch.randn(1, 100, case.blobs, case.blobs, generator=generator) * 4 - 3
+    probs = F.interpolate(blobs.to(device), case.network, mode="bilinear")[0].sigmoid_()
+    answer = partial(semantic_labels if case.form == "ours" else naive_labels, scores, probs, case.size)
+    (semantic_labels if case.form == "ours" else naive_labels)(scores, probs[:, :8, :8], (16, 16))  # warms up
+    before = peak(device)
+    return seconds(answer), peak(device) - before
+
+
+def naive_labels(scores: Tensor, probs: Tensor, size: Size) -> Tensor:
+    """All scores at network resolution, then at full size, then their argmax."""
+    dense = semantic_scores(scores, probs)
+    if dense.shape[1:] != size:
+        dense = F.interpolate(dense[None], size, mode="bilinear", align_corners=False)[0]
+    return dense.argmax(dim=0)
+
+
+def peak(device: str) -> float:
+    """The most memory that this process had, in MiB: of a GPU what torch holds there."""
+    if device != "cpu":
+        return torch.cuda.max_memory_allocated() / 2**20
+    unit = 1 if sys.platform == "darwin" else 1024  # bytes
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**20
