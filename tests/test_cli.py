@@ -140,14 +140,9 @@ def test_vocabularies_are_refused(capsys: Capture, segmenter: Path, photo: Path)
 
 
 def test_images_are_refused(capsys: Capture, segmenter: Path, photo: Path) -> None:
-    text = write(photo.parent / "text.jpg", "hello")
     (photo.parent / "empty").mkdir()
-    cut = photo.parent / "cut.png"
-    cut.write_bytes(photo.read_bytes()[:50])
     end = ("--vocabulary", "cat, dog", "--out", photo.parent / "out")
     start = ("segment", "--model", segmenter, "--images")
-    assert f"{text} is not an image" in refusal(capsys, *start, text, *end)
-    assert f"{cut} cannot be used" in refusal(capsys, *start, cut, *end)
     assert "empty has no image" in refusal(capsys, *start, photo.parent / "empty", *end)
     assert "none.jpg does not exist" in refusal(capsys, *start, photo.parent / "none.jpg", *end)
     assert not (photo.parent / "out").exists()

@@ -211,6 +211,7 @@ def test_segment_writes_labels_and_an_overlay(runs: Runs) -> None:
     assert {file.name for file in out.iterdir()} == {
         "000000000001_labels.png",
         "000000000001_overlay.png",
+        "000000000001_segments.json",
         "segment.yaml",
     }
     scene = runs.world / "val2017" / "000000000001.jpg"

@@ -17,7 +17,7 @@ TRAINER_VERBS = {
     "validate": "score a stage on its validation data",
     "test": "score a segmenter on a benchmark",
     "sweep": "score a grid of ensemble weights and mask thresholds in one pass",
-    "predict": "run a task on its data, without writing",
+    "predict": "the same as segment",
     "mine": "mine region-text pairs from images and captions",
     "segment": "segment images into words of your own",
 }
@@ -78,7 +78,7 @@ def run_trainer_verb(words: list[str]) -> OVSegCLI:
     """Build Trainer, model and data from flags and configs, and run the verb."""
     from ovseg.lightning_cli import OVSegCLI
 
-    return OVSegCLI.launch(words)
+    return OVSegCLI.launch(["segment", *words[1:]] if words[0] == "predict" else words)
 
 
 def _usage() -> str:

@@ -63,12 +63,6 @@ def read_image(source: str | Path | Image.Image | NDArray[Any]) -> Image.Image:
         return _to_rgb(image)
 
 
-def verify_image(path: str | Path) -> None:
-    """Check that a file is an image and is whole; raises what `read_image` would."""
-    with open_image(path) as image:
-        image.load()
-
-
 def short_side_size(size: tuple[int, int], short_side: int, long_side: int) -> tuple[int, int]:
     """(h, w) of an image of `size` (H, W) by the paper's rule.
 

@@ -54,14 +54,20 @@ class OVSegTrainer(L.Trainer):
             report(store)
 
     def segment(self, model: L.LightningModule, datamodule: L.LightningDataModule, out: str = "out") -> None:
-        """Segment images into words of your own.
+        """Segment images into words of your own; a run that was stopped goes on by the same command.
 
         Args:
             model: a `SegmentationTask`.
             datamodule: an `ImagesDataModule`.
-            out: folder of the overlays and label images.
+            out: folder of label images, overlays, and segments as COCO's JSON.
+
+        Raises:
+            SystemExit: 1 in the end, if images could not be read.
         """
-        self._write(model, datamodule, SegmentationWriter(out))
+        writer = SegmentationWriter(out)
+        self._write(model, datamodule, writer)
+        if not writer.conclude(self):
+            raise SystemExit(1)
 
     def sweep(
         self,

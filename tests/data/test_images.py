@@ -12,7 +12,7 @@ from PIL import Image
 
 from ovseg.data.base import ShardSampler
 from ovseg.data.images import ImagesDataModule, find_images
-from ovseg.images import open_image, read_image, resize_short_side, short_side_size, to_tensor, verify_image
+from ovseg.images import open_image, read_image, resize_short_side, short_side_size, to_tensor
 from ovseg.structures import InputError
 
 
@@ -106,7 +106,7 @@ def test_size_limit_is_ours_and_not_that_of_pillow(tmp_path: Path) -> None:
         with open_image(write(20000, 20000)):  # Pillow would call it a bomb
             pass
     with pytest.raises(InputError, match=r"huge\.bmp .*30000 x 20000"):
-        verify_image(write(30000, 20000))
+        read_image(write(30000, 20000))
     assert before == Image.MAX_IMAGE_PIXELS
 
 
@@ -190,9 +190,14 @@ def test_datamodule_refuses_before_work_starts(tmp_path: Path) -> None:
     Image.new("RGB", (4, 4)).save(tmp_path / "a.bmp")
     with pytest.raises(InputError, match=r"a\.bmp and .*a\.png would be written to the same file"):
         ImagesDataModule(str(tmp_path), "cat")
-    (tmp_path / "a.bmp").write_text("no")
-    with pytest.raises(InputError, match=r"a\.bmp is not an image"):
-        ImagesDataModule(str(tmp_path), "cat")
+
+
+def test_a_broken_image_becomes_a_reason(tmp_path: Path) -> None:
+    (tmp_path / "a.png").write_text("no")
+    Image.new("RGB", (4, 6)).save(tmp_path / "b.png")
+    broken, whole = ImagesDataModule(str(tmp_path), "cat", (8, 100)).predict_dataloader()
+    assert broken[:4] == ([], [], [], []) and "a.png is not an image" in broken.faults[0]
+    assert whole.names == [str(tmp_path / "b.png")] and whole.faults == ()
 
 
 @pytest.mark.parametrize("samples", [0, 1, 5, 8])

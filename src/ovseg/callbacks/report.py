@@ -18,10 +18,11 @@ import lightning as L
 import torch
 from lightning.pytorch.callbacks import Callback
 from PIL import Image
-from torch import Tensor, distributed
+from torch import Tensor
 
 from ovseg import __version__
 from ovseg.callbacks.findings import ClassRow, Findings, ImageScore, choose, confusions, image_iou, table
+from ovseg.callbacks.gather import gathered
 from ovseg.callbacks.pictures import overlay
 from ovseg.callbacks.report_page import Example, page
 from ovseg.images import read_image
@@ -91,7 +92,7 @@ class ReportWriter(Callback):
     def _findings(self, trainer: L.Trainer, task: SegmentationTask) -> Findings:
         names, seen = task.vocabulary.scored_names, task.vocabulary.seen
         per_class, regions, counts = task.miou.per_class(), task.mask_accuracy.per_class(), task.miou.counts()
-        parts = _gathered((self.scores, self.ended - self.began, _peak_memory(task.device)))
+        parts = gathered((self.scores, self.ended - self.began, _peak_memory(task.device)))
         scores = [score for found, _, _ in parts for score in found]
         columns = {name: column.tolist() for name, column in {**per_class, **regions}.items()}
         classes = [
@@ -150,15 +151,6 @@ def _picture(image: Image.Image, labels: Tensor, names: tuple[str, ...]) -> Imag
 def _task(module: L.LightningModule) -> SegmentationTask:
     assert isinstance(module, SegmentationTask)  # see setup
     return module
-
-
-def _gathered(part: Any) -> list[Any]:
-    """The parts of all processes, in their order."""
-    if not (distributed.is_available() and distributed.is_initialized()):
-        return [part]
-    parts: list[Any] = [None] * distributed.get_world_size()
-    distributed.all_gather_object(parts, part)
-    return parts
 
 
 def _peak_memory(device: torch.device) -> int:

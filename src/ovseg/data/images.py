@@ -11,7 +11,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from ovseg.data.base import eval_loader
 from ovseg.data.vocabulary import read_vocabulary
-from ovseg.images import IMAGE_SUFFIXES, read_image, resize_short_side, to_tensor, verify_image
+from ovseg.images import IMAGE_SUFFIXES, read_image, resize_short_side, to_tensor
 from ovseg.structures import EvalBatch, InputError
 
 
@@ -69,6 +69,16 @@ class EvalImages(Dataset[EvalBatch]):
         )
 
 
+class ReadableImages(EvalImages):
+    """Images some of which may be broken: of these the batch has no image but the reason."""
+
+    def __getitem__(self, index: int) -> EvalBatch:
+        try:
+            return super().__getitem__(index)
+        except InputError as error:
+            return EvalBatch([], [], [], [], (str(error),))
+
+
 class ImagesDataModule(LightningDataModule):
     """Images without labels and the words to find in them.
 
@@ -78,7 +88,8 @@ class ImagesDataModule(LightningDataModule):
         resize: short and long side in pixels; what the segmenter was made for where not given.
 
     Raises:
-        InputError: at once, before any image is segmented, if a file is not an image or the vocabulary cannot be used.
+        InputError: at once, before any image is segmented, if there is none or the vocabulary cannot be used. Files
+            that are no images are found when they are read, see `ReadableImages`.
     """
 
     def __init__(
@@ -91,14 +102,13 @@ class ImagesDataModule(LightningDataModule):
         super().__init__()
         self.vocabulary = read_vocabulary(vocabulary)
         paths = find_images(images)
-        for path in paths:
-            verify_image(path)
         stems: dict[str, Path] = {}
         for path in paths:
             if not (other := stems.setdefault(path.stem, path)).samefile(path):
                 raise InputError(f"{other} and {path} would be written to the same file; segment them in two runs")
-        self.dataset = EvalImages(list(stems.values()), resize)
+        self.dataset = ReadableImages(list(stems.values()), resize)
         self.num_workers = num_workers
+        self.allow_zero_length_dataloader_with_multiple_devices = True  # few images may be left for many processes
 
     def predict_dataloader(self) -> DataLoader[EvalBatch]:
         return eval_loader(self.dataset, self.num_workers)

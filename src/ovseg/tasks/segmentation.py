@@ -112,6 +112,8 @@ class SegmentationTask(L.LightningModule):
         self.log_dict({f"test/{name}": value.float() for name, value in result.items()}, sync_dist=True)
 
     def predict_step(self, batch: EvalBatch, batch_index: int) -> list[Segmentation]:
+        if not batch.images:
+            return []
         labels = self.segmenter.labels(batch.images, batch.sizes)
         return [Segmentation(name, found.cpu()) for name, found in zip(batch.names, labels, strict=True)]
 

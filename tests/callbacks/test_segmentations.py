@@ -1,0 +1,176 @@
+"""What `ovseg segment` writes, and how it goes on."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import numpy as np
+import pytest
+from lightning.pytorch.callbacks import Callback
+from PIL import Image
+from pycocotools.coco import COCO
+
+from ovseg.callbacks import SegmentationWriter
+from ovseg.callbacks.segmentations import fingerprint
+from ovseg.models import OpenVocabSegmenter
+from ovseg.models.views import Views
+from ovseg.structures import InputError, Vocabulary
+from tests import tiny
+from tests.stages import REPOSITORY, ovseg
+
+Capture = pytest.CaptureFixture[str]
+WORDS = "cat, red sky, grass, a dog"
+
+
+@pytest.fixture(scope="module")
+def segmenter(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("segmenter")
+    tiny.segmenter(root / "clip").save_pretrained(root / "saved")
+    return root / "saved"
+
+
+@pytest.fixture
+def photos(tmp_path: Path) -> Path:
+    """Three of different sizes."""
+    folder = tmp_path / "photos"
+    folder.mkdir()
+    for index, image in enumerate(tiny.images((30, 40), (41, 20), (25, 25))):
+        Image.fromarray((255 * image.permute(1, 2, 0)).byte().numpy()).save(folder / f"{index}.png")
+    return folder
+
+
+def words(segmenter: Path, photos: Path, out: Path, *more: object) -> list[str]:
+    flags = ["--model", segmenter, "--images", photos, "--vocabulary", WORDS, "--out", out, *more]
+    return [str(word) for word in ["segment", *flags, "--trainer.enable_progress_bar", "false"]]
+
+
+def files(out: Path) -> dict[str, bytes]:
+    """The answers in a folder."""
+    return {file.name: file.read_bytes() for file in sorted(out.iterdir()) if file.suffix in (".png", ".json")}
+
+
+def times(out: Path) -> dict[str, int]:
+    return {file.name: file.stat().st_mtime_ns for file in out.iterdir() if file.suffix in (".png", ".json")}
+
+
+def test_segments_are_the_labels_as_coco_reads_them(segmenter: Path, photos: Path, tmp_path: Path) -> None:
+    ovseg(*words(segmenter, photos, tmp_path / "out"))
+    several = 0
+    for index, size in enumerate([(30, 40), (41, 20), (25, 25)]):
+        with Image.open(tmp_path / "out" / f"{index}_labels.png") as image:
+            labels = np.asarray(image)
+        assert labels.shape == size
+        data = COCO(str(tmp_path / "out" / f"{index}_segments.json"))
+        found = np.full(size, 255)
+        for annotation in data.loadAnns(data.getAnnIds()):
+            mask = data.annToMask(annotation).astype(bool)
+            rows, columns = mask.nonzero()
+            assert annotation["area"] == mask.sum()
+            x, y, width, height = annotation["bbox"]
+            assert (x, y) == (columns.min(), rows.min())
+            assert (x + width, y + height) == (columns.max() + 1, rows.max() + 1)
+            assert data.loadCats(annotation["category_id"])[0]["name"] == WORDS.split(", ")[annotation["category_id"]]
+            found[mask] = annotation["category_id"]
+        assert np.array_equal(found, labels)
+        assert data.loadImgs(1)[0]["file_name"] == f"{index}.png"
+        several += len(data.getAnnIds()) > 1
+    assert several
+
+
+class Stop(Callback):
+    """The user presses Ctrl-C at the second image."""
+
+    def on_predict_batch_start(self, trainer: L.Trainer, module: L.LightningModule, batch: Any, index: int) -> None:
+        if index == 1:
+            raise KeyboardInterrupt
+
+
+def test_a_stopped_run_goes_on_where_it_was(segmenter: Path, photos: Path, tmp_path: Path, capsys: Capture) -> None:
+    whole, out = tmp_path / "whole", tmp_path / "out"
+    ovseg(*words(segmenter, photos, whole))
+    with pytest.raises(SystemExit):
+        ovseg(*words(segmenter, photos, out, "--trainer.callbacks", "tests.callbacks.test_segmentations.Stop"))
+    before = times(out)
+    assert sorted(before) == ["0_labels.png", "0_overlay.png", "0_segments.json"]
+
+    (out / "1_labels.png").write_bytes(b"half")  # as a run that was killed could have left it
+    capsys.readouterr()
+    ovseg(*words(segmenter, photos, out))
+    assert "2 images segmented into" in (printed := capsys.readouterr().out) and "1 were there already" in printed
+    assert files(out) == files(whole)
+    assert before.items() <= times(out).items()
+
+    Image.new("RGB", (9, 9), "red").save(photos / "1.png")
+    (out / "2_segments.json").write_text('{"info": 3}')
+    before = times(out)
+    ovseg(*words(segmenter, photos, out))
+    again = {name for name, time in times(out).items() if time != before[name]}
+    assert again == {name for name in before if name[0] in "12"}
+
+
+def test_answers_of_another_network_setting_or_vocabulary_are_others(tmp_path: Path) -> None:
+    network, words = tiny.segmenter(tmp_path / "clip"), Vocabulary(("cat", "sky"))
+    first = fingerprint(network, words, 1)
+    network.save_pretrained(tmp_path / "model")
+    assert fingerprint(OpenVocabSegmenter.from_pretrained(tmp_path / "model"), words, 1) == first
+    others = {
+        fingerprint(network, words, 2),
+        fingerprint(network, Vocabulary(("cat", "sky"), (("cat",), ("a sky",))), 1),
+    }
+    network.views = Views(mirror=True)
+    others.add(fingerprint(network, words, 1))
+    network.views, network.mask_threshold = Views(), 0.4
+    others.add(fingerprint(network, words, 1))
+    network.mask_threshold = 0.5
+    assert fingerprint(network, words, 1) == first
+    network.clip.visual.prompt.mask_embedding.data[0, 0, 0] += 0.01  # type: ignore[union-attr]
+    others.add(fingerprint(network, words, 1))
+    assert len(others) == 5 and first not in others
+
+
+def test_broken_images_are_listed_and_the_others_done(
+    segmenter: Path, photos: Path, tmp_path: Path, capsys: Capture
+) -> None:
+    (photos / "0.png").write_text("hello")
+    (photos / "1.png").write_bytes((photos / "2.png").read_bytes()[:70])
+    for workers in (1, 0):  # the second time only they are left
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as stopped:
+            ovseg(*words(segmenter, photos, tmp_path / "out", "--data.num_workers", workers))
+        assert stopped.value.code == 1
+        lines = [line for line in capsys.readouterr().err.splitlines() if str(photos) in line or "could not" in line]
+        assert lines[0] == "2 images could not be used:"
+        assert lines[1].startswith(f"{photos / '0.png'} is not an image")
+        assert lines[2].startswith(f"{photos / '1.png'} cannot be used")
+        assert sorted(files(tmp_path / "out")) == ["2_labels.png", "2_overlay.png", "2_segments.json"]
+
+
+def test_two_processes_go_on_with_what_one_began(segmenter: Path, photos: Path, tmp_path: Path) -> None:
+    ovseg(*words(segmenter, photos, tmp_path / "one"))
+    shutil.copytree(tmp_path / "one", tmp_path / "two")
+    (tmp_path / "two" / "1_overlay.png").unlink()
+    (photos / "3.png").write_text("hello")  # for the second process, and the first one tells
+    ddp = ["--trainer.devices", 2, "--trainer.strategy", "ddp"]
+    environment = {**os.environ, "PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-m", "ovseg", *words(segmenter, photos, tmp_path / "two", *ddp)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=240, env=environment, check=False)
+    assert done.returncode == 1 and "MEMBER: 2/2" in done.stderr, done.stderr
+    assert done.stderr.count("1 images could not be used:") == 1 and "3.png is not an image" in done.stderr
+    assert "1 images segmented into" in done.stdout and "2 were there already" in done.stdout
+    assert files(tmp_path / "two") == files(tmp_path / "one")
+
+
+def test_predict_is_segment(segmenter: Path, photos: Path, tmp_path: Path) -> None:
+    ovseg("predict", *words(segmenter, photos / "0.png", tmp_path / "out")[1:])
+    assert len(files(tmp_path / "out")) == 3
+
+
+def test_only_a_segmentation_is_written(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"not a LightningModule; see conf/segment\.yaml"):
+        SegmentationWriter(tmp_path).setup(L.Trainer(logger=False), L.LightningModule(), "predict")
