@@ -10,12 +10,20 @@ from typing import Any
 
 import jsonargparse
 from benchmarks.adapter import adapter
+from benchmarks.mining import mining, mining_memory
 from benchmarks.scoring import scoring
 from benchmarks.sweep import sweep
 from benchmarks.text import text
 
 # one function a file in scripts/benchmarks
-BENCHMARKS: dict[str, Any] = {"adapter": adapter, "scoring": scoring, "sweep": sweep, "text": text}
+BENCHMARKS: dict[str, Any] = {
+    "adapter": adapter,
+    "mining": mining,
+    "mining_memory": mining_memory,
+    "scoring": scoring,
+    "sweep": sweep,
+    "text": text,
+}
 
 if __name__ == "__main__":
     jsonargparse.auto_cli(BENCHMARKS)
