@@ -68,7 +68,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Four scenes, and a segmenter of random weights."""
     root = tmp_path_factory.mktemp("report")
     ovseg("toy", "--out", root / "world", "--scenes", 1, "--val_scenes", 4)
-    tiny.segmenter(root / "clip").save_pretrained(root / "segmenter")
+    tiny.segmenter(root / "clip", templates="single").save_pretrained(root / "segmenter")
     return root
 
 
