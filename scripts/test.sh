@@ -18,5 +18,6 @@ if [ $# -eq 0 ]; then
     python -m ruff format --check .
     python -m mypy
     echo "Tests …"
+    set -- -n 2  # as many processes as the smallest machine has cores
 fi
 exec python -m pytest -q "$@"

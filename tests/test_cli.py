@@ -204,14 +204,19 @@ def test_an_answer_never_replaces_an_image(tmp_path: Path, capsys: pytest.Captur
     assert {file: file.read_bytes() for file in before} == before
 
 
-@pytest.mark.parametrize("flags", [("--ensemble_weight", "7"), ("--short_side", "0"), ("--mask_threshold", "-1")])
+@pytest.mark.parametrize(
+    ("flag", "value", "sentence"),
+    [
+        ("--ensemble_weight", "7", "ensemble_weight is 7.0; give a number from 0 to 1"),
+        ("--mask_threshold", "-1", "mask_threshold is -1.0; give a number from 0 to 1"),
+        ("--short_side", "0", "resize is (0, 0); give the short and the longest long side in pixels"),
+    ],
+)
 def test_bundle_refuses_settings_that_mean_nothing(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], flags: tuple[str, str]
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], flag: str, value: str, sentence: str
 ) -> None:
     out = tmp_path / "segmenter"
-    assert "numbers from 0 to 1" in refusal(
-        capsys, "bundle", "--proposals", "toy", "--clip", "toy", "--out", out, *flags
-    )
+    assert sentence in refusal(capsys, "bundle", "--proposals", "toy", "--clip", "toy", "--out", out, flag, value)
     assert not out.exists()
 
 

@@ -42,7 +42,7 @@ def argmax_is(labels: torch.Tensor, scores: torch.Tensor) -> bool:
 
 
 def test_windows_cover_the_image_and_end_with_it() -> None:
-    image = torch.arange(3 * 100 * 64).view(3, 100, 64).float()
+    image = torch.arange(3 * 100 * 64).view(3, 100, 64) / 19200
     views = Views(window=40, stride=30).of(image)
     assert [view.corner for view in views] == [(top, left) for top in (0, 30, 60) for left in (0, 24)]
     for view in views:
