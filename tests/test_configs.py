@@ -36,6 +36,7 @@ STAGES = {  # file → verb and what else it needs
     "segment.yaml": ["segment", "--data.images", "photo.jpg", "--data.vocabulary", "cat, sofa"],
     "toy/proposals.yaml": ["fit"],
     "toy/pretrain_clip.yaml": ["fit"],
+    "toy/scenes_clip.yaml": ["fit"],
     "toy/mine.yaml": ["mine"],
     "toy/adapter.yaml": ["fit"],
     "toy/test.yaml": ["test"],
