@@ -35,6 +35,7 @@ STAGES = {  # file → verb and what else it needs
     "sweep.yaml": ["sweep", "--data", str(CONF / "data" / "ade20k_150.yaml")],
     "segment.yaml": ["segment", "--data.images", "photo.jpg", "--data.vocabulary", "cat, sofa"],
     "toy/proposals.yaml": ["fit"],
+    "toy/regions_proposals.yaml": ["fit"],
     "toy/pretrain_clip.yaml": ["fit"],
     "toy/scenes_clip.yaml": ["fit"],
     "toy/mine.yaml": ["mine"],
