@@ -118,6 +118,23 @@ def test_perfect_masks_cost_nothing() -> None:
     assert loss["loss_dice"].item() < 0.15 * nothing["loss_dice"].item()  # edges are blurred at a quarter
 
 
+def test_regions_of_a_class_are_masks_of_their_own() -> None:
+    """Two regions that share a class weigh as they would with classes of their own, but for the class."""
+    target, proposals = labels()[1:], [Proposals(*(part[1:] for part in layer[:3])) for layer in layers()]  # type: ignore[index]
+    regions = torch.zeros_like(target)
+    regions[:, :, :10] = 1
+    regions[:, :, 10:12], target[:, :, 10:12] = 7, IGNORE_INDEX  # counts as no region
+    masks = [torch.stack([target[0] == 2, target[0] == 2]).float()]
+    masks[0][0, :, :12], masks[0][1, :, 12:] = 0, 0
+    criterion = MaskClassificationLoss(CLASSES, WEIGHTS)
+    torch.manual_seed(0)
+    ours = criterion(proposals, target, regions)
+    torch.manual_seed(0)
+    by_hand = criterion.of_masks(proposals, masks, [torch.tensor([2, 2])])
+    torch.testing.assert_close(ours, by_hand)
+    assert ours["loss_cross_entropy"] != criterion(proposals, target)["loss_cross_entropy"]
+
+
 @pytest.mark.parametrize("unlabelled", [[0], [1], [0, 1]])
 def test_images_without_labels_teach_no_object(unlabelled: list[int]) -> None:
     target, proposals = labels(), layers()

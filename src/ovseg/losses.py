@@ -82,22 +82,26 @@ class MaskClassificationLoss(nn.Module):
             else _PointCriterion(num_classes, weights, weights.num_points)
         )
 
-    def forward(self, layers: list[Proposals], labels: Tensor) -> dict[str, Tensor]:
+    def forward(self, layers: list[Proposals], labels: Tensor, regions: Tensor | None = None) -> dict[str, Tensor]:
         """Weighted sums over all layers.
 
         Args:
             layers: every decoder layer's proposals, with class logits.
-            labels: (B, h, w) class indices or `IGNORE_INDEX`; the whole area of a class in an image is one mask.
+            labels: (B, h, w) class indices or `IGNORE_INDEX`.
+            regions: (B, h, w) numbers from 0; a class's pixels of one number are one mask. The whole area of a class in
+                an image is one where not given.
 
         Returns:
             `loss` and its parts `loss_cross_entropy`, `loss_mask`, `loss_dice`.
         """
-        classes = [image[image != IGNORE_INDEX].unique() for image in labels]
+        base = IGNORE_INDEX + 1
+        segments = labels if regions is None else labels + base * regions
+        present = [image[image % base != IGNORE_INDEX].unique() for image in segments]
         height, width = layers[-1].mask_logits.shape[2] * 4, layers[-1].mask_logits.shape[3] * 4
         # the mask logits cover the padded input
-        labels = F.pad(labels, (0, width - labels.shape[2], 0, height - labels.shape[1]), value=IGNORE_INDEX)
-        masks = [(image == present[:, None, None]).float() for image, present in zip(labels, classes, strict=True)]
-        return self.of_masks(layers, masks, classes)
+        segments = F.pad(segments, (0, width - labels.shape[2], 0, height - labels.shape[1]), value=IGNORE_INDEX)
+        masks = [(image == found[:, None, None]).float() for image, found in zip(segments, present, strict=True)]
+        return self.of_masks(layers, masks, [found % base for found in present])
 
     def of_masks(self, layers: list[Proposals], masks: list[Tensor], classes: list[Tensor]) -> dict[str, Tensor]:
         """The same from masks, (M, h, w) float an image at the size of the padded input, and their classes, (M,)."""

@@ -83,6 +83,7 @@ class SegmentationBatch(NamedTuple):
 
     images: Tensor  # (B, 3, h, w) in [0, 1]
     labels: Tensor  # (B, h, w) int64, IGNORE_INDEX where unlabelled
+    regions: Tensor | None = None  # (B, h, w) int64, which region of the image; None: a class has one
 
 
 class EvalBatch(NamedTuple):

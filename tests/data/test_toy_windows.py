@@ -8,7 +8,7 @@ import torch
 
 from ovseg.data.toy import NOUNS, Region, Scene, make_scene, toy_words
 from ovseg.data.toy.captions import PREFIXES, label
-from ovseg.data.toy.windows import Box, ToyWindowsDataModule, choose_window, visible_regions
+from ovseg.data.toy.windows import VIEWS, Box, ToyWindowsDataModule, choose_window, visible_regions
 from ovseg.structures import InputError
 
 GRASS = [noun.name for noun in NOUNS].index("grass")
@@ -36,11 +36,13 @@ def test_visible_regions(window: Box, nouns: list[int]) -> None:
     assert [region.noun for region in visible_regions(circle_on_grass(), window)] == nouns
 
 
-def test_windows_are_whole_around_things_or_anywhere() -> None:
+@pytest.mark.parametrize(("view", "smallest"), [("close", 16), ("wide", 40)])
+def test_windows_are_whole_around_things_or_anywhere(view: str, smallest: int) -> None:
     scene, rng = circle_on_grass(), np.random.default_rng(0)
-    windows = [choose_window(rng, scene) for _ in range(600)]
+    windows = [choose_window(rng, scene, VIEWS[view]) for _ in range(600)]
     assert all(0 <= w.x <= 64 - w.side and 0 <= w.y <= 64 - w.side for w in windows)
-    assert np.mean([w.side == 64 for w in windows]) == pytest.approx(0.20, abs=0.05)
+    assert np.mean([w.side == 64 for w in windows]) == pytest.approx(VIEWS[view].whole, abs=0.06)
+    assert smallest <= min(w.side for w in windows) <= smallest + 2
     holds = [w.x <= 8 and w.y <= 8 and w.x + w.side >= 24 and w.y + w.side >= 24 for w in windows]
     assert np.mean(holds) > 0.60
 

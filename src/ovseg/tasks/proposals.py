@@ -67,7 +67,7 @@ class ProposalTask(L.LightningModule):
         self._encode_vocabulary()
 
     def training_step(self, batch: SegmentationBatch, batch_index: int) -> Tensor:
-        losses = self.loss(self.proposer(batch.images), batch.labels)
+        losses = self.loss(self.proposer(batch.images), batch.labels, batch.regions)
         bar = {"train/loss": losses["loss"]}
         parts = {f"train/{name}": value for name, value in losses.items() if name != "loss"}
         self.log_dict(bar, prog_bar=True, batch_size=len(batch.images))

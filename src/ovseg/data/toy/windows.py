@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -19,7 +19,6 @@ from ovseg.data.toy.scenes import Region, Scene, make_scene, scene_rng
 from ovseg.structures import InputError, RegionTextBatch
 
 SPLIT = "windows"  # scenes that are neither trained nor tested on elsewhere
-WHOLE, AROUND = 0.20, 0.45  # shares of whole scenes and of windows around a thing; the others are anywhere
 LABELS = 0.60  # share of captions that are bare nouns; adjectives in all of them kept CLIP from learning nouns
 SENTENCES = Style(attributes=0.2, absent=0.0)
 
@@ -32,23 +31,39 @@ class Box(NamedTuple):
     side: int
 
 
-def choose_window(rng: np.random.Generator, scene: Scene) -> Box:
-    """A window of a scene: all of it, 1.3 to 2.6 times a thing, or any part from a quarter of the side."""
+class View(NamedTuple):
+    """How near windows come: a share is whole scenes, a share lies around a thing, the others are anywhere."""
+
+    whole: float
+    around: float
+    margin: tuple[float, float]  # side of a window around a thing, in sides of the thing
+    part: tuple[float, float]  # side of a window anywhere, in sides of the scene
+
+
+# a CLIP learns nouns from close views; from wide ones alone it would need far more of them
+VIEWS = {
+    "close": View(whole=0.20, around=0.45, margin=(1.3, 2.6), part=(0.25, 0.8)),
+    "wide": View(whole=0.60, around=0.15, margin=(2.5, 4.0), part=(0.7, 1.0)),
+}
+
+
+def choose_window(rng: np.random.Generator, scene: Scene, view: View) -> Box:
+    """A window of a scene: all of it, around a thing, or any part."""
     size = scene.image.shape[0]
     kind = rng.random()
     things = [region for region in scene.regions if not NOUNS[region.noun].stuff]
-    if kind < WHOLE:
+    if kind < view.whole:
         return Box(0, 0, size)
-    if kind < WHOLE + AROUND and things:
+    if kind < view.whole + view.around and things:
         mask = things[rng.integers(len(things))].mask
         x, y = np.flatnonzero(mask.any(axis=0)), np.flatnonzero(mask.any(axis=1))
         extent = max(x[-1] - x[0], y[-1] - y[0]) + 1
-        side = int(np.clip(extent * rng.uniform(1.3, 2.6), 16, size))
+        side = int(np.clip(extent * rng.uniform(*view.margin), 16, size))
         slack = (side - extent) / 2
         left = (x[0] + x[-1] - side) / 2 + slack * rng.uniform(-0.6, 0.6)
         top = (y[0] + y[-1] - side) / 2 + slack * rng.uniform(-0.6, 0.6)
         return Box(int(np.clip(left, 0, size - side)), int(np.clip(top, 0, size - side)), side)
-    side = int(size * rng.uniform(0.25, 0.8))
+    side = int(size * rng.uniform(*view.part))
     return Box(int(rng.integers(size - side + 1)), int(rng.integers(size - side + 1)), side)
 
 
@@ -68,8 +83,8 @@ def visible_regions(scene: Scene, window: Box) -> list[Region]:
 class _SceneWindows(Dataset[tuple[Tensor, list[str]]]):
     """Per scene some windows (W, 3, s, s) uint8 with their captions."""
 
-    def __init__(self, counts: list[int], size: int, seed: int) -> None:
-        self.counts, self.size, self.seed = counts, size, seed
+    def __init__(self, counts: list[int], size: int, seed: int, view: View) -> None:
+        self.counts, self.size, self.seed, self.view = counts, size, seed, view
 
     def __len__(self) -> int:
         return len(self.counts)
@@ -81,7 +96,7 @@ class _SceneWindows(Dataset[tuple[Tensor, list[str]]]):
         pixels: list[NDArray[np.uint8]] = []
         texts: list[str] = []
         for _ in range(self.counts[index]):
-            window = choose_window(rng, scene)
+            window = choose_window(rng, scene, self.view)
             box = (window.x, window.y, window.x + window.side, window.y + window.side)
             cut = picture.resize((self.size, self.size), Image.Resampling.BICUBIC, box=box)
             pixels.append(np.asarray(cut).transpose(2, 0, 1))
@@ -113,6 +128,7 @@ class ToyWindowsDataModule(ResumableDataModule):
         scenes: number of scenes to cut from.
         windows: number of windows; 100,000 of 64 pixels take 1.2 GB.
         size: side of a window in pixels.
+        view: `close` windows show one or two nouns, `wide` ones most of a scene, as photographs do.
         num_workers: processes that make the windows; reading them needs none.
     """
 
@@ -123,6 +139,7 @@ class ToyWindowsDataModule(ResumableDataModule):
         size: int = 64,
         batch_size: int = 128,
         seed: int = 0,
+        view: Literal["close", "wide"] = "close",
         num_workers: int = 2,
     ) -> None:
         super().__init__()
@@ -130,6 +147,7 @@ class ToyWindowsDataModule(ResumableDataModule):
             raise InputError(f"{windows} windows cannot be cut from {scenes} scenes; give at least one window a scene")
         self.scenes, self.windows, self.size = scenes, windows, size
         self.batch_size, self.seed, self.num_workers = batch_size, seed, num_workers
+        self.view = VIEWS[view]
         self.data: _FlippedWindows | None = None
 
     def setup(self, stage: str) -> None:
@@ -137,7 +155,8 @@ class ToyWindowsDataModule(ResumableDataModule):
             return
         counts = [len(part) for part in np.array_split(np.arange(self.windows), self.scenes)]
         # the loader is only a pool of processes here: it keeps the order, whichever worker is first
-        loader = DataLoader(_SceneWindows(counts, self.size, self.seed), batch_size=None, num_workers=self.num_workers)
+        scenes = _SceneWindows(counts, self.size, self.seed, self.view)
+        loader = DataLoader(scenes, batch_size=None, num_workers=self.num_workers)
         pixels = torch.empty(self.windows, 3, self.size, self.size, dtype=torch.uint8)
         texts: list[str] = []
         for cut, captions in tqdm(loader, desc="windows of toy scenes", unit="scene"):

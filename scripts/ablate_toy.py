@@ -1,0 +1,206 @@
+"""The paper's ablations on the toy world, by ovseg's own stages; run it by `./scripts/ablate_toy.sh [sweeps]`.
+
+Every adaptation starts from the shipped CLIP and takes the same number of steps, with three seeds; a cell is the mean
+of the three and their range. Nothing was chosen on the scenes of this world's seed. What is finished is not repeated.
+"""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import os
+import sys
+from collections.abc import Iterable, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
+
+import torch
+
+from ovseg import rle
+from ovseg.cli import main as ovseg
+from ovseg.data.pairs import read_columns, read_pairs, write_pairs
+from ovseg.data.toy import NOUNS
+from ovseg.models import OpenVocabSegmenter
+from ovseg.structures import RegionTextPair
+
+OUT = Path("runs/ablation")
+WORLD, WORLD_SEED, SCENES, VAL_SCENES = OUT / "world", 11, 900, 200
+STEPS, FINE_TUNING_LR = 100, 1e-3
+LEFT_OUT = 0.2  # share of mined pairs, the least similar
+SEEDS = (0, 1, 2)
+
+Adaptation = tuple[tuple[str, str], ...]  # (store of pairs, what is trained), one after the other
+Column = tuple[tuple[str, ...], str]  # flags of the test, what it reports
+Scores = dict[Column, float]  # in per cent
+PLAIN: Adaptation = ()
+PROMPTS: Adaptation = (("mined", "prompt"),)
+FINE_TUNED: Adaptation = (("mined", "visual"),)
+ROWS: dict[str, Adaptation] = {
+    "plain CLIP": PLAIN,
+    "fine-tuned on unmasked crops (control)": (("boxes", "visual"),),
+    "mask prompts": PROMPTS,
+    "fine-tuned": FINE_TUNED,
+    "fine-tuned, then mask prompts": (*FINE_TUNED, *PROMPTS),
+    "both at once": (("mined", "both"),),
+    "fine-tuned on labels of seen nouns": (("labels", "visual"),),
+}
+ORACLE = ("--model.oracle", "masks")
+COLUMNS: dict[Column, str] = {
+    (ORACLE, "mask_accuracy"): "mask accuracy, all",
+    (ORACLE, "mask_accuracy_seen"): "seen",
+    (ORACLE, "mask_accuracy_unseen"): "unseen",
+    ((), "miou_union"): "mIoU, all",
+    ((), "miou_union_seen"): "seen",
+    ((), "miou_union_unseen"): "unseen",
+    (ORACLE, "miou_union"): "mIoU of true masks, all",
+    (ORACLE, "miou_union_unseen"): "unseen",
+}
+
+
+def run(*words: object) -> None:
+    """One verb of ovseg."""
+    ovseg([str(word) for word in words])
+
+
+def make_pairs() -> None:
+    """The stores: mined with the proposer's masks and with true masks, mined boxes unmasked, and clean labels."""
+    run("toy", "--out", WORLD, "--scenes", SCENES, "--val_scenes", VAL_SCENES, "--seed", WORLD_SEED)
+    regions = WORLD / "annotations" / "regions_train2017.json"
+    captions = ["--data.captions", WORLD / "annotations" / "captions_train2017.json"]
+    true = ["--model.proposals", "null", "--data.masks", regions]
+    labels = ["--data.captions", "null", *true]
+    for name, flags in {"mined": captions, "mined_true": [*captions, *true], "all_labels": labels}.items():
+        run("mine", "--config", "conf/toy/mine.yaml", *flags, "--data.images", WORLD / "train2017", "--out", OUT / name)
+    if not (OUT / "boxes").is_dir():
+        write_pairs(OUT / "boxes", map(unmasked, read_pairs(OUT / "mined")))
+    if not (OUT / "labels").is_dir():
+        seen = {noun.name for noun in NOUNS if noun.seen}
+        write_pairs(OUT / "labels", (pair for pair in read_pairs(OUT / "all_labels") if pair.noun in seen))
+
+
+def unmasked(pair: RegionTextPair) -> RegionTextPair:
+    """The same pair with its whole box visible."""
+    x0, y0, x1, y1 = pair.box
+    mask = torch.zeros(1, *pair.size, dtype=torch.bool)
+    mask[:, y0:y1, x0:x1] = True
+    return pair._replace(counts=rle.encode(mask)[0])
+
+
+def min_similarity(pairs: str) -> float:
+    """What a pair of a store has to reach; labels are all right."""
+    left_out = 0.0 if pairs == "labels" else LEFT_OUT
+    similarity = read_columns(OUT / pairs, ["similarity"])["similarity"].to_numpy()
+    return float(torch.from_numpy(similarity).quantile(left_out))
+
+
+def adapt(adaptation: Adaptation, seed: int, flags: Sequence[object] = ()) -> str:
+    """The CLIP that an adaptation ends with: `toy`, or a checkpoint; a finished one is taken as it is."""
+    clip, name = "toy", f"seed{seed}"
+    for pairs, train in adaptation:
+        name += f"-{train}-{pairs}" + "".join(str(flag).rpartition(".")[2] for flag in flags)
+        folder = OUT / "clips" / name
+        if not (folder / "done").is_file():
+            words = ["fit", "--config", "conf/toy/adapter.yaml", "--seed_everything", seed]
+            words += ["--trainer.max_epochs", -1, "--trainer.max_steps", STEPS, "--trainer.default_root_dir", folder]
+            words += ["--model.train", train, "--model.lr", FINE_TUNING_LR, "--model.clip.model", clip]
+            words += ["--model.clip.prompt_depth", "null" if train == "visual" else 3, *flags]
+            words += ["--data.pairs", OUT / pairs, "--data.images", WORLD / "train2017", "--data.seed", seed]
+            words += ["--data.num_workers", 0, "--data.min_similarity", min_similarity(pairs)]
+            run(*words)
+            (folder / "done").touch()
+        clip = str(folder / "last.ckpt")
+    return clip
+
+
+def report(segmenter: str, name: str, flags: Sequence[str]) -> dict[str, float]:
+    """What `ovseg test` reports of a segmenter on the benchmark scenes."""
+    folder = OUT / "tests" / "-".join([name, *(flag for flag in flags if not flag.startswith("-"))])
+    if not (folder / "report.json").is_file():
+        words = ["test", "--config", "conf/toy/test.yaml", "--trainer.default_root_dir", folder]
+        words += ["--data.images", WORLD / "val2017", "--data.labels", WORLD / "stuffthingmaps" / "val2017"]
+        run(*words, "--model.segmenter", segmenter, *flags)
+    found: dict[str, float] = json.loads((folder / "report.json").read_text())["metrics"]
+    return found
+
+
+def score(adaptation: Adaptation, seed: int, flags: Sequence[object] = ()) -> Scores:
+    """The columns of one adapted CLIP, in per cent."""
+    torch.set_num_threads(1)  # as many processes run as there are cores
+    checkpoint = adapt(adaptation, seed, flags)
+    name = "plain" if checkpoint == "toy" else Path(checkpoint).parent.name
+    segmenter = "toy" if checkpoint == "toy" else str(bundled(checkpoint, name))
+    return {(how, key): 100 * report(segmenter, name, how)[key] for how, key in COLUMNS}
+
+
+def bundled(clip: str, name: str) -> Path:
+    """The segmenter of an adapted CLIP, its other settings as shipped."""
+    folder = OUT / "segmenters" / name
+    if not (folder / "segmenter.yaml").is_file():
+        weight = OpenVocabSegmenter.from_pretrained("toy").ensemble_weight
+        words = ["--proposals", "toy", "--clip", clip, "--short_side", 128, "--ensemble_weight", weight]
+        run("bundle", *words, "--out", folder)
+    return folder
+
+
+def scores(adaptations: Iterable[Adaptation], flags: Sequence[object] = ()) -> list[list[Scores]]:
+    """Of each adaptation the scores of all seeds; of plain CLIP, which has none, one."""
+    jobs = [[(adaptation, seed) for seed in (SEEDS if adaptation else SEEDS[:1])] for adaptation in adaptations]
+    context = multiprocessing.get_context("spawn")
+    found = {}
+    with ProcessPoolExecutor(int(os.environ.get("JOBS", os.cpu_count() or 1)), context) as pool:
+        for length in (0, 1, 2):  # those of two steps begin where others end
+            wave = [(*job, flags) for group in jobs for job in group if len(job[0]) == length]
+            answers = pool.map(score, *zip(*wave, strict=True)) if wave else ()
+            found.update({job[:2]: answer for job, answer in zip(wave, answers, strict=True)})
+    return [[found[job] for job in group] for group in jobs]
+
+
+def publish(title: str, name: str, rows: dict[str, list[Scores]]) -> None:
+    """Print a table in Markdown and keep it; a column that a row does not have stays empty."""
+    lines = ["| | " + " | ".join(COLUMNS.values()) + " |", "| --- |" + " --- |" * len(COLUMNS)]
+    for row, found in rows.items():
+        cells = [[seed[column] for seed in found if column in seed] for column in COLUMNS]
+        lines.append(f"| {row} | " + " | ".join(map(cell, cells)) + " |")
+    text = "\n".join(lines) + "\n"
+    (OUT / f"{name}.md").write_text(text)
+    print(f"\n{title}\n\n{text}", flush=True)
+
+
+def cell(values: Sequence[float]) -> str:
+    """Mean, and range where there are several."""
+    if len(values) < 2:
+        return "".join(f"{value:.1f}" for value in values)
+    return f"{sum(values) / len(values):.1f} ({min(values):.1f} … {max(values):.1f})"
+
+
+def paper_rows() -> None:
+    """The table of pairs mined with the proposer's masks, and that of true masks."""
+    flags = ("--model.classifier", "proposals")
+    alone: Scores = {((), key): 100 * value for key, value in report("toy", "plain", flags).items() if "miou" in key}
+    rows = dict(zip(ROWS, scores(ROWS.values()), strict=True))
+    publish("pairs mined with the proposer's masks", "mined", {"proposals only": [alone], **rows})
+    true = {name: row for name, row in ROWS.items() if all(pairs == "mined" for pairs, _ in row)}
+    moved = [tuple(("mined_true", train) for _, train in row) for row in true.values()]
+    publish("pairs mined with true masks", "mined_true", dict(zip(true, scores(moved), strict=True)))
+
+
+def sweeps() -> None:
+    """The tables of prompts, and grids of ensemble weight and mask threshold."""
+    rows = {}
+    for depth in (1, 2, 3, 4):
+        flags = () if depth == 3 else ("--model.clip.prompt_depth", depth)
+        rows[f"depth {depth}"] = scores([PROMPTS], flags)[0]
+    rows["depth 3, shared"] = scores([PROMPTS], ("--model.clip.shared_prompt", "true"))[0]
+    publish("mask prompts", "prompts", rows)
+    best = adapt(ROWS["fine-tuned, then mask prompts"], SEEDS[0])
+    for name, segmenter in {"plain": "toy", "adapted": bundled(best, Path(best).parent.name)}.items():
+        folder = OUT / "sweep" / name
+        words = ["sweep", "--config", "conf/toy/sweep.yaml", "--model.segmenter", segmenter, "--out", folder]
+        words += ["--model.ensemble_weights", "[0.0, 0.2, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 1.0]"]
+        words += ["--data.images", WORLD / "val2017", "--data.labels", WORLD / "stuffthingmaps" / "val2017"]
+        run(*words, "--trainer.default_root_dir", folder)
+
+
+if __name__ == "__main__":
+    make_pairs()
+    (sweeps if sys.argv[1:] == ["sweeps"] else paper_rows)()

@@ -1,0 +1,9 @@
+#!/usr/bin/env bash
+# The paper's ablations in small: adapts the toy world's CLIP in every way, three times each, and scores each on scenes
+# that nothing was ever chosen on. Tables go to runs/ablation/*.md; what is finished is not repeated.
+#   ./scripts/ablate_toy.sh            rows of the paper: prompts, fine-tuning, both, controls
+#   ./scripts/ablate_toy.sh sweeps     prompt depth, shared prompts, ensemble weight and mask threshold
+set -euo pipefail
+cd "$(dirname "$0")/.."
+. scripts/setup.sh
+exec python scripts/ablate_toy.py "$@"

@@ -1,0 +1,68 @@
+"""Training data for tiny proposals: toy scenes with a mask for every region, drawn as they are needed."""
+
+from __future__ import annotations
+
+import torch
+from PIL import Image
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from ovseg.data.loading import ResumableDataModule, ResumableLoader, seeded, train_loader
+from ovseg.data.toy.folder import TRAINING_LABELS
+from ovseg.data.toy.scenes import make_scene
+from ovseg.data.transforms import SegmentationTransform
+from ovseg.data.vocabulary import read_vocabulary
+from ovseg.structures import IGNORE_INDEX, SegmentationBatch
+
+SPLIT = "proposals"  # scenes that are neither trained nor tested on elsewhere
+BASE = IGNORE_INDEX + 1
+
+
+class _LabelledScenes(Dataset[tuple[Tensor, Tensor]]):
+    """Augmented scenes, each new, and labels + BASE x region; keys as `ovseg.data.loading` wants them."""
+
+    def __init__(self, scenes: int, transform: SegmentationTransform, seed: int) -> None:
+        self.scenes, self.transform, self.seed = scenes, transform, seed
+
+    def __len__(self) -> int:
+        return self.scenes
+
+    def __getitem__(self, key: int) -> tuple[Tensor, Tensor]:
+        scene = make_scene(self.seed, key, split=SPLIT)
+        target = torch.zeros(scene.image.shape[:2], dtype=torch.int64)
+        for number, region in enumerate(scene.regions):
+            target[torch.from_numpy(region.mask)] = int(TRAINING_LABELS[region.noun]) + BASE * number
+        with seeded(self.seed, key):
+            return self.transform(Image.fromarray(scene.image), target)
+
+
+class ToyScenesDataModule(ResumableDataModule):
+    """Scenes of any nouns with the training classes of the toy world, each thing and each stuff a mask of its own.
+
+    The class areas of `ovseg.data.COCOStuffDataModule` would join unseen nouns, which share a catch-all label.
+
+    Args:
+        scenes: scenes an epoch; no scene comes twice.
+    """
+
+    def __init__(
+        self,
+        scenes: int = 8000,
+        transform: SegmentationTransform = SegmentationTransform(128, (112, 128, 144, 160), 160),  # noqa: B008 (frozen)
+        batch_size: int = 16,
+        num_workers: int = 1,
+        seed: int = 0,
+    ) -> None:
+        super().__init__()
+        self.vocabulary = read_vocabulary("toy_train")
+        self.batch_size, self.num_workers, self.seed = batch_size, num_workers, seed
+        self.dataset = _LabelledScenes(scenes, transform, seed)
+
+    def train_dataloader(self) -> ResumableLoader:
+        return self.resumable(train_loader(self.dataset, self.batch_size, self.seed, self.num_workers, _collate))
+
+
+def _collate(items: list[tuple[Tensor, Tensor]]) -> SegmentationBatch:
+    images, targets = zip(*items, strict=True)
+    target = torch.stack(targets)
+    return SegmentationBatch(torch.stack(images), target % BASE, target // BASE)
