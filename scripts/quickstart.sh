@@ -39,7 +39,7 @@ step adapter "4/7 Adapt CLIP to masked regions by mask prompts; CLIP itself stay
     ovseg fit --config conf/toy/adapter.yaml --data.pairs "$out/pairs" --data.images "$out/world/train2017" \
     --trainer.default_root_dir "$out/adapter"
 step segmenter "5/7 Join the proposals and the adapted CLIP into a segmenter" \
-    ovseg bundle --proposals toy --clip "$out/adapter/last.ckpt" --out "$out/segmenter" --short_side 128 --ensemble_weight 0.95
+    ovseg bundle --proposals toy --clip "$out/adapter/last.ckpt" --out "$out/segmenter" --short_side 128 --ensemble_weight 0.9
 step after "6/7 Test with the adapted CLIP" \
     ovseg test --config conf/toy/test.yaml "${data[@]}" --model.segmenter "$out/segmenter" \
     --trainer.default_root_dir "$out/after"
