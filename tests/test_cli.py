@@ -162,6 +162,8 @@ def test_missing_weights_are_refused(capsys: Capture, photo: Path) -> None:
     assert "ViT-L-14-quickgelu" in hub and "without a network, bring" in hub
     fit = ("fit", "--config", CONF / "adapter.yaml", *clip)
     assert f"ckpt_path {here}/none.ckpt does not exist" in refusal(capsys, *fit, "--ckpt_path", here / "none.ckpt")
+    write(here / "half.ckpt", "<html>not found</html>")
+    assert "half.ckpt is not a readable weights file" in refusal(capsys, *fit, "--ckpt_path", here / "half.ckpt")
     bundle = ("bundle", "--proposals", here / "none.ckpt", "--clip", here / "clip", "--out", here / "out")
     assert f"weights not found: {here}/none.ckpt" in refusal(capsys, *bundle)
     assert not (here / "out").exists()

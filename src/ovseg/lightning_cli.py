@@ -19,6 +19,7 @@ from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCL
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 
 from ovseg.callbacks import LastCheckpoint, ReportWriter, StepSeed
+from ovseg.checkpoint import read_state
 from ovseg.structures import InputError
 from ovseg.trainer import OVSegTrainer
 
@@ -105,6 +106,8 @@ class OVSegCLI(LightningCLI):
         self.command = shlex.join(["ovseg", *map(str, args or sys.argv[1:])])
         verb = self.config["subcommand"]
         _check_run(verb, self.config[verb])
+        if self.config[verb].get("weights_only", True) is None:  # Lightning would execute what a checkpoint brings
+            self.config[verb]["weights_only"] = True
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """The Trainer of the config, with the run folder's loggers and checkpoint where the config names none."""
@@ -149,8 +152,10 @@ def _check_run(verb: str, config: Mapping[str, Any]) -> None:
         )
     checkpoint, trainer = config.get("ckpt_path"), config["trainer"]
     if checkpoint:
-        if checkpoint not in ("best", "last") and "://" not in checkpoint and not Path(checkpoint).is_file():
-            raise InputError(f"ckpt_path {checkpoint} does not exist; give the last.ckpt of a run, or leave it out")
+        if checkpoint not in ("best", "last") and "://" not in checkpoint:
+            if not Path(checkpoint).is_file():
+                raise InputError(f"ckpt_path {checkpoint} does not exist; give the last.ckpt of a run, or leave it out")
+            read_state(checkpoint)  # refuses what is damaged, or more than values
     elif verb == "fit" and not trainer["fast_dev_run"]:
         folder = _run_folder(verb, config)
         if (folder / "last.ckpt").is_file():
