@@ -35,7 +35,7 @@ def task(folder: Path) -> ProposalTask:
 
 
 def evaluation() -> EvalBatch:
-    images, labels = batch()
+    images, labels, _ = batch()
     return EvalBatch(list(images), [(64, 64)] * 2, ["a.jpg", "b.jpg"], list(labels))
 
 
