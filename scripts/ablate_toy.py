@@ -106,6 +106,8 @@ def adapt(adaptation: Adaptation, seed: int, flags: Sequence[object] = ()) -> st
             words += ["--model.clip.prompt_depth", "null" if train == "visual" else 3, *flags]
             words += ["--data.pairs", OUT / pairs, "--data.images", WORLD / "train2017", "--data.seed", seed]
             words += ["--data.num_workers", 0, "--data.min_similarity", min_similarity(pairs)]
+            if (folder / "last.ckpt").is_file():  # of a run that was stopped
+                words += ["--ckpt_path", folder / "last.ckpt"]
             run(*words)
             (folder / "done").touch()
         clip = str(folder / "last.ckpt")
