@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Trains the networks of the toy world that ship with the package, from nothing: 128 minutes on 2 CPU cores
-# that were busy with other work.
+# Trains the networks of the toy world that ship with the package, from nothing. Its four trainings, run one by one on
+# 2 CPU cores that were busy with other work, took 128 minutes together.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 . scripts/setup.sh

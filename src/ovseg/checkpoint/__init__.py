@@ -11,6 +11,7 @@ from ovseg.checkpoint.files import (
     read_architecture,
     read_state,
     toy_weights,
+    under,
 )
 from ovseg.checkpoint.official import UNTOLD, Official, Untold, read_official
 
@@ -29,4 +30,5 @@ __all__ = [
     "read_official",
     "read_state",
     "toy_weights",
+    "under",
 ]

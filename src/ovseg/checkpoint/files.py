@@ -132,7 +132,12 @@ def load_weights(module: nn.Module, path: str | Path, prefix: str = "") -> None:
     """
     content = read_state(path)
     state = content.get("state_dict", content)
-    check_and_load(module, {key[len(prefix) :]: value for key, value in state.items() if key.startswith(prefix)}, path)
+    check_and_load(module, under(state, prefix), path)
+
+
+def under(state: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    """The part of a state dict whose keys begin with `prefix`, without it."""
+    return {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}
 
 
 def check_and_load(module: nn.Module, weights: Mapping[str, Tensor], source: str | Path) -> None:

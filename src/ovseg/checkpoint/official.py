@@ -8,7 +8,7 @@ from typing import Any, Literal, NamedTuple
 
 from torch import Tensor
 
-from ovseg.checkpoint.files import read_state
+from ovseg.checkpoint.files import read_state, under
 from ovseg.checkpoint.official_names import JOINT, PARTS, RESNET, WEIGHTLESS
 from ovseg.structures import InputError
 
@@ -60,7 +60,7 @@ def read_official(path: str | Path, untold: Untold = UNTOLD) -> Official:
         hint = "; put a CLIP into a segmenter by `ovseg import SEGMENTER --clip-only FILE --out FOLDER`"
         raise InputError(f"{path} is no released OVSeg checkpoint: it has no weights called {missing[0]}*{hint}")
     try:
-        proposer, clip = _proposer(weights, untold), _clip(_under(weights, "clip_adapter.clip_model."))
+        proposer, clip = _proposer(weights, untold), _clip(under(weights, "clip_adapter.clip_model."))
     except InputError:
         raise
     except (KeyError, IndexError, ValueError) as error:
@@ -98,7 +98,7 @@ def _rename(weights: State) -> tuple[State, list[str]]:
 
 
 def _proposer(weights: State, untold: Untold) -> dict[str, Any]:
-    head = _under(weights, "sem_seg_head.predictor.")
+    head = under(weights, "sem_seg_head.predictor.")
     queries, hidden = head["query_embed.weight"].shape
     if untold.decoder_heads < 1 or hidden % untold.decoder_heads:
         raise InputError(f"decoder_heads is {untold.decoder_heads}; give a divisor of the decoder's width, {hidden}")
@@ -111,8 +111,8 @@ def _proposer(weights: State, untold: Untold) -> dict[str, Any]:
         "num_queries": queries,
         **dict.fromkeys(("dropout", "attention_dropout", "activation_dropout"), 0.1),  # as DETR; for training on
     }
-    pixel = _under(weights, "sem_seg_head.pixel_decoder.")
-    backbone = _under(weights, "backbone.")
+    pixel = under(weights, "sem_seg_head.pixel_decoder.")
+    backbone = under(weights, "backbone.")
     model = {
         "model_type": "maskformer",
         "backbone_config": _resnet(backbone, untold) if "stem.conv1.weight" in backbone else _swin(backbone),
@@ -176,10 +176,6 @@ def _clip(weights: State) -> dict[str, Any]:
             "layers": _count(weights, r"transformer\.resblocks\.(\d+)\."),
         },
     }
-
-
-def _under(weights: State, prefix: str) -> State:
-    return {key.removeprefix(prefix): value for key, value in weights.items() if key.startswith(prefix)}
 
 
 def _count(weights: State, pattern: str) -> int:

@@ -45,6 +45,7 @@ def read_label_map(path: Path) -> NDArray[Any]:
     from scipy.io import loadmat
     from scipy.io.matlab import MatReadError
 
+    # one of these, NotImplementedError, is what scipy raises for files of MATLAB 7.3
     broken = (OSError, ValueError, TypeError, KeyError, NotImplementedError, MatReadError, zlib.error, struct.error)
     try:
         values: NDArray[Any] = loadmat(path)["LabelMap"]

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from ovseg.checkpoint import Architecture, check_and_load, hub_or_cache, load_weights, read_state
+from ovseg.checkpoint import Architecture, check_and_load, hub_or_cache, load_weights, read_state, under
 from ovseg.models.clip_files import (
     MERGES,
     PROMPT,
@@ -153,6 +153,4 @@ class CLIPAdapter(nn.Module):
 
 
 def _prompts_in(checkpoint: str) -> dict[str, Tensor]:
-    prefix = "clip.clip.visual.prompt."
-    state: dict[str, Tensor] = read_state(checkpoint)["state_dict"]
-    return {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}
+    return under(read_state(checkpoint)["state_dict"], "clip.clip.visual.prompt.")

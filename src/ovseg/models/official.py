@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 from torch import Tensor
 
-from ovseg.checkpoint import UNTOLD, Untold, check_and_load, read_official, read_state
+from ovseg.checkpoint import UNTOLD, Untold, check_and_load, read_official, read_state, under
 from ovseg.models.clip_adapter import CLIPAdapter
 from ovseg.models.clip_files import CONFIG, NO_WEIGHTS
 from ovseg.models.proposals import MaskProposer
@@ -52,8 +52,8 @@ def official_parts(path: str | Path, untold: Untold = UNTOLD) -> OfficialParts:
         "resize": untold.resize or ((640, 2560) if swin else (512, 2048)),
     }
     own = {key: value for key, value in proposer.state_dict().items() if OURS_ALONE.search(key)}
-    check_and_load(proposer, {**own, **_under(official.state, "proposer.")}, path)
-    check_and_load(clip, _under(official.state, "clip."), path)
+    check_and_load(proposer, {**own, **under(official.state, "proposer.")}, path)
+    check_and_load(clip, under(official.state, "clip."), path)
     return OfficialParts(
         proposer, clip, settings, sum(each.numel() for each in official.state.values()), official.unused
     )
@@ -76,7 +76,7 @@ def load_clip(clip: CLIPAdapter, path: str | Path) -> int:
     state = content.get("state_dict", content.get("model", content))  # of open_clip, of a released OVSeg, bare
     if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
         raise InputError(f"{path} holds no state dict of a CLIP; give a training checkpoint of open_clip")
-    state = _under(state, "clip_adapter.clip_model.") or state
+    state = under(state, "clip_adapter.clip_model.") or state
     weights = {re.sub(r"^((_orig_mod|module)\.)+", "", key): value for key, value in state.items()}
     weights = {key: value for key, value in weights.items() if key not in NO_WEIGHTS}
     prompts = weights.pop("visual.mask_embedding", weights.pop("mask_embedding", None))
@@ -103,7 +103,3 @@ def load_clip(clip: CLIPAdapter, path: str | Path) -> int:
         visual.prompt = before
         raise
     return sum(value.numel() for value in [*weights.values(), *([] if prompts is None else [prompts])])
-
-
-def _under(state: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
-    return {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}
