@@ -248,6 +248,21 @@ def test_settings_follow_files_wherever_they_are(folder: Path, tmp_path_factory:
             '{"images": [{"id": 3, "file_name": "3.png"}], "annotations": [{"id": 1, "image_id": 3, "caption": null}]}',
             "not a text",
         ),
+        ('{"images": "3.png", "annotations": [{"id": 1, "image_id": 3, "caption": ""}]}', "an image lacks file_name"),
+        ('{"images": [3], "annotations": [{"id": 1, "image_id": 3, "caption": ""}]}', "an image lacks file_name"),
+        (
+            '{"images": [{"id": 3, "file_name": "3.png"}], "annotations": [{"id": 1, "image_id": [3], "caption": ""}]}',
+            r"annotation 1 is of image \[3\], which is not listed",
+        ),
+        (
+            '{"images": [{"id": 3, "file_name": "3.png"}], "annotations": [{"id": "a", "image_id": 3, "caption": ""}]}',
+            "the id 'a' of an annotation is taken already, or no whole number",
+        ),
+        (
+            '{"images": [{"id": 3, "file_name": "3.png"}], "annotations": '
+            '[{"id": 1, "image_id": 3, "caption": ""}, {"id": 1, "image_id": 3, "caption": ""}]}',
+            "the id 1 of an annotation is taken already",
+        ),
     ],
 )
 def test_refuses_what_is_not_coco_captions(folder: Path, content: str | None, message: str) -> None:

@@ -34,6 +34,7 @@ def extractor() -> SpacyNounExtractor:
         ("42 !?", []),
         ("Children's clothes, two pairs of scissors and cookies", ["child", "clothes", "scissors", "cookie"]),
         ("a man in a T-shirt and x-rays", ["man", "t-shirt", "x-ray"]),
+        ("a dog \ud83d and a cat", ["dog", "cat"]),
         ("a\u00a0cat\u2003on\u200b the\r\n\u3000mat 👩🏽‍🚀", ["cat", "mat"]),
     ],
 )

@@ -45,11 +45,17 @@ def _fault(content: Any) -> str | None:
     """What keeps parsed JSON from being COCO captions."""
     if not isinstance(content, dict) or not content.get("images") or not content.get("annotations"):
         return "it has no images or no annotations"
-    known = {image.get("id") for image in content["images"] if isinstance(image.get("file_name"), str)}
+    if not all(isinstance(image, dict) and isinstance(image.get("file_name"), str) for image in content["images"]):
+        return "an image lacks file_name"
+    known = {image.get("id") for image in content["images"] if isinstance(image.get("id"), int)}
+    ids = set()
     for annotation in content["annotations"]:
         if not isinstance(annotation, dict) or not {"id", "image_id", "caption"} <= annotation.keys():
             return "an annotation lacks id, image_id or caption"
-        if annotation["image_id"] not in known:
+        if not isinstance(annotation["id"], int) or annotation["id"] in ids:
+            return f"the id {annotation['id']!r} of an annotation is taken already, or no whole number"
+        ids.add(annotation["id"])
+        if not isinstance(annotation["image_id"], int) or annotation["image_id"] not in known:
             return f"annotation {annotation['id']} is of image {annotation['image_id']}, which is not listed"
         if not isinstance(annotation["caption"], str):
             return f"the caption {annotation['id']} is not a text"

@@ -87,7 +87,9 @@ class SpacyNounExtractor:
             InputError: the model is not installed.
         """
         # Lower-cased: capitals turn nouns into names that stay unlemmatised.
-        texts = [" ".join(caption.lower().split()) for caption in captions]
+        # Half an emoji, as JSON may hold it, is no text for spaCy.
+        whole = (caption.encode(errors="replace").decode() for caption in captions)
+        texts = [" ".join(caption.lower().split()) for caption in whole]
         docs = self._pipeline.pipe(texts, batch_size=self.batch_size, n_process=self.processes)
         progress = tqdm(docs, "nouns of captions", len(texts), unit="caption", disable=len(texts) < _LONG)
         candidates = self._chunks if self.chunks else self._nouns
