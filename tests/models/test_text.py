@@ -115,6 +115,24 @@ def test_a_vocabulary_goes_through_the_tower_once(clip: CLIPAdapter, dtype: torc
     assert torch.equal(TextClassifier(clip).encode(NAMES), computed) and seen != []
 
 
+@pytest.mark.parametrize("word", ["a", "é"])  # of one token and of two, a byte each
+def test_names_beyond_the_context_are_told_and_cut(
+    clip: CLIPAdapter, caplog: pytest.LogCaptureFixture, word: str
+) -> None:
+    most = (CONTEXT - 2) // len(word.encode())  # beside start and end
+    fits, longer, longest = (" ".join([word] * count) for count in (most, most + 1, most + 2))
+    TextClassifier(clip, "bare")([fits])
+    assert not caplog.messages
+    features = TextClassifier(clip, "bare")(["cat", longer, fits, longest])
+    assert caplog.messages == [f"longer than CLIP's context of 16 tokens, and cut there: {longer!r}, {longest!r}"]
+    torch.testing.assert_close(features[[1, 3]], features[[2, 2]])
+
+    caplog.clear()
+    TextClassifier(clip)([f"{number} {'a' * 99}" for number in range(7)])
+    (told,) = caplog.messages
+    assert told.endswith(f"'4 {'a' * 57}…' and 2 more")
+
+
 def test_names_that_come_bit_by_bit_leave_no_files(clip: CLIPAdapter, tmp_path: Path) -> None:
     classifier = TextClassifier(clip)
     torch.testing.assert_close(classifier.cached(NAMES), classifier.encode(NAMES))

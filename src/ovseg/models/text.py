@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 
 import torch
@@ -27,6 +28,8 @@ PROMPT_TEMPLATES: dict[str, tuple[str, ...]] = {
     "single": ("a photo of a {}.",),
     "bare": ("{}",),  # what the adapter is trained with
 }
+_LOG = logging.getLogger(__name__)
+_SHOWN = 5  # names that a warning spells out
 
 
 class TextClassifier:
@@ -58,12 +61,15 @@ class TextClassifier:
     def __call__(self, names: Sequence[str]) -> Tensor:
         """L2-normalised mean of the normalised features over all templates, (K, D).
 
+        Names that do not fit into CLIP's context are logged as a warning, and cut.
+
         Args:
             names: K phrases, at least one; each goes into the templates whole, commas included.
         """
         if not names:
             raise InputError("there are no class names to embed; give at least one")
         tokens: Tensor = self.clip.tokenizer(self._sentences(names))
+        self._warn_of_cut(names, tokens.shape[1])
         device = self.clip.mean.device
         with torch.autocast(device.type, enabled=False):  # what is kept is of full precision
             key = key_of(self.clip, tokens.view(len(names), len(self.templates), -1))
@@ -93,6 +99,22 @@ class TextClassifier:
     def forget(self) -> None:
         """Drop what `cached` keeps, after the weights have changed or moved."""
         self._features.clear()
+
+    def _warn_of_cut(self, names: Sequence[str], context: int) -> None:
+        """Say which names are longer than the context: what is beyond it has no say."""
+        # a token has a byte at least; most names are known to fit without being tokenised twice
+        rest = context - 3 - max(len(template.encode()) for template in self.templates)
+        cut = [name for name in names if len(name.encode()) > rest and self._is_cut(name, context)]
+        if cut:
+            shown = ", ".join(repr(name if len(name) < 60 else f"{name[:59]}…") for name in cut[:_SHOWN])
+            more = f" and {len(cut) - _SHOWN} more" if len(cut) > _SHOWN else ""
+            _LOG.warning("longer than CLIP's context of %d tokens, and cut there: %s%s", context, shown, more)
+
+    def _is_cut(self, name: str, context: int) -> bool:
+        """Whether a longer context holds other tokens of a name: where a text is cut its end is put in their place."""
+        sentences = self._sentences([name])
+        longer = self.clip.tokenizer(sentences, context_length=context + 1)
+        return not torch.equal(longer[:, :context], self.clip.tokenizer(sentences))
 
     def _sentences(self, names: Sequence[str]) -> list[str]:
         return [template.replace("{}", name) for name in names for template in self.templates]
