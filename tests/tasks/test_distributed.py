@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -56,6 +57,17 @@ def test_test_on_two_processes_gives_the_numbers_of_one(flags: list[str], tmp_pa
         assert one[name] == two[name]
     assert (tmp_path / "one" / "per_class.csv").read_text() == (tmp_path / "two" / "per_class.csv").read_text()
     assert done.stdout.count("mIoU (union)") == 1
+
+
+def test_fewer_images_than_processes_are_refused(flags: list[str], tmp_path: Path) -> None:
+    folders = [Path(flags[flags.index(f"--data.{part}") + 1]) for part in ("images", "labels")]
+    for folder in folders:
+        (tmp_path / folder.parent.name).mkdir()
+        shutil.copy(min(folder.iterdir()), tmp_path / folder.parent.name)
+    one = [str(tmp_path / folder.parent.name) for folder in folders]
+    done = run_ddp([*flags, "--data.images", one[0], "--data.labels", one[1]], tmp_path / "run")
+    assert done.returncode == 2 and "Traceback" not in done.stderr
+    assert "ovseg: 1 images are too few for 2 processes; give --trainer.devices 1\n" in done.stderr
 
 
 class Killed(L.Callback):

@@ -8,7 +8,7 @@ import torch
 from torch import distributed
 from torch.utils.data import DataLoader, Dataset, DistributedSampler
 
-from ovseg.structures import EvalBatch
+from ovseg.structures import EvalBatch, InputError
 
 
 class ShardSampler(DistributedSampler[int]):
@@ -25,10 +25,21 @@ class ShardSampler(DistributedSampler[int]):
         return len(range(self.rank, len(self.dataset), self.num_replicas))  # type: ignore[arg-type]
 
 
-def eval_loader(dataset: Dataset[EvalBatch], num_workers: int) -> DataLoader[EvalBatch]:
-    """A loader of one image a batch, in order, sharded over the processes without padding."""
+def eval_loader(dataset: Dataset[EvalBatch], num_workers: int, may_idle: bool = False) -> DataLoader[EvalBatch]:
+    """A loader of one image a batch, in order, sharded over the processes without padding.
+
+    Args:
+        dataset: the images.
+        num_workers: that read them.
+        may_idle: whether a process may have no image; one that should help to sum up a metric may not.
+
+    Raises:
+        InputError: there are fewer images than processes.
+    """
     processes = distributed.get_world_size() if distributed.is_initialized() else 1
     rank = distributed.get_rank() if distributed.is_initialized() else 0
+    if not may_idle and (images := len(dataset)) < processes:  # type: ignore[arg-type]
+        raise InputError(f"{images} images are too few for {processes} processes; give --trainer.devices {images}")
     return DataLoader(
         dataset,
         batch_size=1,

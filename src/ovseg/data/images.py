@@ -111,4 +111,4 @@ class ImagesDataModule(LightningDataModule):
         self.allow_zero_length_dataloader_with_multiple_devices = True  # few images may be left for many processes
 
     def predict_dataloader(self) -> DataLoader[EvalBatch]:
-        return eval_loader(self.dataset, self.num_workers)
+        return eval_loader(self.dataset, self.num_workers, may_idle=True)
