@@ -174,6 +174,9 @@ def test_missing_and_empty_parts_are_named(tmp_path: Path) -> None:
         InputError, match=r"1 of 2 files have no image in .*JPEGImages, the first is .*000\.png; unpack"
     ):
         PascalVOC20DataModule(str(tmp_path))
+    (voc / "ImageSets" / "Segmentation" / "val.txt").write_bytes(b"\xff\xfe\n")
+    with pytest.raises(InputError, match=r"val\.txt is not a text file in UTF-8; unpack VOCtrainval"):
+        PascalVOC20DataModule(str(tmp_path))
     (voc / "ImageSets" / "Segmentation" / "val.txt").unlink()
     with pytest.raises(InputError, match=r"pascal_voc_20 has no split \(.*Segmentation.val\.txt\); unpack VOCtrainval"):
         PascalVOC20DataModule(str(tmp_path))

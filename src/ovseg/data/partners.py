@@ -44,7 +44,10 @@ def by_list(split: Path, images: Path, labels: Path, suffix: str, source: str) -
     Raises:
         InputError: the list names no image, or one that is missing or has no label file.
     """
-    stems = split.read_text(encoding="utf-8").split()
+    try:
+        stems = split.read_text(encoding="utf-8").split()
+    except UnicodeDecodeError as error:
+        raise InputError(f"{split} is not a text file in UTF-8; {source}") from error
     files = {images / f"{stem}.jpg": labels / f"{stem}{suffix}" for stem in stems}
     if not files:
         raise InputError(f"{split} names no image; {source}")
