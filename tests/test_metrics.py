@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, distributed, multiprocessing
 from torch.profiler import ProfilerActivity, profile
 
+from ovseg.callbacks.findings import confusions
 from ovseg.metrics import MeanIoU
 
 
@@ -73,6 +74,19 @@ def test_847_classes_at_2_megapixels_take_little_memory() -> None:
     allocated = sum(max(event.self_cpu_memory_usage, 0) for event in record.events())
     assert 2**20 < allocated < 300 * 2**20
     assert metric.confusion.sum() == 1100 * 1800
+
+
+def test_thousands_of_classes_take_no_second_matrix() -> None:
+    classes = 4000
+    preds, target = torch.randint(0, classes, (2, 50, 50), generator=torch.Generator().manual_seed(0))
+    metric = MeanIoU([str(index) for index in range(classes)], ignore_index=65535)
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as record:
+        metric.update(preds, target)
+        metric.compute()
+        found = confusions(metric.confusion, metric.class_names)
+    allocated = sum(max(event.self_cpu_memory_usage, 0) for event in record.events())
+    assert allocated < 8 * classes**2 / 8
+    assert metric.confusion.sum() == 2500 and len(found) == 20
 
 
 # Two processes, with gloo: what they count is to the last pixel what one counts

@@ -58,7 +58,7 @@ class MeanIoU(Metric):
         for name, labels in (("prediction", preds), ("label", target)):
             if labels.numel() and not 0 <= int(labels.min()) <= int(labels.max()) < k:
                 raise ValueError(f"a {name} lies outside the {k} classes: {int(labels.min())} … {int(labels.max())}")
-        self.confusion += torch.bincount(target * k + preds, minlength=k * k).view(k, k)
+        self.confusion.view(-1).index_add_(0, target * k + preds, torch.ones_like(target))
 
     def per_class(self) -> dict[str, Tensor]:
         """Per class, each (K,): `iou` and `accuracy` (NaN where it is not in the ground truth), `pixels`, `predicted`.
@@ -109,8 +109,9 @@ class MeanIoU(Metric):
 
     def _counts(self) -> tuple[Tensor, Tensor, Tensor]:
         """Pixels right, in the ground truth, and predicted, each (K,) double."""
-        confusion = self.confusion.double()
-        return confusion.diagonal(), confusion.sum(dim=1), confusion.sum(dim=0)
+        counts = self.confusion.diagonal(), self.confusion.sum(dim=1), self.confusion.sum(dim=0)
+        hit, in_target, in_pred = (count.double() for count in counts)  # not all of it, which is large
+        return hit, in_target, in_pred
 
 
 class MaskAccuracy(Metric):
