@@ -169,6 +169,10 @@ def test_label_maps_give_a_mask_a_class(folder: Path) -> None:
     assert first.nouns == [["dog", "grass"]]
     assert torch.equal(first.masks[0], torch.from_numpy(np.stack([values == 0, values == 1])))
 
+    before = data.settings()
+    (folder / "000000000008.png").rename(folder / "000000000009.png")  # other images, as many
+    assert data.settings()["masks"] != before["masks"]
+
 
 def test_broken_images_are_faults_of_their_batch(folder: Path) -> None:
     (folder / "3.png").write_bytes((folder / "3.png").read_bytes()[:60])

@@ -135,6 +135,12 @@ def test_filters_reach_the_pairs(folder: Path) -> None:
     assert len(prepared(folder, max_per_noun=1).dataset) == COUNT
 
 
+@pytest.mark.parametrize("name", ["size", "batch_size", "max_per_noun"])
+def test_refuses_numbers_that_mean_nothing(folder: Path, name: str) -> None:
+    with pytest.raises(InputError, match=rf"data\.{name} is 0; give at least 1"):
+        prepared(folder, **{name: 0})
+
+
 def test_refusals_name_the_file(folder: Path) -> None:
     dataset = prepared(folder).dataset
     Image.new("RGB", (5, 5)).save(folder / "0.png")

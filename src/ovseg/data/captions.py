@@ -45,7 +45,7 @@ class CaptionDataModule(LightningDataModule):
         num_workers: processes that read images.
 
     Raises:
-        InputError: there are neither captions nor masks.
+        InputError: there are neither captions nor masks, or a number is below 1.
     """
 
     allow_zero_length_dataloader_with_multiple_devices = True  # there may be fewer shards than processes
@@ -67,6 +67,10 @@ class CaptionDataModule(LightningDataModule):
         super().__init__()
         if captions is None and masks is None:
             raise InputError("mining needs nouns or labels: give --data.captions a COCO captions file, or --data.masks")
+        numbers = {"captions_per_image": captions_per_image, "short_side": short_side, "batch_size": batch_size}
+        for name, value in numbers.items():
+            if value is not None and value < 1:
+                raise InputError(f"data.{name} is {value}; give at least 1")
         self.images, self.captions = Path(images), None if captions is None else Path(captions)
         self.masks = masks if masks is None or isinstance(masks, LabelMaps) else Path(masks)
         self.captions_per_image, self.short_side = captions_per_image, short_side
@@ -90,7 +94,9 @@ class CaptionDataModule(LightningDataModule):
             settings |= {"captions": _digest(self.captions), "captions_per_image": self.captions_per_image}
             settings |= {f"nouns.{name}": json.dumps(value) for name, value in identity.items()}
         if isinstance(self.masks, LabelMaps):
-            settings["masks"] = f"label maps of {self.masks.vocabulary}"
+            names = sorted(path.name for path in Path(self.masks.folder).glob("*"))  # their content is too much to hash
+            digest = hashlib.sha256("\n".join(names).encode()).hexdigest()
+            settings["masks"] = f"label maps of {self.masks.vocabulary}, files {digest[:12]}"
         elif self.masks is not None:
             settings["masks"] = _digest(self.masks)
         return settings

@@ -46,6 +46,9 @@ class RegionTextDataModule(ResumableDataModule):
         max_per_noun: of each noun use only so many pairs, the most similar.
         num_workers: processes that read images; what they read does not depend on their number.
         seed: of order and augmentation.
+
+    Raises:
+        InputError: a number is below 1.
     """
 
     def __init__(
@@ -60,6 +63,9 @@ class RegionTextDataModule(ResumableDataModule):
         seed: int = 0,
     ) -> None:
         super().__init__()
+        for name, value in {"size": size, "batch_size": batch_size, "max_per_noun": max_per_noun}.items():
+            if value is not None and value < 1:
+                raise InputError(f"data.{name} is {value}; give at least 1")
         self.pairs, self.images, self.size = Path(pairs), Path(images), size
         self.batch_size, self.num_workers, self.seed = batch_size, num_workers, seed
         self.min_similarity, self.max_per_noun = min_similarity, max_per_noun

@@ -44,6 +44,9 @@ class MiningTask(L.LightningModule):
         templates: prompt templates of the nouns, see `TextClassifier`.
         filters: what is left out; nothing by default.
         clip_batch: regions that go through CLIP at once.
+
+    Raises:
+        InputError: a number that means nothing.
     """
 
     def __init__(
@@ -56,6 +59,10 @@ class MiningTask(L.LightningModule):
         clip_batch: int = 256,
     ) -> None:
         super().__init__()
+        if not 0 <= mask_threshold <= 1:
+            raise InputError(f"mask_threshold is {mask_threshold}; give a number from 0 to 1")
+        if clip_batch < 1:
+            raise InputError(f"clip_batch is {clip_batch}; give at least 1")
         self.clip = clip
         self.proposer = None if proposals is None else MaskProposer(proposals)
         self.mask_threshold, self.filters, self.clip_batch = mask_threshold, filters, clip_batch
