@@ -13,6 +13,7 @@ import pytest
 from PIL import Image
 
 from ovseg.data import read_pairs
+from ovseg.data.pairs import write_pairs
 from tests import killed, tiny
 from tests.stages import CONF, REPOSITORY, ovseg, refusal
 
@@ -172,6 +173,12 @@ def test_wrong_parts_are_refused(mine: Mine, tmp_path: Path, capsys: pytest.Capt
     )
     out = ["--out", tmp_path / "other"]
     assert "shard_images is 0; give at least 1" in refusal(capsys, *words, *out, "--shard_images", 0)
+    for name in ("captions_per_image", "short_side", "batch_size"):
+        assert f"data.{name} is 0; give at least 1" in refusal(capsys, *words, *out, f"--data.{name}", 0)
+    assert "clip_batch is 0; give at least 1" in refusal(capsys, *words, *out, "--model.clip_batch", 0)
+    assert "mask_threshold is 2.0; give a number from 0 to 1" in refusal(
+        capsys, *words, *out, "--model.mask_threshold", 2
+    )
     assert "images of the captions or masks are not in" in refusal(capsys, *words, *out, "--data.images", tmp_path)
     assert "no-such.json cannot be read" in refusal(capsys, *words, *out, "--data.captions", "no-such.json")
     data = ["--data", "ovseg.data.ImagesDataModule", "--data.images", tmp_path, "--data.vocabulary", "cat, dog"]
@@ -208,13 +215,15 @@ def test_show_draws_pairs_of_a_noun(mine: Mine, whole: Path, tmp_path: Path) -> 
     figures.feed(page.read_text())
     assert (figures.inside, figures.loaded) == (expected, 0)
     assert page.read_text().count(f"<b>{noun}</b>") == expected
-    ovseg("pairs", "show", whole, "--images", images, "--out", page, "--count", 5)
+    ovseg("pairs", "show", whole, "--out", page, "--count", 5)  # the images are where they were
     assert page.read_text().count("<figure>") == 5
 
 
 def test_show_says_what_it_needs(whole: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     show = ("pairs", "show", whole)
-    assert "give --images the folder" in refusal(capsys, *show)
+    write_pairs(tmp_path / "pairs", read_pairs(whole)[:1])
+    assert "give --images the folder" in refusal(capsys, "pairs", "show", tmp_path / "pairs")
+    assert "count is 0; give at least 1" in refusal(capsys, *show, "--count", 0)
     assert "no pair of the noun 'unicorn'" in refusal(capsys, *show, "--noun", "unicorn", "--images", tmp_path)
     assert "does not exist" in refusal(capsys, *show, "--images", tmp_path)
     pair = read_pairs(whole)[0]

@@ -25,7 +25,7 @@ COMMANDS = {
     "toy": "write scenes of the embedded toy world, in the layout of COCO",
     "bundle": "join trained proposals and an adapted CLIP into a segmenter",
     "data": "check every file of a benchmark: ovseg data check NAME --root DIR",
-    "pairs": "look at mined pairs: ovseg pairs stats DIR, ovseg pairs show DIR --images FOLDER",
+    "pairs": "look at mined pairs: ovseg pairs stats DIR, ovseg pairs show DIR --out page.html",
     "import": "make a segmenter from a checkpoint of the released OVSeg",
 }
 

@@ -125,22 +125,22 @@ def pairs(
     out: Path = Path("pairs.html"),
     count: int = 60,
 ) -> None:
-    """Look at a store of pairs: `ovseg pairs stats DIR`, `ovseg pairs show DIR --noun dog --images FOLDER`.
+    """Look at a store of pairs: `ovseg pairs stats DIR`, `ovseg pairs show DIR --noun dog --out page.html`.
 
     Args:
         action: `stats` prints figures, `show` draws pairs.
-        store: the folder that `ovseg mine` wrote.
+        store: the folder that `ovseg mine` wrote, or the table of the published pairs.
         noun: show only its pairs.
-        images: the folder that the pairs were mined from, for `show`.
+        images: the folder of the images, for `show`; where they were mined if not given.
         out: the HTML page that `show` writes.
         count: pairs to show, spread evenly from the most to the least similar; or frequent nouns to print.
     """
     from ovseg.data.pairs import describe, write_page
 
+    if count < 1:
+        raise InputError(f"count is {count}; give at least 1")
     if action == "stats":
         print("\n".join(describe(store, count)))
-    elif images is None:
-        raise InputError(f"pairs show needs the images; give --images the folder that {store} was mined from")
     else:
         print(f"{write_page(store, images, out, noun, count)} pairs in {out}")
 

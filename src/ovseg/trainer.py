@@ -45,7 +45,7 @@ class OVSegTrainer(L.Trainer):
         datamodule.shard_images = shard_images
         made_by = {name: version(name) for name in ("torch", "transformers", "open_clip_torch")}
         settings = {**model.settings(), **datamodule.settings(), "precision": str(self.precision)}
-        store = PairStore(out, {**settings, "ovseg": __version__, **made_by})
+        store = PairStore(out, {**settings, "ovseg": __version__, **made_by}, datamodule.images)
         if not store.complete:
             self._write(model, datamodule, PairsWriter(store))
         if self.is_global_zero:

@@ -50,6 +50,9 @@ def test_read_gives_what_was_written_over_shards(tmp_path: Path) -> None:
     assert list(stored) == pairs
     assert (len(stored), stored[-1], list(stored[3:6])) == (23, pairs[-1], pairs[3:6])
     assert stored.provenance == {"seed": 3}
+    assert json.loads(pq.read_schema(folder / names[0]).metadata[b"ovseg_settings"]) == {
+        "seed": 3
+    }  # in every shard, too
     with pytest.raises(IndexError):
         stored[23]
 

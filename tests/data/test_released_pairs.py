@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 
 from ovseg import rle
-from ovseg.data.pairs import write_pairs
+from ovseg.data.pairs import describe, write_page, write_pairs
 from ovseg.data.pairs.released import FILL, mask_by_colour, read_released
 from ovseg.data.regions import RegionTextDataModule
 from ovseg.images import to_tensor
@@ -83,12 +83,24 @@ def test_the_mask_is_what_has_another_colour(folder: Path) -> None:
         ("", "cannot be read as a table"),
         ("filepath\ttitle\na.png\tdog\tcat\n", "cannot be read as a table"),
         ("filepath\ttitle\na.png\tdog\nb.png\t \n", "line 3 of .* has no title"),
+        (
+            'filepath\ttitle\na.png\tdog\nb.png\t"cat\nc.png\tsofa\n',
+            "the quote in line 3 of .* does not end in that line",
+        ),
     ],
 )
 def test_other_tables_are_refused(tmp_path: Path, text: str, fault: str) -> None:
     (tmp_path / "pairs.tsv").write_text(text, encoding="utf-8")
     with pytest.raises(InputError, match=rf"pairs\.tsv.*{fault}|{fault}"):
         read_released(tmp_path / "pairs.tsv")
+
+
+def test_they_can_be_looked_at(folder: Path, tmp_path: Path) -> None:
+    lines = describe(folder / "released.csv")
+    assert lines[0].startswith("4 pairs of 3 unique nouns") and not any("nan" in line for line in lines)
+    assert write_page(folder / "released.csv", folder, tmp_path / "page.html") == 4
+    with pytest.raises(InputError, match="give --images the folder"):
+        write_page(folder / "released.csv", None, tmp_path / "page.html")
 
 
 def test_missing_crops_are_named(folder: Path, tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ from PIL import Image
 
 from ovseg import rle
 from ovseg.data.pairs.read import read_pairs
+from ovseg.data.pairs.store import read_begun
 from ovseg.data.pairs.table import Pairs
 from ovseg.images import read_image
 from ovseg.structures import InputError, RegionTextPair
@@ -40,12 +41,14 @@ _FIGURE = """<figure><img src="data:image/jpeg;base64,{picture}" alt="{noun}">
 </small></figcaption></figure>"""
 
 
-def write_page(path: str | Path, images: str | Path, out: str | Path, noun: str | None = None, count: int = 60) -> int:
+def write_page(
+    path: str | Path, images: str | Path | None, out: str | Path, noun: str | None = None, count: int = 60
+) -> int:
     """Write a page of pairs, of one noun or of all, with their masks laid over the images.
 
     Args:
         path: the store.
-        images: the folder that its file names are relative to.
+        images: the folder that its file names are relative to; where they were mined if not given.
         out: the page; pictures are inside it.
         count: pairs at most, spread evenly from the most to the least similar.
 
@@ -56,13 +59,17 @@ def write_page(path: str | Path, images: str | Path, out: str | Path, noun: str 
         InputError: there is no such pair, or an image is missing or has changed its size.
     """
     pairs = read_pairs(path)
+    if (folder := images or (read_begun(Path(path)) or {}).get("images")) is None:
+        raise InputError(
+            f"pairs show needs the images; give --images the folder that the names in {path} are relative to"
+        )
     indices = np.arange(len(pairs))
     if noun is not None:
         indices = indices[pairs.table["noun"].to_numpy(zero_copy_only=False) == noun]
         if not len(indices):
             raise InputError(f"{path} has no pair of the noun {noun!r}; `ovseg pairs stats {path}` lists frequent ones")
     chosen = _spread(pairs.take(indices), count)
-    figures = [_figure(pair, Path(images) / pair.file_name) for pair in chosen]
+    figures = [_figure(pair, Path(folder) / pair.file_name) for pair in chosen]
     title = f"{len(chosen)} of {len(indices):,} pairs of {'all nouns' if noun is None else repr(noun)} in {path}"
     page = _PAGE.format(title=html.escape(title), side=SIDE, figures="\n".join(figures))
     Path(out).parent.mkdir(parents=True, exist_ok=True)
@@ -90,12 +97,15 @@ def _figure(pair: RegionTextPair, image: Path) -> str:
 
 
 def draw_region(pair: RegionTextPair, path: Path) -> Image.Image:
-    """The image, small, with the region of the pair tinted and the rest darkened.
+    """The image, small, with the region of the pair tinted and the rest darkened; a published crop as it is.
 
     Raises:
         InputError: the image is missing, cannot be read, or has changed its size.
     """
     image = read_image(path)
+    if not pair.counts:
+        image.thumbnail((SIDE, SIDE))
+        return image
     if (image.height, image.width) != pair.size:
         raise InputError(
             f"{path} is {image.width} x {image.height} pixels but was mined at {pair.size[1]} x {pair.size[0]}; "

@@ -47,6 +47,10 @@ def read_released(path: Path) -> Pairs:
     if pc.any(empty).as_py():
         line = pc.index(empty, True).as_py() + 2  # the header is line 1
         raise InputError(f"line {line} of {path} has no {TEXT}; delete it or give the region a name")
+    swallowing = pc.match_substring_regex(table[TEXT], r"[\t\r\n]")
+    if pc.any(swallowing).as_py():
+        line = pc.index(swallowing, True).as_py() + 2
+        raise InputError(f"the quote in line {line} of {path} does not end in that line; delete or double it")
     return Pairs(_as_stored(table), {"released": path.name})
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from pathlib import Path
 from typing import NamedTuple
@@ -53,14 +54,15 @@ def describe(path: str | Path, most_frequent: int = 20) -> list[str]:
     found = pair_statistics(path, most_frequent)
     nouns = ", ".join(f"{noun} {count:,}" for noun, count in found.most_frequent.items())
     share = "  ".join(f"{quantile:>6.0%}" for quantile in QUANTILES)
+    scores = {"similarity": found.similarity, "margin": found.margin}
+    known = {name: values for name, values in scores.items() if not math.isnan(values[0])}  # published pairs have none
     return [
         f"{found.pairs:,} pairs of {found.unique_nouns:,} unique nouns in {found.images:,} images "
         f"({found.pairs / found.images:.1f} an image)",
         f"{found.images_without:,} images without a pair, {found.images_unread:,} that could not be read",
         f"most frequent: {nouns}",
         f"{'quantile':16}{share}",
-        f"{'similarity':16}" + "  ".join(f"{value:6.3f}" for value in found.similarity),
-        f"{'margin':16}" + "  ".join(f"{value:6.3f}" for value in found.margin),
+        *(f"{name:16}" + "  ".join(f"{value:6.3f}" for value in values) for name, values in known.items()),
         f"{'pairs an image':16}" + "  ".join(f"{value:6.0f}" for value in found.pairs_an_image),
     ]
 

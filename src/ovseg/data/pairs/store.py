@@ -1,7 +1,8 @@
 """Writes a store of pairs shard by shard, so that whoever is killed at any moment can go on.
 
-    store.json             how many shards there will be, and the settings they are made with; written first
-    pairs-00000.parquet …  a shard each; its metadata say how many images it is of, and which could not be read
+    store.json             how many shards there will be, where the images are, and the settings; written first
+    pairs-00000.parquet …  a shard each; its metadata say how many images it is of, which of them could not be read, and
+                           the settings once more
     log.txt                images that could not be read, when all shards are there
 
 Every file appears as a whole or not at all.
@@ -44,13 +45,15 @@ class PairStore:
     Args:
         folder: made by `begin` if missing.
         settings: all that the pairs depend on.
+        images: where the images are, for those who look at the pairs; they may move.
 
     Raises:
         InputError: the folder holds pairs of other settings, or of another version of ovseg.
     """
 
-    def __init__(self, folder: str | Path, settings: Settings) -> None:
+    def __init__(self, folder: str | Path, settings: Settings, images: Path | None = None) -> None:
         self.folder, self.settings = Path(folder), dict(settings)
+        self.images = None if images is None else str(images.resolve())
         if (begun := read_begun(self.folder)) is None:
             if _shard_files(self.folder):
                 raise InputError(
@@ -78,7 +81,8 @@ class PairStore:
         """
         begun = read_begun(self.folder)
         if begun is None:
-            content = {"ovseg_schema": SCHEMA_VERSION, "shards": shards, "settings": self.settings}
+            about = {"ovseg_schema": SCHEMA_VERSION, "shards": shards, "images": self.images}
+            content = {**about, "settings": self.settings}
             self._write(STORE, json.dumps(content, indent=2).encode() + b"\n")
         elif begun["shards"] != shards:
             raise InputError(
@@ -96,7 +100,8 @@ class PairStore:
             InputError: there is no room on the disk, or no permission.
             ValueError: the mask of a pair is empty.
         """
-        metadata = {"ovseg_schema": str(SCHEMA_VERSION), "ovseg_log": json.dumps(log._asdict())}
+        about = {"ovseg_log": json.dumps(log._asdict()), "ovseg_settings": json.dumps(self.settings)}
+        metadata = {"ovseg_schema": str(SCHEMA_VERSION), **about}
         table = to_table(pairs).cast(SCHEMA.with_metadata(metadata))
         content = io.BytesIO()
         pq.write_table(table, content, compression="zstd", row_group_size=ROW_GROUP_PAIRS)
