@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from ovseg.data.benchmarks import BENCHMARKS
 from ovseg.data.vocabulary import read_vocabulary
 from tests.data import layouts
 from tests.data.worlds import write_pair
@@ -23,6 +24,14 @@ def printed(capsys: Capture, *words: object) -> list[str]:
     return capsys.readouterr().out.splitlines()
 
 
+@pytest.fixture
+def miniature(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As if every benchmark had been published with two images."""
+    for benchmark in BENCHMARKS.values():
+        monkeypatch.setattr(benchmark, "layout", benchmark.layout._replace(total=2))
+
+
+@pytest.mark.usefixtures("miniature")
 def test_what_there_is_is_counted(tmp_path: Path, capsys: Capture) -> None:
     layouts.pascal_voc(tmp_path, [[0, 1, 20], [255, 15, 0]], [[1, 1, 1], [3, 3, 3]])
     voc = tmp_path / "VOCdevkit" / "VOC2012"
@@ -53,10 +62,20 @@ def test_all_classes_may_be_there_and_files_are_read_by_several_processes(tmp_pa
     assert capsys.readouterr().out.splitlines()[-1] == "2 images, 2 labels, 2 of 2 classes present"
 
 
+@pytest.mark.usefixtures("miniature")
 def test_a_file_of_conf_takes_another_root(tmp_path: Path, capsys: Capture) -> None:
-    layouts.ade20k_150(tmp_path, [[1, 2, 3], [4, 5, 6]])
+    layouts.ade20k_150(tmp_path, [[1, 2, 3], [4, 5, 6]], [[1, 2, 3], [4, 5, 7]])
     lines = printed(capsys, CONF / "data" / "ade20k_150.yaml", "--root", tmp_path)
-    assert lines[2] == "1 images, 1 labels, 6 of 150 classes present"
+    assert lines[2] == "2 images, 2 labels, 7 of 150 classes present"
+
+
+def test_a_benchmark_of_which_a_part_is_missing_is_refused(tmp_path: Path, capsys: Capture) -> None:
+    layouts.ade20k_847(tmp_path, [[2978, 312, 0], [5, 6000, 2978]])
+    with pytest.raises(SystemExit) as stopped:
+        printed(capsys, "ade20k_847", "--root", tmp_path)
+    assert stopped.value.code == 2
+    told = capsys.readouterr().err.splitlines()[-1]
+    assert told.startswith("ovseg: ade20k_847 has 1 images here and 2,000 as published; unpack ADE20K_2021_17_01.zip")
 
 
 def test_every_fault_is_named(tmp_path: Path, capsys: Capture) -> None:

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
-from ovseg.data.benchmarks import BENCHMARKS, EvalDataModule
+from ovseg.data.benchmarks import BENCHMARKS, Benchmark, EvalDataModule
 from ovseg.data.labels import LabelFiles
 from ovseg.images import read_image
 from ovseg.structures import InputError
@@ -73,7 +73,8 @@ def check(data: EvalDataModule, num_workers: int = 0) -> list[str]:
         Lines for the user: where the files are, how many, and which classes are absent.
 
     Raises:
-        InputError: an image cannot be read, or its labels have another size or a value outside the vocabulary.
+        InputError: an image cannot be read, its labels have another size or a value outside the vocabulary, or a
+            published benchmark has not as many images as were published.
     """
     files = CheckedFiles(data.labels)
     present, faults = torch.zeros(len(data.vocabulary.scored_names), dtype=torch.bool), 0
@@ -87,6 +88,11 @@ def check(data: EvalDataModule, num_workers: int = 0) -> list[str]:
         raise InputError(
             f"{faults:,} of {len(files):,} images or their labels cannot be used, see above; "
             "replace them or delete them with their labels"
+        )
+    if isinstance(data, Benchmark) and len(files) != data.layout.total:
+        raise InputError(
+            f"{data.layout.classes} has {len(files):,} images here and {data.layout.total:,} as published; "
+            f"{data.layout.source}"
         )
     absent = [name.strip() for name, there in zip(data.vocabulary.scored_names, present, strict=True) if not there]
     more = f" and {len(absent) - _SHOWN} more" if len(absent) > _SHOWN else ""

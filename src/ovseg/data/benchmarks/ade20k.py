@@ -22,6 +22,7 @@ class ADE20K150DataModule(Benchmark):
 
     layout = Layout(
         classes="ade20k_150",
+        total=2000,
         homes=("ADEChallengeData2016", "."),
         images=("images/validation",),
         labels=("annotations/validation",),
@@ -64,6 +65,7 @@ class ADE20K847DataModule(Benchmark):
 
     layout = Layout(
         classes="ade20k_847",
+        total=2000,
         homes=("ADE20K_2021_17_01", "."),
         images=("images/ADE/validation",),
         source="unpack ADE20K_2021_17_01.zip there, which groups.csail.mit.edu/vision/datasets/ADE20K gives "

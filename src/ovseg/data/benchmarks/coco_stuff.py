@@ -20,6 +20,7 @@ class COCOStuff171DataModule(Benchmark):
 
     layout = Layout(
         classes="coco_stuff_171",
+        total=5000,
         homes=("coco", "coco-stuff", "."),
         images=("val2017", "images/val2017"),
         labels=("stuffthingmaps/val2017", "stuffthingmaps_detectron2/val2017"),

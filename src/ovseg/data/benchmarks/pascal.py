@@ -17,6 +17,7 @@ class PascalVOC20DataModule(Benchmark):
 
     layout = Layout(
         classes="pascal_voc_20",
+        total=1449,
         homes=("VOCdevkit/VOC2012", "VOC2012", "."),
         images=("JPEGImages",),
         labels=("SegmentationClass", "SegmentationClassAug"),
@@ -53,6 +54,7 @@ class PascalContext459DataModule(Benchmark):
 
     layout = Layout(
         classes="pascal_context_459",
+        total=5104,
         homes=("VOCdevkit/VOC2010", "VOC2010", "."),
         images=("JPEGImages",),
         labels=("trainval",),
