@@ -6,6 +6,7 @@ of the three and their range. Nothing was chosen on the scenes of this world's s
 
 from __future__ import annotations
 
+import csv
 import json
 import multiprocessing
 import os
@@ -24,8 +25,8 @@ from ovseg.models import OpenVocabSegmenter
 from ovseg.structures import RegionTextPair
 
 OUT = Path("runs/ablation")
-WORLD, WORLD_SEED, SCENES, VAL_SCENES = OUT / "world", 11, 900, 200
-STEPS, FINE_TUNING_LR = 100, 1e-3
+WORLD, WORLD_SEED, SCENES, VAL_SCENES = OUT / "world", 21, 900, 200
+STEPS, BATCH, FINE_TUNING_LR = 100, 64, 1e-3
 LEFT_OUT = 0.2  # share of mined pairs, the least similar
 SEEDS = (0, 1, 2)
 
@@ -47,13 +48,13 @@ ROWS: dict[str, Adaptation] = {
 ORACLE = ("--model.oracle", "masks")
 COLUMNS: dict[Column, str] = {
     (ORACLE, "mask_accuracy"): "mask accuracy, all",
-    (ORACLE, "mask_accuracy_seen"): "seen",
-    (ORACLE, "mask_accuracy_unseen"): "unseen",
+    (ORACLE, "mask_accuracy_seen"): "mask accuracy, seen",
+    (ORACLE, "mask_accuracy_unseen"): "mask accuracy, unseen",
     ((), "miou_union"): "mIoU, all",
-    ((), "miou_union_seen"): "seen",
-    ((), "miou_union_unseen"): "unseen",
+    ((), "miou_union_seen"): "mIoU, seen",
+    ((), "miou_union_unseen"): "mIoU, unseen",
     (ORACLE, "miou_union"): "mIoU of true masks, all",
-    (ORACLE, "miou_union_unseen"): "unseen",
+    (ORACLE, "miou_union_unseen"): "mIoU of true masks, unseen",
 }
 
 
@@ -103,9 +104,10 @@ def adapt(adaptation: Adaptation, seed: int, flags: Sequence[object] = ()) -> st
             words = ["fit", "--config", "conf/toy/adapter.yaml", "--seed_everything", seed]
             words += ["--trainer.max_epochs", -1, "--trainer.max_steps", STEPS, "--trainer.default_root_dir", folder]
             words += ["--model.train", train, "--model.lr", FINE_TUNING_LR, "--model.clip.model", clip]
-            words += ["--model.clip.prompt_depth", "null" if train == "visual" else 3, *flags]
+            words += ["--model.clip.prompt_depth", "null" if train == "visual" else 3]
             words += ["--data.pairs", OUT / pairs, "--data.images", WORLD / "train2017", "--data.seed", seed]
-            words += ["--data.num_workers", 0, "--data.min_similarity", min_similarity(pairs)]
+            words += ["--data.num_workers", 0, "--data.batch_size", BATCH]
+            words += ["--data.min_similarity", min_similarity(pairs), *flags]
             if (folder / "last.ckpt").is_file():  # of a run that was stopped
                 words += ["--ckpt_path", folder / "last.ckpt"]
             run(*words)
@@ -158,13 +160,20 @@ def scores(adaptations: Iterable[Adaptation], flags: Sequence[object] = ()) -> l
 
 
 def publish(title: str, name: str, rows: dict[str, list[Scores]]) -> None:
-    """Print a table in Markdown and keep it; a column that a row does not have stays empty."""
+    """Print a table in Markdown and keep it, and all of its numbers; a column that a row does not have stays empty."""
     lines = ["| | " + " | ".join(COLUMNS.values()) + " |", "| --- |" + " --- |" * len(COLUMNS)]
     for row, found in rows.items():
         cells = [[seed[column] for seed in found if column in seed] for column in COLUMNS]
         lines.append(f"| {row} | " + " | ".join(map(cell, cells)) + " |")
     text = "\n".join(lines) + "\n"
     (OUT / f"{name}.md").write_text(text)
+    with (OUT / f"{name}.csv").open("w", newline="") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(["row", "seed", "column", "value"])
+        for row, found in rows.items():
+            for seed, scored in enumerate(found):
+                known = {title: scored[column] for column, title in COLUMNS.items() if column in scored}
+                writer.writerows([row, seed, title, f"{value:.2f}"] for title, value in known.items())
     print(f"\n{title}\n\n{text}", flush=True)
 
 

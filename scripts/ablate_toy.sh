@@ -3,7 +3,11 @@
 # that nothing was ever chosen on. Tables go to runs/ablation/*.md; what is finished is not repeated.
 #   ./scripts/ablate_toy.sh            rows of the paper: prompts, fine-tuning, both, controls
 #   ./scripts/ablate_toy.sh sweeps     prompt depth, shared prompts, ensemble weight and mask threshold
+#   ./scripts/ablate_toy.sh mining     captions a scene, proposals or true masks, filters: how good pairs are, and CLIP
 set -euo pipefail
 cd "$(dirname "$0")/.."
 . scripts/setup.sh
+if [ "${1:-}" = mining ]; then
+    exec python scripts/mine_toy.py
+fi
 exec python scripts/ablate_toy.py "$@"

@@ -1,0 +1,125 @@
+"""How good mined pairs are, and what CLIP learns of them: Table 2 of the paper in small.
+
+Each row is a store of pairs: from one caption a scene or more, with masks of the proposer or true ones, with one filter
+or none. CLIP is fine-tuned on each for the same number of steps, with three seeds, and names the true masks of the
+benchmark scenes. World, adaptation and test are those of ablate_toy.py; what is finished, there too, is not repeated.
+Run it by `./scripts/ablate_toy.sh mining`.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+from collections import Counter
+from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
+
+import ablate_toy
+import torch
+from ablate_toy import ORACLE, OUT, SEEDS, WORLD
+
+from ovseg import rle
+from ovseg.data.masks import CocoMasks, ImageMasks
+from ovseg.data.pairs import Pairs, read_pairs, write_pairs
+from ovseg.data.toy import NOUNS
+from ovseg.structures import RegionTextPair
+
+TRUE_MASKS = WORLD / "annotations" / "regions_train2017.json"
+TRUE = ("--model.proposals", "null", "--data.masks", TRUE_MASKS)
+MINED: dict[str, tuple[object, ...]] = {  # stores that ablate_toy.py does not make, by flags of `ovseg mine`
+    "mined_2captions": ("--data.captions_per_image", 2),
+    "mined_5captions": ("--data.captions_per_image", 5),  # a scene has two or three
+    "mined_true_2captions": ("--data.captions_per_image", 2, *TRUE),
+    "mined_area": ("--model.filters.min_area", 0.02),
+    "mined_overlap": ("--model.filters.max_overlap", 0.5),
+}
+SHARE, CAP = ablate_toy.LEFT_OUT, 50
+ALL = ("--data.min_similarity", "null")  # else the adaptations leave out the least similar share
+ROWS: dict[str, tuple[str, tuple[object, ...]]] = {  # what a row is → store, flags of training
+    "proposals, 1 caption": ("mined", ALL),
+    "proposals, 2 captions": ("mined_2captions", ALL),
+    "proposals, all captions": ("mined_5captions", ALL),
+    "true masks, 1 caption": ("mined_true", ALL),
+    "true masks, 2 captions": ("mined_true_2captions", ALL),
+    "true masks with labels of seen nouns": ("labels", ()),
+    f"proposals, 1 caption, without the least similar {SHARE:.0%}": ("mined", ()),
+    f"… without the {SHARE:.0%} of the smallest margin": ("mined_margin", ALL),
+    "… without regions below 2 % of the scene": ("mined_area", ALL),
+    "… without regions that overlap by more than half": ("mined_overlap", ALL),
+    f"… at most {CAP} pairs a noun": ("mined", (*ALL, "--data.max_per_noun", CAP)),
+}
+CLASS_OF = {form: noun.name for noun in NOUNS for word in noun.synonyms for form in (word, word.removesuffix("s"))}
+QUALITY = ("pairs", "nouns", "right", "right where the noun is there")
+SCORES = {"mask_accuracy": "accuracy, all", "mask_accuracy_seen": "seen", "mask_accuracy_unseen": "unseen"}
+
+
+def mine(name: str) -> None:
+    """A store of `MINED`."""
+    torch.set_num_threads(1)
+    data = ["--data.images", WORLD / "train2017", "--data.captions", WORLD / "annotations" / "captions_train2017.json"]
+    ablate_toy.run("mine", "--config", "conf/toy/mine.yaml", *data, *MINED[name], "--out", OUT / name)
+
+
+def without_small_margins() -> None:
+    """The pairs of one caption without those of the smallest margins: what `PairFilters` would leave out."""
+    pairs, folder = read_pairs(OUT / "mined"), OUT / "mined_margin"
+    margins = torch.from_numpy(pairs.table["margin"].to_numpy().copy())
+    if not folder.is_dir():
+        write_pairs(folder, pairs.take((margins >= margins.quantile(SHARE)).nonzero()[:, 0].numpy()))
+
+
+def pairs_of(row: str) -> Pairs:
+    """What a row trains on."""
+    store, flags = ROWS[row]
+    least = None if flags else ablate_toy.min_similarity(store)
+    return read_pairs(OUT / store).filter(least, CAP if CAP in flags else None)
+
+
+def judge(pairs: Pairs) -> list[str]:
+    """Compare nouns with the true classes of their regions: those that most of their pixels have."""
+    true = CocoMasks(TRUE_MASKS)
+    judged = [verdict(pair, true(pair.image_id, pair.file_name, pair.size)) for pair in pairs]
+    there = [right for right, named in judged if named]
+    share, share_there = (f"{100 * sum(part) / len(part):.1f}" for part in ([right for right, _ in judged], there))
+    return [f"{len(pairs):,}", str(len(pairs.table["noun"].unique())), share, share_there]
+
+
+def verdict(pair: RegionTextPair, scene: ImageMasks) -> tuple[bool, bool]:
+    """Whether the noun is the class of the region, and whether it is in the scene."""
+    pixels = (scene.masks & rle.decode([pair.counts], pair.size)).sum(dim=(1, 2)).tolist()
+    areas: Counter[str] = Counter()
+    for name, count in zip(scene.names, pixels, strict=True):
+        areas[name] += count
+    noun = CLASS_OF.get(pair.noun)
+    return areas.most_common(1)[0][0] == noun, noun in areas
+
+
+def accuracy(row: str, seed: int) -> dict[str, float]:
+    """How many true masks of the benchmark scenes the CLIP of a row names right."""
+    torch.set_num_threads(1)
+    store, flags = ROWS[row]
+    checkpoint = ablate_toy.adapt(((store, "visual"),), seed, flags)
+    name = Path(checkpoint).parent.name
+    return ablate_toy.report(str(ablate_toy.bundled(checkpoint, name)), name, ORACLE)
+
+
+def main() -> None:
+    ablate_toy.make_pairs()
+    without_small_margins()
+    jobs = int(os.environ.get("JOBS", os.cpu_count() or 1))
+    with ProcessPoolExecutor(jobs, multiprocessing.get_context("spawn")) as pool:
+        list(pool.map(mine, MINED))
+        answers = pool.map(accuracy, *zip(*((row, seed) for row in ROWS for seed in SEEDS), strict=True))
+        scores = {"plain CLIP": [ablate_toy.report("toy", "plain", ORACLE)]}
+        scores |= {row: [next(answers) for _ in SEEDS] for row in ROWS}
+    lines = [f"| | {' | '.join([*QUALITY, *SCORES.values()])} |", "| --- |" + " --- |" * len([*QUALITY, *SCORES])]
+    for row, found in scores.items():
+        quality = judge(pairs_of(row)) if row in ROWS else [""] * len(QUALITY)
+        cells = [ablate_toy.cell([100 * seed[key] for seed in found]) for key in SCORES]
+        lines.append(f"| {' | '.join([row, *quality, *cells])} |")
+    (OUT / "mining.md").write_text("\n".join(lines) + "\n")
+    print((OUT / "mining.md").read_text())
+
+
+if __name__ == "__main__":
+    main()
