@@ -8,6 +8,8 @@ from pathlib import Path
 from ovseg.images import IMAGE_SUFFIXES
 from ovseg.structures import InputError
 
+_SHOWN = 5  # missing files that are named
+
 
 def by_stem(images: Path, labels: Path, suffix: str = ".png", source: str = "") -> dict[Path, Path]:
     """Image → label file of the same name but for the suffix.
@@ -64,7 +66,8 @@ def require_labels(files: Mapping[Path, Path], labels: Path, source: str) -> Non
 
 
 def _alone(kind: str, folder: Path, alone: list[Path], total: int, source: str) -> InputError:
+    more = f" and {len(alone) - _SHOWN} more" if len(alone) > _SHOWN else ""
     return InputError(
-        f"{len(alone)} of {total} files have no {kind} in {folder}, the first is {alone[0]}; "
+        f"{len(alone)} of {total} files have no {kind} in {folder}: {', '.join(map(str, alone[:_SHOWN]))}{more}; "
         f"{source or 'add the missing files'}"
     )

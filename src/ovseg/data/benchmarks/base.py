@@ -22,7 +22,7 @@ class Layout(NamedTuple):
     """A benchmark on disk; of alternatives the first that exists is taken."""
 
     classes: str  # the built-in vocabulary
-    total: int  # images, as published
+    total: int  # images, as published; more may be there
     homes: tuple[str, ...]  # where it may lie, below the root
     images: tuple[str, ...]  # where these may lie, below its home
     labels: tuple[str, ...] = ()  # none where they lie beside the images
