@@ -159,6 +159,7 @@ def test_page_needs_nothing_else(run: tuple[Path, str]) -> None:
     folder, _ = run
     text = (folder / "report.html").read_text()
     page = Page(text)
+    assert "<th>all</th><th>seen</th><th>unseen</th><th>harmonic</th>" in text
     assert len(page.links) == 6 and all(link.startswith("data:image/jpeg;base64,") for link in page.links)
     assert not re.search(r"<script|@import|url\(|https?:", text.split("<h2>Run")[0])
     for link in page.links:
@@ -195,3 +196,4 @@ def test_every_vocabulary_and_size_can_be_reported(case: str, world: Path, tmp_p
     assert [row["name"] for row in report["classes"]] == list(data.vocabulary.scored_names)
     text = (tmp_path / "run" / "report.html").read_text()
     assert len(Page(text).links) == 6 and "&lt;word&gt;" in text and "<word>" not in text
+    assert "<th>all</th><th>what it is</th>" in text  # nothing is known of seen classes

@@ -72,12 +72,15 @@ def page(findings: Findings, examples: Iterable[Example], config: str) -> str:
 
 
 def _metrics(findings: Findings) -> str:
+    """A row for each, seen and unseen apart where the vocabulary tells them apart."""
+    found = findings.metrics
+    groups = [group for group in GROUPS if any(name.endswith(f"_{group}") for name in found)]
     rows = [
-        (title, *(per_cent(findings.metrics.get(f"{name}{group}")) for group in ("", *(f"_{g}" for g in GROUPS))), what)
+        (title, *(per_cent(found.get(f"{name}{group}")) for group in ("", *(f"_{g}" for g in groups))), what)
         for name, (title, what) in METRICS.items()
-        if name in findings.metrics
+        if name in found
     ]
-    return _table(("", "all", *GROUPS, "what it is"), rows)
+    return _table(("", "all", *groups, "what it is"), rows)
 
 
 def _figure(example: Example) -> str:
