@@ -68,7 +68,7 @@ def test_captions_per_image_takes_the_first_by_id(folder: Path) -> None:
     (batch,) = data.predict_dataloader()
     assert batch.nouns == [["dog", "cat"], ["kite"]]
     assert [tuple(image.shape) for image in batch.images] == [(3, 10, 15)] * 2
-    assert data.statistics() == {"images": 2, "unique_nouns": 3, "candidates": 3}
+    assert data.statistics() == {"images": 2, "unique_nouns": 3, "candidates": 3, "without_noun": 1}
 
 
 def test_workers_do_not_change_batches(folder: Path) -> None:

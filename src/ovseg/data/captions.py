@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 from lightning import LightningDataModule
+from lightning.pytorch.utilities import rank_zero_info
 from torch import distributed
 from torch.utils.data import DataLoader
 
@@ -76,6 +77,7 @@ class CaptionDataModule(LightningDataModule):
         self.captions_per_image, self.short_side = captions_per_image, short_side
         self.nouns = nouns or SpacyNounExtractor()
         self.batch_size, self.num_workers = batch_size, num_workers
+        self.without_noun = 0
 
     def settings(self) -> dict[str, str | int | None]:
         """All that batches depend on, but for the images; files by their content, so that they may move.
@@ -130,6 +132,11 @@ class CaptionDataModule(LightningDataModule):
         samples = self._labelled(masks) if self.captions is None else self._captioned(self.captions)
         self.dataset = CaptionedImages(self.images, samples, self.short_side, masks, labelled=self.captions is None)
         self.shards = Shards(len(samples), self.shard_images, self.batch_size)
+        counts = self.statistics()
+        rank_zero_info(
+            f"Mining {counts['images']:,} images with {counts['candidates']:,} nouns, "
+            f"{counts['unique_nouns']:,} unique; captions of {counts['without_noun']:,} images have no noun"
+        )
 
     def predict_dataloader(self) -> DataLoader[CaptionBatch]:
         spread = distributed.is_initialized()
@@ -145,9 +152,13 @@ class CaptionDataModule(LightningDataModule):
         )
 
     def statistics(self) -> dict[str, int]:
-        """How many images, unique nouns and candidate pairs of image and noun there are, after `setup`."""
+        """How many images, unique nouns and candidate pairs of image and noun there are, after `setup`.
+
+        `without_noun` counts images that have captions but are not mined, since none of these has a noun.
+        """
         counts = Counter(noun for sample in self.dataset.samples for noun in sample.nouns)
-        return {"images": len(self.dataset.samples), "unique_nouns": len(counts), "candidates": counts.total()}
+        found = {"images": len(self.dataset.samples), "unique_nouns": len(counts), "candidates": counts.total()}
+        return {**found, "without_noun": self.without_noun}
 
     def _captioned(self, captions: Path) -> list[CaptionedImage]:
         """The images whose captions have a noun, by their ids."""
@@ -157,6 +168,7 @@ class CaptionDataModule(LightningDataModule):
         for annotation, nouns in zip(chosen, per_caption, strict=True):
             for noun in nouns:
                 first_caption.setdefault(annotation["image_id"], {}).setdefault(noun, annotation["id"])
+        self.without_noun = len({annotation["image_id"] for annotation in chosen}) - len(first_caption)
         if not first_caption:
             raise InputError(f"no caption in {captions} has a noun; give English captions or another extractor")
         return [
