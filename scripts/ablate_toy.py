@@ -11,9 +11,10 @@ import json
 import multiprocessing
 import os
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 
@@ -25,14 +26,18 @@ from ovseg.models import OpenVocabSegmenter
 from ovseg.structures import RegionTextPair
 
 OUT = Path("runs/ablation")
-WORLD, WORLD_SEED, SCENES, VAL_SCENES = OUT / "world", 21, 900, 200
+WORLD, WORLD_SEED, SCENES, VAL_SCENES = OUT / "world", 21, 900, 150
 STEPS, BATCH, FINE_TUNING_LR = 100, 64, 1e-3
 LEFT_OUT = 0.2  # share of mined pairs, the least similar
 SEEDS = (0, 1, 2)
 
 Adaptation = tuple[tuple[str, str], ...]  # (store of pairs, what is trained), one after the other
+Flags = tuple[object, ...]
+Row = tuple[Adaptation, Flags]  # flags of the training
+Job = tuple[Adaptation, Flags, int]  # the same with a seed
 Column = tuple[tuple[str, ...], str]  # flags of the test, what it reports
 Scores = dict[Column, float]  # in per cent
+Result = TypeVar("Result")
 PLAIN: Adaptation = ()
 PROMPTS: Adaptation = (("mined", "prompt"),)
 FINE_TUNED: Adaptation = (("mined", "visual"),)
@@ -45,6 +50,7 @@ ROWS: dict[str, Adaptation] = {
     "both at once": (("mined", "both"),),
     "fine-tuned on labels of seen nouns": (("labels", "visual"),),
 }
+TRUE_ROWS = ("plain CLIP", "mask prompts", "fine-tuned", "fine-tuned, then mask prompts")  # again with true masks
 ORACLE = ("--model.oracle", "masks")
 COLUMNS: dict[Column, str] = {
     (ORACLE, "mask_accuracy"): "mask accuracy, all",
@@ -66,17 +72,27 @@ def run(*words: object) -> None:
 def make_pairs() -> None:
     """The stores: mined with the proposer's masks and with true masks, mined boxes unmasked, and clean labels."""
     run("toy", "--out", WORLD, "--scenes", SCENES, "--val_scenes", VAL_SCENES, "--seed", WORLD_SEED)
-    regions = WORLD / "annotations" / "regions_train2017.json"
-    captions = ["--data.captions", WORLD / "annotations" / "captions_train2017.json"]
-    true = ["--model.proposals", "null", "--data.masks", regions]
-    labels = ["--data.captions", "null", *true]
-    for name, flags in {"mined": captions, "mined_true": [*captions, *true], "all_labels": labels}.items():
-        run("mine", "--config", "conf/toy/mine.yaml", *flags, "--data.images", WORLD / "train2017", "--out", OUT / name)
+    captions = ("--data.captions", WORLD / "annotations" / "captions_train2017.json")
+    true = ("--model.proposals", "null", "--data.masks", WORLD / "annotations" / "regions_train2017.json")
+    stores = {"mined": captions, "mined_true": (*captions, *true), "all_labels": ("--data.captions", "null", *true)}
+    in_parallel(mine, list(stores), list(stores.values()))
     if not (OUT / "boxes").is_dir():
         write_pairs(OUT / "boxes", map(unmasked, read_pairs(OUT / "mined")))
     if not (OUT / "labels").is_dir():
         seen = {noun.name for noun in NOUNS if noun.seen}
         write_pairs(OUT / "labels", (pair for pair in read_pairs(OUT / "all_labels") if pair.noun in seen))
+
+
+def mine(name: str, flags: Flags) -> None:
+    """A store of pairs."""
+    run("mine", "--config", "conf/toy/mine.yaml", *flags, "--data.images", WORLD / "train2017", "--out", OUT / name)
+
+
+def in_parallel(work: Callable[..., Result], *arguments: Sequence[object]) -> list[Result]:
+    """What a function gives for each of its arguments; as many processes of one thread run as there are cores."""
+    context, jobs = multiprocessing.get_context("spawn"), int(os.environ.get("JOBS", os.cpu_count() or 1))
+    with ProcessPoolExecutor(jobs, context, initializer=torch.set_num_threads, initargs=(1,)) as pool:
+        return list(pool.map(work, *arguments, chunksize=1))
 
 
 def unmasked(pair: RegionTextPair) -> RegionTextPair:
@@ -94,7 +110,7 @@ def min_similarity(pairs: str) -> float:
     return float(torch.from_numpy(similarity).quantile(left_out))
 
 
-def adapt(adaptation: Adaptation, seed: int, flags: Sequence[object] = ()) -> str:
+def adapt(adaptation: Adaptation, flags: Flags, seed: int) -> str:
     """The CLIP that an adaptation ends with: `toy`, or a checkpoint; a finished one is taken as it is."""
     clip, name = "toy", f"seed{seed}"
     for pairs, train in adaptation:
@@ -127,10 +143,9 @@ def report(segmenter: str, name: str, flags: Sequence[str]) -> dict[str, float]:
     return found
 
 
-def score(adaptation: Adaptation, seed: int, flags: Sequence[object] = ()) -> Scores:
+def score(adaptation: Adaptation, flags: Flags, seed: int) -> Scores:
     """The columns of one adapted CLIP, in per cent."""
-    torch.set_num_threads(1)  # as many processes run as there are cores
-    checkpoint = adapt(adaptation, seed, flags)
+    checkpoint = adapt(adaptation, flags, seed)
     name = "plain" if checkpoint == "toy" else Path(checkpoint).parent.name
     segmenter = "toy" if checkpoint == "toy" else str(bundled(checkpoint, name))
     return {(how, key): 100 * report(segmenter, name, how)[key] for how, key in COLUMNS}
@@ -146,16 +161,13 @@ def bundled(clip: str, name: str) -> Path:
     return folder
 
 
-def scores(adaptations: Iterable[Adaptation], flags: Sequence[object] = ()) -> list[list[Scores]]:
-    """Of each adaptation the scores of all seeds; of plain CLIP, which has none, one."""
-    jobs = [[(adaptation, seed) for seed in (SEEDS if adaptation else SEEDS[:1])] for adaptation in adaptations]
-    context = multiprocessing.get_context("spawn")
-    found = {}
-    with ProcessPoolExecutor(int(os.environ.get("JOBS", os.cpu_count() or 1)), context) as pool:
-        for length in (0, 1, 2):  # those of two steps begin where others end
-            wave = [(*job, flags) for group in jobs for job in group if len(job[0]) == length]
-            answers = pool.map(score, *zip(*wave, strict=True)) if wave else ()
-            found.update({job[:2]: answer for job, answer in zip(wave, answers, strict=True)})
+def scores(rows: Iterable[Row]) -> list[list[Scores]]:
+    """Of each row the scores of all seeds; of plain CLIP, which has none, one."""
+    jobs = [[(*row, seed) for seed in (SEEDS if row[0] else SEEDS[:1])] for row in rows]
+    found: dict[Job, Scores] = {}
+    for length in (0, 1, 2):  # those of two steps begin where others end
+        if wave := list(dict.fromkeys(job for group in jobs for job in group if len(job[0]) == length)):
+            found.update(zip(wave, in_parallel(score, *zip(*wave, strict=True)), strict=True))
     return [[found[job] for job in group] for group in jobs]
 
 
@@ -188,22 +200,20 @@ def paper_rows() -> None:
     """The table of pairs mined with the proposer's masks, and that of true masks."""
     flags = ("--model.classifier", "proposals")
     alone: Scores = {((), key): 100 * value for key, value in report("toy", "plain", flags).items() if "miou" in key}
-    rows = dict(zip(ROWS, scores(ROWS.values()), strict=True))
-    publish("pairs mined with the proposer's masks", "mined", {"proposals only": [alone], **rows})
-    true = {name: row for name, row in ROWS.items() if all(pairs == "mined" for pairs, _ in row)}
-    moved = [tuple(("mined_true", train) for _, train in row) for row in true.values()]
-    publish("pairs mined with true masks", "mined_true", dict(zip(true, scores(moved), strict=True)))
+    true = {name: tuple(("mined_true", train) for _, train in ROWS[name]) for name in TRUE_ROWS}
+    found = scores((row, ()) for row in [*ROWS.values(), *true.values()])
+    mined = {"proposals only": [alone], **dict(zip(ROWS, found[: len(ROWS)], strict=True))}
+    publish("pairs mined with the proposer's masks", "mined", mined)
+    publish("pairs mined with true masks", "mined_true", dict(zip(true, found[len(ROWS) :], strict=True)))
 
 
 def sweeps() -> None:
     """The tables of prompts, and grids of ensemble weight and mask threshold."""
-    rows = {}
-    for depth in (1, 2, 3, 4):
-        flags = () if depth == 3 else ("--model.clip.prompt_depth", depth)
-        rows[f"depth {depth}"] = scores([PROMPTS], flags)[0]
-    rows["depth 3, shared"] = scores([PROMPTS], ("--model.clip.shared_prompt", "true"))[0]
-    publish("mask prompts", "prompts", rows)
-    best = adapt(ROWS["fine-tuned, then mask prompts"], SEEDS[0])
+    rows: dict[str, Flags] = {f"depth {depth}": ("--model.clip.prompt_depth", depth) for depth in (1, 2, 4)}
+    rows = {"depth 3": (), **rows, "depth 3, shared": ("--model.clip.shared_prompt", "true")}
+    found = dict(zip(rows, scores((PROMPTS, flags) for flags in rows.values()), strict=True))
+    publish("mask prompts", "prompts", dict(sorted(found.items())))
+    best = adapt(ROWS["fine-tuned, then mask prompts"], (), SEEDS[0])
     for name, segmenter in {"plain": "toy", "adapted": bundled(best, Path(best).parent.name)}.items():
         folder = OUT / "sweep" / name
         words = ["sweep", "--config", "conf/toy/sweep.yaml", "--model.segmenter", segmenter, "--out", folder]

@@ -8,10 +8,7 @@ Run it by `./scripts/ablate_toy.sh mining`.
 
 from __future__ import annotations
 
-import multiprocessing
-import os
 from collections import Counter
-from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
 import ablate_toy
@@ -26,12 +23,13 @@ from ovseg.structures import RegionTextPair
 
 TRUE_MASKS = WORLD / "annotations" / "regions_train2017.json"
 TRUE = ("--model.proposals", "null", "--data.masks", TRUE_MASKS)
+CAPTIONS = ("--data.captions", WORLD / "annotations" / "captions_train2017.json")
 MINED: dict[str, tuple[object, ...]] = {  # stores that ablate_toy.py does not make, by flags of `ovseg mine`
-    "mined_2captions": ("--data.captions_per_image", 2),
-    "mined_5captions": ("--data.captions_per_image", 5),  # a scene has two or three
-    "mined_true_2captions": ("--data.captions_per_image", 2, *TRUE),
-    "mined_area": ("--model.filters.min_area", 0.02),
-    "mined_overlap": ("--model.filters.max_overlap", 0.5),
+    "mined_2captions": (*CAPTIONS, "--data.captions_per_image", 2),
+    "mined_5captions": (*CAPTIONS, "--data.captions_per_image", 5),  # a scene has two or three
+    "mined_true_2captions": (*CAPTIONS, "--data.captions_per_image", 2, *TRUE),
+    "mined_area": (*CAPTIONS, "--model.filters.min_area", 0.02),
+    "mined_overlap": (*CAPTIONS, "--model.filters.max_overlap", 0.5),
 }
 SHARE, CAP = ablate_toy.LEFT_OUT, 50
 ALL = ("--data.min_similarity", "null")  # else the adaptations leave out the least similar share
@@ -51,13 +49,6 @@ ROWS: dict[str, tuple[str, tuple[object, ...]]] = {  # what a row is → store, 
 CLASS_OF = {form: noun.name for noun in NOUNS for word in noun.synonyms for form in (word, word.removesuffix("s"))}
 QUALITY = ("pairs", "nouns", "right", "right where the noun is there")
 SCORES = {"mask_accuracy": "accuracy, all", "mask_accuracy_seen": "seen", "mask_accuracy_unseen": "unseen"}
-
-
-def mine(name: str) -> None:
-    """A store of `MINED`."""
-    torch.set_num_threads(1)
-    data = ["--data.images", WORLD / "train2017", "--data.captions", WORLD / "annotations" / "captions_train2017.json"]
-    ablate_toy.run("mine", "--config", "conf/toy/mine.yaml", *data, *MINED[name], "--out", OUT / name)
 
 
 def without_small_margins() -> None:
@@ -96,9 +87,8 @@ def verdict(pair: RegionTextPair, scene: ImageMasks) -> tuple[bool, bool]:
 
 def accuracy(row: str, seed: int) -> dict[str, float]:
     """How many true masks of the benchmark scenes the CLIP of a row names right."""
-    torch.set_num_threads(1)
     store, flags = ROWS[row]
-    checkpoint = ablate_toy.adapt(((store, "visual"),), seed, flags)
+    checkpoint = ablate_toy.adapt(((store, "visual"),), flags, seed)
     name = Path(checkpoint).parent.name
     return ablate_toy.report(str(ablate_toy.bundled(checkpoint, name)), name, ORACLE)
 
@@ -106,12 +96,12 @@ def accuracy(row: str, seed: int) -> dict[str, float]:
 def main() -> None:
     ablate_toy.make_pairs()
     without_small_margins()
-    jobs = int(os.environ.get("JOBS", os.cpu_count() or 1))
-    with ProcessPoolExecutor(jobs, multiprocessing.get_context("spawn")) as pool:
-        list(pool.map(mine, MINED))
-        answers = pool.map(accuracy, *zip(*((row, seed) for row in ROWS for seed in SEEDS), strict=True))
-        scores = {"plain CLIP": [ablate_toy.report("toy", "plain", ORACLE)]}
-        scores |= {row: [next(answers) for _ in SEEDS] for row in ROWS}
+    ablate_toy.in_parallel(ablate_toy.mine, list(MINED), list(MINED.values()))
+    answers = iter(
+        ablate_toy.in_parallel(accuracy, *zip(*((row, seed) for row in ROWS for seed in SEEDS), strict=True))
+    )
+    scores = {"plain CLIP": [ablate_toy.report("toy", "plain", ORACLE)]}
+    scores |= {row: [next(answers) for _ in SEEDS] for row in ROWS}
     lines = [f"| | {' | '.join([*QUALITY, *SCORES.values()])} |", "| --- |" + " --- |" * len([*QUALITY, *SCORES])]
     for row, found in scores.items():
         quality = judge(pairs_of(row)) if row in ROWS else [""] * len(QUALITY)
