@@ -165,8 +165,8 @@ def scores(rows: Iterable[Row]) -> list[list[Scores]]:
     """Of each row the scores of all seeds; of plain CLIP, which has none, one."""
     jobs = [[(*row, seed) for seed in (SEEDS if row[0] else SEEDS[:1])] for row in rows]
     found: dict[Job, Scores] = {}
-    for length in (0, 1, 2):  # those of two steps begin where others end
-        if wave := list(dict.fromkeys(job for group in jobs for job in group if len(job[0]) == length)):
+    for lengths in ((0, 1), (2,)):  # those of two steps begin where others end
+        if wave := list(dict.fromkeys(job for group in jobs for job in group if len(job[0]) in lengths)):
             found.update(zip(wave, in_parallel(score, *zip(*wave, strict=True)), strict=True))
     return [[found[job] for job in group] for group in jobs]
 
