@@ -7,6 +7,13 @@
 #   ./scripts/ablate_toy.sh mining     captions a scene, proposals or true masks, filters: how good pairs are, and CLIP
 set -euo pipefail
 cd "$(dirname "$0")/.."
+case "$*" in
+    "" | sweeps | mining) ;;
+    *)
+        echo "ablate_toy.sh does not know '$*'; give nothing, sweeps or mining" >&2
+        exit 2
+        ;;
+esac
 . scripts/setup.sh
 if [ "${1:-}" = mining ]; then
     exec python scripts/mine_toy.py

@@ -55,4 +55,6 @@ def _words(labels: NDArray[np.int64], names: tuple[str, ...]) -> str:
 
 
 if __name__ == "__main__":
+    if len(sys.argv) != 3:
+        sys.exit(__doc__)
     draw(*sys.argv[1:])
