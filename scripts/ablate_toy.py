@@ -11,6 +11,7 @@ import json
 import multiprocessing
 import os
 import sys
+import threading
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
@@ -91,8 +92,26 @@ def mine(name: str, flags: Flags) -> None:
 def in_parallel(work: Callable[..., Result], *arguments: Sequence[object]) -> list[Result]:
     """What a function gives for each of its arguments; as many processes of one thread run as there are cores."""
     context, jobs = multiprocessing.get_context("spawn"), int(os.environ.get("JOBS", os.cpu_count() or 1))
-    with ProcessPoolExecutor(jobs, context, initializer=torch.set_num_threads, initargs=(1,)) as pool:
-        return list(pool.map(work, *arguments, chunksize=1))
+    with ProcessPoolExecutor(jobs, context, initializer=begin_worker) as pool:
+        try:
+            return list(pool.map(work, *arguments, chunksize=1))
+        except BaseException:  # Ctrl-C, too: neither train to the end nor begin what is next in the queue
+            for worker in multiprocessing.active_children():
+                worker.kill()
+            raise
+
+
+def begin_worker() -> None:
+    """One thread; and no worker outlives its parent, or the next run would train in the same folders beside it."""
+    torch.set_num_threads(1)
+    threading.Thread(target=end_with_parent, daemon=True).start()
+
+
+def end_with_parent() -> None:
+    """Wait until the parent is gone, and go."""
+    if parent := multiprocessing.parent_process():
+        parent.join()
+        os._exit(1)
 
 
 def unmasked(pair: RegionTextPair) -> RegionTextPair:
