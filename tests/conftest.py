@@ -48,3 +48,8 @@ def _two_threads() -> None:
     import torch
 
     torch.set_num_threads(1 if os.environ.get("PYTEST_XDIST_WORKER") else 2)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The longest test first, so that of two processes none waits for it in the end."""
+    items.sort(key=lambda item: item.path.name != "test_notebooks.py")
