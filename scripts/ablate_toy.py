@@ -1,4 +1,4 @@
-"""The paper's ablations on the toy world, by ovseg's own stages; run it by `./scripts/ablate_toy.sh [sweeps]`.
+"""The paper's ablations on the toy world, by ovseg's own stages; run it by `./scripts/ablate_toy.sh` (`sweeps`).
 
 Every adaptation starts from the shipped CLIP and takes the same number of steps, with three seeds; a cell is the mean
 of the three and their range. Nothing was chosen on the scenes of this world's seed. What is finished is not repeated.
@@ -28,7 +28,7 @@ from ovseg.structures import RegionTextPair
 
 OUT = Path("runs/ablation")
 WORLD, WORLD_SEED, SCENES, VAL_SCENES = OUT / "world", 21, 900, 150
-STEPS, BATCH, FINE_TUNING_LR = 80, 64, 1e-3
+STEPS, FINE_TUNING_LR = 80, 1e-3
 LEFT_OUT = 0.2  # share of mined pairs, the least similar
 SEEDS = (0, 1, 2)
 
@@ -39,6 +39,9 @@ Job = tuple[Adaptation, Flags, int]  # the same with a seed
 Column = tuple[tuple[str, ...], str]  # flags of the test, what it reports
 Scores = dict[Column, float]  # in per cent
 Result = TypeVar("Result")
+TRUE_MASKS = WORLD / "annotations" / "regions_train2017.json"
+CAPTIONS: Flags = ("--data.captions", WORLD / "annotations" / "captions_train2017.json")  # of the mining
+TRUE: Flags = ("--model.proposals", "null", "--data.masks", TRUE_MASKS)
 PLAIN: Adaptation = ()
 PROMPTS: Adaptation = (("mined", "prompt"),)
 FINE_TUNED: Adaptation = (("mined", "visual"),)
@@ -73,9 +76,7 @@ def run(*words: object) -> None:
 def make_pairs() -> None:
     """The stores: mined with the proposer's masks and with true masks, mined boxes unmasked, and clean labels."""
     run("toy", "--out", WORLD, "--scenes", SCENES, "--val_scenes", VAL_SCENES, "--seed", WORLD_SEED)
-    captions = ("--data.captions", WORLD / "annotations" / "captions_train2017.json")
-    true = ("--model.proposals", "null", "--data.masks", WORLD / "annotations" / "regions_train2017.json")
-    stores = {"mined": captions, "mined_true": (*captions, *true), "all_labels": ("--data.captions", "null", *true)}
+    stores = {"mined": CAPTIONS, "mined_true": (*CAPTIONS, *TRUE), "all_labels": ("--data.captions", "null", *TRUE)}
     in_parallel(mine, list(stores), list(stores.values()))
     if not (OUT / "boxes").is_dir():
         write_pairs(OUT / "boxes", map(unmasked, read_pairs(OUT / "mined")))
@@ -141,8 +142,7 @@ def adapt(adaptation: Adaptation, flags: Flags, seed: int) -> str:
             words += ["--model.train", train, "--model.lr", FINE_TUNING_LR, "--model.clip.model", clip]
             words += ["--model.clip.prompt_depth", "null" if train == "visual" else 3]
             words += ["--data.pairs", OUT / pairs, "--data.images", WORLD / "train2017", "--data.seed", seed]
-            words += ["--data.num_workers", 0, "--data.batch_size", BATCH]
-            words += ["--data.min_similarity", min_similarity(pairs), *flags]
+            words += ["--data.num_workers", 0, "--data.min_similarity", min_similarity(pairs), *flags]
             if (folder / "last.ckpt").is_file():  # of a run that was stopped
                 words += ["--ckpt_path", folder / "last.ckpt"]
             run(*words)

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import ablate_toy
 import torch
-from ablate_toy import ORACLE, OUT, SEEDS, WORLD
+from ablate_toy import CAPTIONS, ORACLE, OUT, SEEDS, TRUE, TRUE_MASKS
 
 from ovseg import rle
 from ovseg.data.masks import CocoMasks, ImageMasks
@@ -21,10 +21,7 @@ from ovseg.data.pairs import Pairs, read_pairs, write_pairs
 from ovseg.data.toy import NOUNS
 from ovseg.structures import RegionTextPair
 
-TRUE_MASKS = WORLD / "annotations" / "regions_train2017.json"
-TRUE = ("--model.proposals", "null", "--data.masks", TRUE_MASKS)
-CAPTIONS = ("--data.captions", WORLD / "annotations" / "captions_train2017.json")
-MINED: dict[str, tuple[object, ...]] = {  # stores that ablate_toy.py does not make, by flags of `ovseg mine`
+MINED: dict[str, ablate_toy.Flags] = {  # stores that ablate_toy.py does not make, by flags of `ovseg mine`
     "mined_2captions": (*CAPTIONS, "--data.captions_per_image", 2),
     "mined_5captions": (*CAPTIONS, "--data.captions_per_image", 5),  # a scene has two or three
     "mined_true_2captions": (*CAPTIONS, "--data.captions_per_image", 2, *TRUE),
@@ -33,7 +30,7 @@ MINED: dict[str, tuple[object, ...]] = {  # stores that ablate_toy.py does not m
 }
 SHARE, CAP = ablate_toy.LEFT_OUT, 50
 ALL = ("--data.min_similarity", "null")  # else the adaptations leave out the least similar share
-ROWS: dict[str, tuple[str, tuple[object, ...]]] = {  # what a row is → store, flags of training
+ROWS: dict[str, tuple[str, ablate_toy.Flags]] = {  # what a row is → store, flags of training
     "proposals, 1 caption": ("mined", ALL),
     "proposals, 2 captions": ("mined_2captions", ALL),
     "proposals, all captions": ("mined_5captions", ALL),
