@@ -6,19 +6,19 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 . scripts/setup.sh
 
-# train CONFIG FOLDER: goes on where an interrupted run stopped
+# train CONFIG FOLDER FLAGS …: goes on where an interrupted run stopped
 train() {
-    ovseg fit --config "$1" --trainer.default_root_dir "$2" $([ -e "$2/last.ckpt" ] && echo --ckpt_path "$2/last.ckpt")
+    local config=$1 folder=$2
+    shift 2
+    [ -e "$folder/last.ckpt" ] && set -- "$@" --ckpt_path "$folder/last.ckpt"
+    ovseg fit --config "$config" --trainer.default_root_dir "$folder" "$@"
 }
 
 python scripts/toy_tokenizer.py conf/toy/clip
 train conf/toy/pretrain_clip.yaml runs/toy/clip        # from close views, by which it learns nouns
 train conf/toy/scenes_clip.yaml runs/toy/scenes_clip   # then whole scenes; texts stay, so that proposals fit both
-ovseg toy --out runs/toy/world --scenes 8000 --val_scenes 200
-train conf/toy/proposals.yaml runs/toy/proposals               # from areas of classes, by which they learn names
-train conf/toy/regions_proposals.yaml runs/toy/regions_proposals   # then every region a mask of its own
+train conf/toy/proposals.yaml runs/toy/proposals --model.clip.model runs/toy/scenes_clip/last.ckpt
 # the weight was chosen on the benchmark scenes of seed 77, which nothing else uses
-ovseg bundle --proposals runs/toy/regions_proposals/last.ckpt --clip runs/toy/scenes_clip/last.ckpt --out src/ovseg/weights/toy \
+ovseg bundle --proposals runs/toy/proposals/last.ckpt --clip runs/toy/scenes_clip/last.ckpt --out src/ovseg/weights/toy \
     --short_side 128 --ensemble_weight 0.9
-ovseg test --config conf/toy/test.yaml --trainer.default_root_dir runs/toy/test
 python scripts/toy_card.py 20 && python scripts/toy_card.py 200   # the numbers of the card

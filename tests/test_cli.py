@@ -13,6 +13,7 @@ from PIL import Image
 
 from ovseg.cli import COMMANDS, TRAINER_VERBS
 from ovseg.models import OpenVocabSegmenter
+from ovseg.trainer import OVSegTrainer
 from tests import tiny
 from tests.data.worlds import write_coco
 from tests.stages import CONF, ovseg, refusal, write
@@ -69,14 +70,18 @@ def test_every_verb_has_help(verb: str, capsys: Capture) -> None:
 # Words and configs that cannot be used
 
 TOY = ("fit", "--config", CONF / "toy" / "proposals.yaml")
+PROPOSALS = ("fit", "--config", CONF / "proposals.yaml")
 WORDS: dict[str, tuple[tuple[object, ...], str]] = {
     "verb": (("fly",), "there is no verb 'fly'; choose from fit, "),
     "no model": (("fit",), "fit needs model; give --model or a --config that has it"),
     "no data": (("test", "--config", CONF / "test.yaml"), "test needs data; give --data"),
     "flag": ((*TOY, "--bogus", 3), "fit does not know --bogus; `ovseg fit --help` lists what there is"),
     "trainer": ((*TOY, "--trainer.max_stepz", 3), "--trainer.max_stepz; did you mean 'trainer.max_steps'?"),
-    "data": ((*TOY, "--data.rot", "x"), "data: COCOStuffDataModule has no option 'rot'; did you mean 'root'?"),
-    "data class": ((*TOY, "--data.transform.crop", 3), "data: COCOStuffDataModule has no option 'transform.crop'"),
+    "data": ((*PROPOSALS, "--data.rot", "x"), "data: COCOStuffDataModule has no option 'rot'; did you mean 'root'?"),
+    "data class": (
+        (*PROPOSALS, "--data.transform.crop", 3),
+        "data: COCOStuffDataModule has no option 'transform.crop'",
+    ),
     "short": (("toy", "--out", "x", "--scene", 3), "toy does not know --scene; did you mean 'scenes'?"),
     "network": ((*TOY, "--model.proposer.txt_dim", 3), "model.proposer: MaskProposer has no option 'txt_dim'"),
     "number": ((*TOY, "--data.batch_size", "many"), "data.batch_size: expected int, got many"),
@@ -185,7 +190,7 @@ def test_missing_training_data_is_refused_before_logs_are_opened(capsys: Capture
     adapter = ("fit", "--config", CONF / "toy" / "adapter.yaml", *clip, *place, "--data.pairs", tmp_path / "pairs")
     sentence = refusal(capsys, *adapter)
     assert "pairs not found in" in sentence and "ovseg mine" in sentence
-    proposals = (*TOY, *clip, *place, "--data.root", tmp_path / "coco")
+    proposals = (*TOY, *clip, *place, "--data", "ovseg.data.COCOStuffDataModule", "--data.root", tmp_path / "coco")
     assert f"there is no folder {tmp_path}/coco/train2017" in refusal(capsys, *proposals)
     assert not (tmp_path / "run").exists()
 
@@ -195,6 +200,28 @@ def test_flags_that_do_not_suit_the_machine_are_refused(capsys: Capture, segment
     sentence = refusal(capsys, "segment", *words, "--trainer.accelerator", "abacus")
     assert sentence.startswith("the Trainer refuses its flags: ") and "abacus" in sentence
     assert "gpu" in refusal(capsys, "segment", *words, "--trainer.accelerator", "gpu", "--trainer.devices", 99)
+
+
+def test_apple_s_gpus_are_used_only_where_asked_for(
+    monkeypatch: pytest.MonkeyPatch, segmenter: Path, photo: Path
+) -> None:
+    """They have no double precision."""
+    chosen = []
+    monkeypatch.setattr("lightning.pytorch.accelerators.MPSAccelerator.is_available", lambda: True)
+    monkeypatch.setattr(OVSegTrainer, "__init__", lambda self, **flags: chosen.append(flags["accelerator"]) or 1 / 0)
+    words = ("--model", segmenter, "--images", photo, "--vocabulary", "cat", "--out", photo.parent / "out")
+    for flags in ((), ("--trainer.accelerator", "mps")):
+        with pytest.raises(ZeroDivisionError):
+            ovseg("segment", *words, *flags)
+    assert chosen == ["cpu", "mps"]
+
+
+def test_a_single_word_is_not_all_of_the_picture(segmenter: Path, photo: Path) -> None:
+    place = ("--out", photo.parent / "out", "--trainer.enable_progress_bar", "false")
+    ovseg("segment", "--model", segmenter, "--images", photo, "--vocabulary", "dog", *place)
+    expected = OpenVocabSegmenter.from_pretrained(segmenter).segment(photo, ["dog", "others"])
+    with Image.open(photo.parent / "out" / "photo_labels.png") as labels:
+        assert np.array_equal(np.asarray(labels), expected.numpy())
 
 
 def test_an_answer_never_replaces_an_image(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -220,6 +247,13 @@ def test_bundle_refuses_settings_that_mean_nothing(
     out = tmp_path / "segmenter"
     assert sentence in refusal(capsys, "bundle", "--proposals", "toy", "--clip", "toy", "--out", out, flag, value)
     assert not out.exists()
+
+
+def test_bundle_refuses_a_clip_without_weights(tmp_path: Path, capsys: Capture) -> None:
+    tiny.clip_folder(tmp_path / "clip")
+    words = ("bundle", "--proposals", "toy", "--clip", tmp_path / "clip", "--out", tmp_path / "out")
+    assert f"{tmp_path / 'clip'} alone has random weights; add --pretrained" in refusal(capsys, *words)
+    assert not (tmp_path / "out").exists()
 
 
 def test_a_file_in_the_way_of_a_folder_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

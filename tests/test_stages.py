@@ -44,11 +44,20 @@ class Runs(NamedTuple):
             "--model.proposer.text_dim",
             tiny.DIM,
         ]
+        files = [
+            "--data",
+            "ovseg.data.COCOStuffDataModule",
+            "--data.root",
+            self.world,
+            "--data.vocabulary",
+            "toy_train",
+        ]
         views = ["--data.transform", json.dumps({"crop_size": 64, "short_sides": [64, 80], "long_side": 96})]
-        data = ["--data.root", self.world, "--data.val_split", 2, "--data.batch_size", 4, "--data.val_short_side", 64]
+        data = ["--data.val_split", 2, "--data.batch_size", 4, "--data.val_short_side", 64]
         length = ["--trainer.max_steps", 5, "--trainer.val_check_interval", 3, "--trainer.log_every_n_steps", 1]
+        length += ["--trainer.check_val_every_n_epoch", "null"]
         place = ["--trainer.default_root_dir", self.root / out, "--model.clip.model", self.clip]
-        flags = [*network, *views, *data, *length, *place, *(words or QUIET)]
+        flags = [*files, *network, *views, *data, *length, *place, *(words or QUIET)]
         ovseg("fit", "--config", CONF / "toy" / "proposals.yaml", *flags)
         return self.root / out
 
@@ -60,7 +69,7 @@ class Runs(NamedTuple):
         return self.root / out
 
     def fit_adapter(self, out: str, *words: object) -> Path:
-        data = ["--data.pairs", self.root / "pairs", "--data.images", self.world / "train2017", "--data.size", 32]
+        data = ["--data.pairs", self.root / "pairs", "--data.images", self.world / "train2017"]
         place = ["--trainer.default_root_dir", self.root / out, "--model.clip.model", self.clip]
         flags = ["--model.clip.prompt_depth", 2, "--data.batch_size", 4, "--trainer.max_epochs", 2, *place, *data]
         ovseg("fit", "--config", CONF / "toy" / "adapter.yaml", *flags, *(words or QUIET))
@@ -286,6 +295,27 @@ def test_a_finished_run_can_be_made_longer(runs: Runs) -> None:
     whole = torch.load(runs.root / "adapter" / "last.ckpt", weights_only=True)
     assert checkpoint["global_step"] == whole["global_step"]
     assert checkpoint["RegionTextDataModule"] == whole["RegionTextDataModule"]
+
+
+def test_a_checkpoint_of_one_s_own_is_kept_beside_the_last(runs: Runs) -> None:
+    own = ["--trainer.callbacks", "ModelCheckpoint", "--trainer.callbacks.monitor", "val/miou_union"]
+    run = runs.fit_proposals("best", *UNLOGGED, *own, "--trainer.callbacks.dirpath", runs.root / "best" / "own")
+    assert same(weights(run), weights(runs.root / "proposals"))
+    assert len(list((run / "own").glob("*.ckpt"))) == 1
+    run = runs.fit_proposals("none", *UNLOGGED, "--trainer.enable_checkpointing", "false")
+    assert not list(run.rglob("*.ckpt"))
+
+
+def test_a_report_is_not_replaced_by_another_test_s(runs: Runs, capsys: pytest.CaptureFixture[str]) -> None:
+    runs.test("report")
+    runs.test("report")  # the same again
+    before = (runs.root / "report" / "report.json").read_text()
+    with pytest.raises(SystemExit):
+        runs.test("report", "--model.ensemble_weight", 0.5)
+    sentence = capsys.readouterr().err
+    assert f"{runs.root / 'report'} has what `ovseg test --config " in sentence
+    assert "choose another --trainer.default_root_dir, or delete that" in sentence
+    assert (runs.root / "report" / "report.json").read_text() == before
 
 
 def test_training_over_another_run_is_refused(runs: Runs, capsys: pytest.CaptureFixture[str]) -> None:

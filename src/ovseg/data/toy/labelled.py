@@ -7,11 +7,11 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from ovseg.data.loading import ResumableDataModule, ResumableLoader, seeded, train_loader
+from ovseg.data.loading import ResumableDataModule, ResumableLoader, train_loader
 from ovseg.data.toy.folder import TRAINING_LABELS
 from ovseg.data.toy.scenes import make_scene
-from ovseg.data.transforms import SegmentationTransform
 from ovseg.data.vocabulary import read_vocabulary
+from ovseg.images import to_tensor
 from ovseg.structures import IGNORE_INDEX, SegmentationBatch
 
 SPLIT = "proposals"  # scenes that are neither trained nor tested on elsewhere
@@ -19,10 +19,10 @@ BASE = IGNORE_INDEX + 1
 
 
 class _LabelledScenes(Dataset[tuple[Tensor, Tensor]]):
-    """Augmented scenes, each new, and labels + BASE x region; keys as `ovseg.data.loading` wants them."""
+    """Scenes and their labels + BASE x region, by keys as `ovseg.data.loading` wants them; no key shows another's."""
 
-    def __init__(self, scenes: int, transform: SegmentationTransform, seed: int) -> None:
-        self.scenes, self.transform, self.seed = scenes, transform, seed
+    def __init__(self, scenes: int, seed: int) -> None:
+        self.scenes, self.seed = scenes, seed
 
     def __len__(self) -> int:
         return self.scenes
@@ -32,31 +32,24 @@ class _LabelledScenes(Dataset[tuple[Tensor, Tensor]]):
         target = torch.zeros(scene.image.shape[:2], dtype=torch.int64)
         for number, region in enumerate(scene.regions):
             target[torch.from_numpy(region.mask)] = int(TRAINING_LABELS[region.noun]) + BASE * number
-        with seeded(self.seed, key):
-            return self.transform(Image.fromarray(scene.image), target)
+        return to_tensor(Image.fromarray(scene.image)), target
 
 
 class ToyScenesDataModule(ResumableDataModule):
     """Scenes of any nouns with the training classes of the toy world, each thing and each stuff a mask of its own.
 
-    The class areas of `ovseg.data.COCOStuffDataModule` would join unseen nouns, which share a catch-all label.
+    The class areas of `ovseg.data.COCOStuffDataModule` would join unseen nouns, which share a catch-all label. Since no
+    scene comes twice, none is changed at random.
 
     Args:
-        scenes: scenes an epoch; no scene comes twice.
+        scenes: scenes an epoch.
     """
 
-    def __init__(
-        self,
-        scenes: int = 8000,
-        transform: SegmentationTransform = SegmentationTransform(128, (112, 128, 144, 160), 160),  # noqa: B008 (frozen)
-        batch_size: int = 16,
-        num_workers: int = 1,
-        seed: int = 0,
-    ) -> None:
+    def __init__(self, scenes: int = 8000, batch_size: int = 16, num_workers: int = 1, seed: int = 0) -> None:
         super().__init__()
         self.vocabulary = read_vocabulary("toy_train")
         self.batch_size, self.num_workers, self.seed = batch_size, num_workers, seed
-        self.dataset = _LabelledScenes(scenes, transform, seed)
+        self.dataset = _LabelledScenes(scenes, seed)
 
     def train_dataloader(self) -> ResumableLoader:
         return self.resumable(train_loader(self.dataset, self.batch_size, self.seed, self.num_workers, _collate))
