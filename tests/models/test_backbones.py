@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 from pathlib import Path
 from typing import Any
@@ -86,17 +87,21 @@ def test_maskformer_s_swin_takes_a_classifier_s_weights(tmp_path: Path, indices:
 
 
 @torch.no_grad()
+@pytest.mark.parametrize("branch", ["attention", "mlp"])
 @pytest.mark.parametrize("network", ["mask2former", "maskformer"])
-def test_stochastic_depth_drops_attention_and_mlp(network: str) -> None:
-    """As Swin's authors have it; Hugging Face's drops attention alone."""
+def test_stochastic_depth_drops_attention_and_mlp_of_whole_images(network: str, branch: str) -> None:
+    """As Swin's authors have it, each branch once; Hugging Face's drops attention alone."""
     torch.manual_seed(0)
-    swin = tiny.SWIN | {"drop_path_rate": 1 - 1e-6}
-    encoder = encoder_of(tiny.mask2former(swin) if network == "mask2former" else maskformer(swin))
-    layers = (encoder.swin if network == "mask2former" else encoder.model).encoder.layers
-    first, last = layers[0].blocks[0], layers[-1].blocks[0]
-    for block, dropped in ((first, False), (last, True)):
-        tokens = torch.randn(3, 16, block.layernorm_before.normalized_shape[0])
-        for parameter in block.parameters():
-            parameter.normal_()
-        assert not torch.equal(block.eval()(tokens, (4, 4))[0], tokens)
-        assert torch.equal(block.train()(tokens, (4, 4))[0], tokens) is dropped
+    swin = tiny.SWIN | {"drop_path_rate": 0.5}
+    encoder = copy.deepcopy(encoder_of(tiny.mask2former(swin) if network == "mask2former" else maskformer(swin)))
+    block = (encoder.swin if network == "mask2former" else encoder.model).encoder.layers[-1].blocks[0]
+    silent = ("attention.",) if branch == "mlp" else ("mlp.", "intermediate.", "output.")
+    for name, parameter in block.named_parameters():
+        parameter.zero_() if name.startswith(silent) else parameter.normal_()
+    tokens = torch.randn(64, 64, block.layernorm_before.normalized_shape[0])  # (B, 8 x 8, C): several windows
+    added, kept = block.eval()(tokens, (8, 8))[0] - tokens, block.train()(tokens, (8, 8))[0] - tokens
+    dropped = (kept == 0).flatten(1).all(dim=1)
+    assert 16 < dropped.sum() < 48
+    torch.testing.assert_close(kept[~dropped], 2 * added[~dropped], rtol=1e-4, atol=1e-4)
+    encoder.eval()
+    assert torch.equal(block(tokens, (8, 8))[0] - tokens, added)

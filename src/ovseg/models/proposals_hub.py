@@ -6,11 +6,12 @@ import copy
 import logging
 import pickle
 import re
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from transformers import (
     Mask2FormerConfig,
     Mask2FormerForUniversalSegmentation,
@@ -176,8 +177,14 @@ def prepare_swin(swin: Any) -> None:
     swin.layernorm.requires_grad_(False)  # no output passes it, and DDP waits for every gradient
     for block in (block for stage in swin.encoder.layers for block in stage.blocks):
         # stochastic depth of the MLP, beside that of attention, which is all that HF has
-        last = block.output if hasattr(block, "output") else block
-        last.dropout = nn.Sequential(last.dropout, block.drop_path)
+        mlp = block.output if hasattr(block, "output") else block.mlp
+        mlp.register_forward_hook(partial(_drop_path, block.drop_path))
+
+
+def _drop_path(drop: nn.Module, mlp: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
+    """A hook, so that no weight changes its name, and no lambda, so that a network can be copied."""
+    dropped: Tensor = drop(output)
+    return dropped
 
 
 def _first_of(problems: dict[str, list[str]]) -> str:
