@@ -101,6 +101,16 @@ def test_mask_loss_equals_hf_s_own() -> None:
         torch.testing.assert_close(ours[part], sum(value for name, value in theirs.items() if name.startswith(part)))
 
 
+@pytest.mark.parametrize("seed", range(20))  # in half precision, two of these match other queries
+def test_half_precision_around_it_changes_nothing(seed: int) -> None:
+    losses = []
+    for enabled in (False, True):
+        torch.manual_seed(0)
+        with torch.autocast("cpu", torch.bfloat16, enabled=enabled):
+            losses.append(MaskClassificationLoss(CLASSES, WEIGHTS)(layers(seed), labels()))
+    assert losses[0] == losses[1]
+
+
 def test_perfect_masks_cost_nothing() -> None:
     """Also where the labels are smaller than the padded input that the mask logits cover."""
     target = labels()[:, :48, :40]

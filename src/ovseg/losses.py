@@ -106,11 +106,12 @@ class MaskClassificationLoss(nn.Module):
     def of_masks(self, layers: list[Proposals], masks: list[Tensor], classes: list[Tensor]) -> dict[str, Tensor]:
         """The same from masks, (M, h, w) float an image at the size of the padded input, and their classes, (M,)."""
         parts = dict.fromkeys(self.weights, layers[-1].mask_logits.new_zeros((), dtype=torch.float32))
-        for layer in layers:
-            # float: HF's matcher and point sampling do not work in bfloat16 on a CPU
-            losses = self.criterion(layer.mask_logits.float(), _classes(layer).float(), masks, classes)
-            for name, value in losses.items():
-                parts[name] = parts[name] + self.weights[name] * value
+        # half precision is too coarse for the costs of matching, and HF's point sampling knows none on a CPU
+        with torch.autocast(layers[-1].mask_logits.device.type, enabled=False):
+            for layer in layers:
+                losses = self.criterion(layer.mask_logits.float(), _classes(layer).float(), masks, classes)
+                for name, value in losses.items():
+                    parts[name] = parts[name] + self.weights[name] * value
         return {"loss": torch.stack(list(parts.values())).sum(), **parts}
 
 
