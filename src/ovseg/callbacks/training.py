@@ -9,16 +9,28 @@ import lightning as L
 import numpy as np
 import torch
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint
+from lightning.pytorch.strategies import DDPStrategy
 
 
 class LastCheckpoint(ModelCheckpoint):
     """Keeps `last.ckpt` of a run: after each validation or epoch, when it is stopped, and at its end.
 
     One file, replaced in place: a run that was stopped goes on with `--ckpt_path runs/…/last.ckpt`.
+
+    Where one of several processes fails, `Trainer.save_checkpoint` would wait in it for the others, which wait for it,
+    and the error would not be seen: the first process then saves without waiting.
     """
 
     def __init__(self, folder: str | Path) -> None:
         super().__init__(folder, "last", save_on_exception=True, enable_version_counter=False)
+
+    def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
+        if trainer.world_size == 1:
+            super().on_exception(trainer, pl_module, exception)
+        elif isinstance(trainer.strategy, DDPStrategy) and trainer.is_global_zero and trainer.global_step:
+            # private of Lightning 2.x; there is no other way to a whole checkpoint without a barrier
+            checkpoint = trainer._checkpoint_connector.dump_checkpoint()
+            trainer.strategy.save_checkpoint(checkpoint, Path(str(self.dirpath)) / "last.ckpt")
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         # the steps after the last validation would be lost otherwise
