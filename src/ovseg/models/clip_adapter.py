@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -39,8 +40,8 @@ class CLIPAdapter(nn.Module):
     Args:
         model: name of an open_clip model, `hf-hub:` name, a folder with `open_clip_config.json`, a `.ckpt` of adapter
             training, or `toy`. All but the first bring their weights.
-        pretrained: an open_clip tag or a weights file for a named model; weights are random without. Files of OpenAI
-            and OVSeg need a `-quickgelu` model; OpenAI's own `.pt` are read as they are.
+        pretrained: an open_clip tag or a weights file for a named model; weights are random without, and `trained` is
+            false. Files of OpenAI and OVSeg need a `-quickgelu` model; OpenAI's own `.pt` are read as they are.
         prompt_depth: layers with mask prompts; by default as many as `model` brings. To a `model` without prompts it
             adds new ones, drawn from N(0, 0.02²) as a start for training.
         shared_prompt: one new prompt for all positions instead of one each.
@@ -66,9 +67,13 @@ class CLIPAdapter(nn.Module):
             if pretrained and (folder or model.startswith("hf-hub:")):
                 raise InputError(f"{model} brings its own weights; leave `pretrained` out, it is for open_clip's names")
             with hub_or_cache(hub_name(name, pretrained)):
-                self.clip = create_clip(name, pretrained)
+                self.clip, self.trained = create_clip(name, pretrained)
                 self.config, self.merges = read_config(folder, name, self.clip)
                 self.tokenizer = create_tokenizer(folder, name, self.config)
+            if folder is None and not self.trained:
+                logging.getLogger(__name__).warning(
+                    "CLIP %s starts from random weights: no `pretrained` is given", model
+                )
             prompts = read_state(folder / PROMPT) if folder and (folder / PROMPT).is_file() else {}
         prompts = prompts or ({} if checkpoint is None else _prompts_in(checkpoint))
         depth, positions, _ = prompts["mask_embedding"].shape if prompts else (0, 0, 0)
@@ -79,6 +84,7 @@ class CLIPAdapter(nn.Module):
             check_and_load(self.visual.prompt, prompts, model)
         if checkpoint is not None:
             load_weights(self, checkpoint, "clip.")
+            self.trained = True
         if prompt_depth is not None and prompt_depth < 0:
             raise InputError(f"prompt_depth is {prompt_depth}; give a number of layers, or leave it out")
         if prompt_depth and not depth:

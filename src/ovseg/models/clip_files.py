@@ -69,8 +69,8 @@ def hub_name(name: str, pretrained: str | None) -> str:
     return pretrained or text.get("hf_model_name") or text.get("hf_tokenizer_name") or "."
 
 
-def create_clip(name: str, pretrained: str | None) -> nn.Module:
-    """A model by open_clip's name, with the weights of a tag, a file, its folder or its hub.
+def create_clip(name: str, pretrained: str | None) -> tuple[nn.Module, bool]:
+    """A model by open_clip's name, and whether it has the weights of a tag, a file, its folder or its hub.
 
     Args:
         name: also `hf-hub:…` and `local-dir:…`; weights of a folder that has none are random.
@@ -80,7 +80,7 @@ def create_clip(name: str, pretrained: str | None) -> nn.Module:
     """
     tag = open_clip.get_pretrained_cfg(name, pretrained) if pretrained else {}
     try:
-        with quiet("open_clip"):  # it warns of random weights even where none were asked for
+        with quiet("open_clip"):  # it warns of random weights before we load ours
             clip: nn.Module = open_clip.create_model(
                 name,
                 load_weights=False,
@@ -99,7 +99,7 @@ def create_clip(name: str, pretrained: str | None) -> nn.Module:
         ) from error
     if file is not None:
         _load(clip, file)
-    return clip
+    return clip, file is not None
 
 
 def _weights_file(name: str, pretrained: str | None, tag: dict[str, Any]) -> Path | None:

@@ -54,6 +54,7 @@ def official_parts(path: str | Path, untold: Untold = UNTOLD) -> OfficialParts:
     own = {key: value for key, value in proposer.state_dict().items() if OURS_ALONE.search(key)}
     check_and_load(proposer, {**own, **under(official.state, "proposer.")}, path)
     check_and_load(clip, under(official.state, "clip."), path)
+    clip.trained = True
     return OfficialParts(
         proposer, clip, settings, sum(each.numel() for each in official.state.values()), official.unused
     )
