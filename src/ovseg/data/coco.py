@@ -11,7 +11,7 @@ from torch.utils.data import DataLoader, Dataset
 from ovseg.data.base import eval_loader
 from ovseg.data.images import EvalImages
 from ovseg.data.labels import LabelFiles, coding_of
-from ovseg.data.loading import ResumableDataModule, ResumableLoader, seeded, train_loader
+from ovseg.data.loading import ResumableDataModule, ResumableLoader, run_seed, seeded, train_loader
 from ovseg.data.partners import by_stem
 from ovseg.data.transforms import SegmentationTransform
 from ovseg.data.vocabulary import read_vocabulary
@@ -35,6 +35,7 @@ class COCOStuffDataModule(ResumableDataModule):
         root: the folder `coco`.
         vocabulary: see `ovseg.data.vocabulary.read_vocabulary`.
         batch_size: images per process and step.
+        seed: of order and augmentation; that of the run where not given.
         val_split: folder of the validation images, or how many of the training images, the last by name, to hold back.
         val_short_side: validation images are resized to this short side and at most four times this long side.
     """
@@ -46,7 +47,7 @@ class COCOStuffDataModule(ResumableDataModule):
         transform: SegmentationTransform = SegmentationTransform(),  # noqa: B008 (frozen)
         batch_size: int = 16,
         num_workers: int = 4,
-        seed: int = 0,
+        seed: int | None = None,
         val_split: int | str = "val2017",
         val_short_side: int = 640,
     ) -> None:
@@ -56,7 +57,12 @@ class COCOStuffDataModule(ResumableDataModule):
             raise InputError(
                 f"{vocabulary} has {len(self.vocabulary)} classes; proposals train on {IGNORE_INDEX} at most"
             )
-        self.transform, self.batch_size, self.num_workers, self.seed = transform, batch_size, num_workers, seed
+        self.transform, self.batch_size, self.num_workers, self.seed = (
+            transform,
+            batch_size,
+            num_workers,
+            run_seed(seed),
+        )
         self.val_split, self.val_short_side = val_split, val_short_side
 
     def prepare_data(self) -> None:

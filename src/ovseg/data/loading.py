@@ -12,6 +12,7 @@ run was interrupted. Plain indices (Lightning's `overfit_batches`) are keys of e
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, TypeVar
@@ -103,6 +104,11 @@ class ResumableDataModule(LightningDataModule):
 
     def load_state_dict(self, state: dict[str, tuple[int, int] | None]) -> None:
         self._place = state["place"]
+
+
+def run_seed(seed: int | None) -> int:
+    """The seed given, or that of the run (`--seed_everything`), by which Lightning's own samplers go, too; else 0."""
+    return int(os.environ.get("PL_GLOBAL_SEED", 0)) if seed is None else seed
 
 
 def train_loader(
