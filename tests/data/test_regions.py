@@ -115,6 +115,13 @@ def test_order_and_augmentation_follow_seed_and_epoch(folder: Path) -> None:
     assert not any(map(same, first[:2], first[2:]))
 
 
+def test_without_a_seed_of_its_own_it_has_that_of_the_run(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PL_GLOBAL_SEED", "7")
+    of_run, own, other = (list(prepared(folder, seed=seed).train_dataloader()) for seed in (None, 7, 0))
+    assert all(map(same, of_run, own))
+    assert not any(map(same, of_run, other))
+
+
 def test_the_same_pair_looks_different_in_another_epoch(folder: Path) -> None:
     dataset = prepared(folder).dataset
     assert torch.equal(dataset[3].region, dataset[3].region)

@@ -23,7 +23,7 @@ class Batches(L.LightningDataModule):
     def __init__(self, batches: Sequence[Any], vocabulary: Vocabulary | None = None) -> None:
         super().__init__()
         self.batches, self.vocabulary = batches, vocabulary
-        self.dataset = SimpleNamespace(resize=None)
+        self.dataset = SimpleNamespace(resize=None, size=None)
 
     def _loader(self) -> DataLoader[Any]:
         return DataLoader(self.batches, batch_size=None, collate_fn=_as_it_is)  # type: ignore[arg-type]

@@ -14,7 +14,7 @@ from torchvision.transforms.v2 import RandomResizedCrop
 from torchvision.transforms.v2.functional import resized_crop
 
 from ovseg import rle
-from ovseg.data.loading import ResumableDataModule, ResumableLoader, seeded, train_loader
+from ovseg.data.loading import ResumableDataModule, ResumableLoader, run_seed, seeded, train_loader
 from ovseg.data.pairs import Pairs, read_pairs
 from ovseg.data.pairs.released import mask_by_colour
 from ovseg.images import read_image, to_tensor
@@ -40,12 +40,12 @@ class RegionTextDataModule(ResumableDataModule):
     Args:
         pairs: the store that `ovseg mine` wrote, or the table of the published pairs (`coco_proposal_1cap.csv`).
         images: the folder its file names are relative to.
-        size: side of the regions in pixels: CLIP's resolution.
+        size: side of the regions in pixels; the resolution of the CLIP that is adapted where not given.
         batch_size: pairs a batch and process.
         min_similarity: leave out pairs less similar.
         max_per_noun: of each noun use only so many pairs, the most similar.
         num_workers: processes that read images; what they read does not depend on their number.
-        seed: of order and augmentation.
+        seed: of order and augmentation; that of the run where not given.
 
     Raises:
         InputError: a number is below 1.
@@ -55,19 +55,19 @@ class RegionTextDataModule(ResumableDataModule):
         self,
         pairs: Path,
         images: Path,
-        size: int = 224,
+        size: int | None = None,
         batch_size: int = 32,
         min_similarity: float | None = None,
         max_per_noun: int | None = None,
         num_workers: int = 0,
-        seed: int = 0,
+        seed: int | None = None,
     ) -> None:
         super().__init__()
         for name, value in {"size": size, "batch_size": batch_size, "max_per_noun": max_per_noun}.items():
             if value is not None and value < 1:
                 raise InputError(f"data.{name} is {value}; give at least 1")
         self.pairs, self.images, self.size = Path(pairs), Path(images), size
-        self.batch_size, self.num_workers, self.seed = batch_size, num_workers, seed
+        self.batch_size, self.num_workers, self.seed = batch_size, num_workers, run_seed(seed)
         self.min_similarity, self.max_per_noun = min_similarity, max_per_noun
 
     def prepare_data(self) -> None:
@@ -99,17 +99,22 @@ class RegionTextDataModule(ResumableDataModule):
 class RegionTexts(Dataset[RegionText]):
     """The pairs of a store as samples, by the keys of `ovseg.data.loading`.
 
+    Args:
+        size: side of the regions in pixels; a task may fill in its CLIP's before the first is read.
+
     Raises:
         InputError: an image cannot be read, or changed its size since it was mined.
     """
 
-    def __init__(self, pairs: Pairs, images: Path, size: int, seed: int) -> None:
+    def __init__(self, pairs: Pairs, images: Path, size: int | None, seed: int) -> None:
         self.pairs, self.images, self.size, self.seed = pairs, images, size, seed
 
     def __len__(self) -> int:
         return len(self.pairs)
 
     def __getitem__(self, key: int) -> RegionText:
+        if self.size is None:
+            raise InputError("regions have no size yet; give `size` the resolution of your CLIP, for example 224")
         pair = self.pairs[key % len(self)]
         crop, mask = self._of_image(pair) if pair.counts else self._of_crop(pair)
         with seeded(self.seed, key):
