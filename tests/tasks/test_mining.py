@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import open_clip
 import pytest
@@ -104,6 +105,23 @@ def test_each_noun_takes_the_best_proposal(tmp_path: Path) -> None:
     check(pairs, cosines, masks)
     best = [scores[index][int(row.argmax())] for index, rows in enumerate(cosines) for row in rows]
     assert [pair.proposal_score for pair in pairs] == pytest.approx(best, abs=1e-4)
+
+
+def test_masks_of_photographs_are_computed_a_few_at_a_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tiny.segmenter(tmp_path / "clip").proposer.save_pretrained(tmp_path / "proposer")
+    task, data = MiningTask(tiny.clip(tmp_path / "plain"), str(tmp_path / "proposer")), batch(masks=False)
+    at_once, sizes = mine(task, data), []
+    interpolate = F.interpolate
+
+    def observed(values: torch.Tensor, size: Any = None, **options: Any) -> torch.Tensor:
+        if size in data.sizes:
+            sizes.append(values.shape[1])
+        return interpolate(values, size, **options)
+
+    monkeypatch.setattr("ovseg.tasks.mining.F.interpolate", observed)
+    monkeypatch.setattr("ovseg.tasks.mining.BAND_VALUES", 2 * max(h * w for h, w in data.sizes))
+    assert mine(task, data) == at_once
+    assert 2 in sizes and max(sizes) < 6
 
 
 def test_objectness_weighs_the_score_of_a_proposal(tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from ovseg import rle
 from ovseg.checkpoint import Architecture
 from ovseg.models import CLIPAdapter, MaskProposer, TextClassifier
-from ovseg.ops import crop_regions, mask_probabilities, masks_to_boxes
+from ovseg.ops import BAND_VALUES, crop_regions, mask_probabilities, masks_to_boxes
 from ovseg.structures import CaptionBatch, InputError, RegionTextPair
 from ovseg.tasks.pair_filters import PairFilters
 
@@ -112,10 +112,8 @@ class MiningTask(L.LightningModule):
         found = []
         for index, (image, size) in enumerate(zip(batch.images, batch.sizes, strict=True)):
             probs = mask_probabilities(answer.mask_logits[index].float(), (image.shape[1], image.shape[2]))
-            probs = F.interpolate(probs[None], size, mode="bilinear", align_corners=False)[0]
-            masks = probs > self.mask_threshold
-            # how sure the network is of the pixels that it takes
-            scores = (probs * masks).sum(dim=(1, 2)) / masks.sum(dim=(1, 2)).clamp(min=1)
+            parts = [_full_size(few, size, self.mask_threshold) for few in torch.split(probs, _at_once(size))]
+            masks, scores = (torch.cat(part) for part in zip(*parts, strict=True))
             found.append((masks, scores if answer.objectness is None else scores * answer.objectness[index]))
         return found
 
@@ -125,7 +123,8 @@ class MiningTask(L.LightningModule):
         size = (image.shape[1], image.shape[2])
         resized = masks.new_zeros((0, *size))
         if len(indices):
-            resized = F.interpolate(masks[None, indices].float(), size, mode="nearest")[0] > 0
+            parts = torch.split(indices, _at_once((masks.shape[1], masks.shape[2])))
+            resized = torch.cat([F.interpolate(masks[None, few].float(), size, mode="nearest")[0] > 0 for few in parts])
         crops, crop_masks, valid = crop_regions(image, resized, self.clip.image_size)
         indices = indices[valid]
         return Regions(masks[indices], scores[indices], indices, crops[valid], crop_masks[valid])
@@ -137,6 +136,18 @@ class MiningTask(L.LightningModule):
         parts = [slice(start, start + self.clip_batch) for start in range(0, len(crops), self.clip_batch)]
         features = [self.clip.encode_regions(crops[part], masks[part]) for part in parts]
         return torch.cat(features) if features else crops.new_zeros((0, self.clip.dim))
+
+
+def _at_once(size: tuple[int, int]) -> int:
+    """How many masks of an image's own size (H, W) are floats at once, so that photographs do not fill the memory."""
+    return max(BAND_VALUES // (size[0] * size[1]), 1)
+
+
+def _full_size(probs: Tensor, size: tuple[int, int], threshold: float) -> tuple[Tensor, Tensor]:
+    """Masks (Q, H, W) bool of probabilities (Q, h, w), and how sure the network is of the pixels it takes, (Q,)."""
+    probs = F.interpolate(probs[None], size, mode="bilinear", align_corners=False)[0]
+    masks = probs > threshold
+    return masks, (probs * masks).sum(dim=(1, 2)) / masks.sum(dim=(1, 2)).clamp(min=1)
 
 
 def _cosines(texts: Tensor, regions: Tensor) -> Tensor:
