@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Any
 
 import lightning as L
-import torch.nn.functional as F
 from torch import Tensor
 from torch.optim import AdamW
 
@@ -83,8 +82,7 @@ class ProposalTask(L.LightningModule):
             scores = proposal_scores(answer.class_logits[index].float())
             size = (labels.shape[0], labels.shape[1])
             self.miou.update(semantic_labels(scores, probs, size), labels)
-            masks = F.interpolate(probs[None], size, mode="bilinear", align_corners=False)[0] > 0.5
-            self.recall.update(masks, labels)
+            self.recall.update(probs > 0.5, labels)
         self.log("val/mean_best_iou", self.recall, prog_bar=True, batch_size=len(batch.images))
 
     def on_validation_epoch_end(self) -> None:
