@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import re
 import shlex
-import sys
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
@@ -14,7 +13,8 @@ from typing import Any
 import jsonargparse
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer
-from lightning.pytorch.callbacks import Callback, LearningRateMonitor, ModelCheckpoint
+from lightning.pytorch.accelerators import MPSAccelerator
+from lightning.pytorch.callbacks import Callback, LearningRateMonitor
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 
@@ -23,13 +23,19 @@ from ovseg.checkpoint import read_state
 from ovseg.structures import InputError
 from ovseg.trainer import OVSegTrainer
 
+RESULTS = {"test": "report.json", "sweep": "sweep.csv"}  # what another run of the verb would write over
 WRITING_VERBS = ("mine", "segment", "sweep")
 SEGMENT_DEFAULTS = ["--model", "ovseg.tasks.SegmentationTask", "--data", "ovseg.data.ImagesDataModule"]
+SEGMENT_DEFAULTS += ["--trainer.devices", "1"]  # every process would load the networks, be it for one photo
 SEGMENT_SHORTHANDS = {"--model": "--model.segmenter", "--images": "--data.images", "--vocabulary": "--data.vocabulary"}
 
 
 class SaveVerbConfig(SaveConfigCallback):
-    """Keeps the configuration of a run as `<verb>.yaml` in its folder, so that `test` leaves `fit.yaml` alone."""
+    """Keeps command and configuration of a run as `<verb>.yaml` in its folder; `test` leaves `fit.yaml` as it is."""
+
+    def __init__(self, parser: LightningArgumentParser, config: Any, config_filename: str, command: str) -> None:
+        super().__init__(parser, config, config_filename, save_to_log_dir=False)
+        self.command = command
 
     def save_config(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         folder = Path(trainer.default_root_dir)
@@ -39,6 +45,7 @@ class SaveVerbConfig(SaveConfigCallback):
         if "ckpt_path" in config:
             config["ckpt_path"] = None  # the file says what the run is, not where it was taken up
         self.parser.save(config, path, skip_unset=False, overwrite=True, multifile=False)
+        path.write_text(f"# {self.command}\n{path.read_text(encoding='utf-8')}", encoding="utf-8")
 
 
 class StrictArgumentParser(LightningArgumentParser):
@@ -66,7 +73,7 @@ class OVSegCLI(LightningCLI):
         Raises:
             jsonargparse.ArgumentError, InputError: before any work, for words and files that cannot be used.
         """
-        verb = words[0]
+        verb, command = words[0], " ".join(shlex.join(["ovseg", *words]).split())
         jsonargparse.set_parsing_settings(omegaconf_absolute_to_relative_paths=True)
         jsonargparse.set_parsing_settings(docstring_parse_attribute_docstrings=False)
         warnings.filterwarnings("ignore", message="LightningCLI's args parameter")  # words may differ from sys.argv
@@ -80,7 +87,7 @@ class OVSegCLI(LightningCLI):
                 model_class=LightningModule,
                 subclass_mode_model=True,
                 save_config_callback=SaveVerbConfig,
-                save_config_kwargs={"config_filename": f"{verb}.yaml", "save_to_log_dir": False},
+                save_config_kwargs={"config_filename": f"{verb}.yaml", "command": command},
                 trainer_class=OVSegTrainer,
                 seed_everything_default=0,
                 parser_class=StrictArgumentParser,
@@ -103,9 +110,9 @@ class OVSegCLI(LightningCLI):
 
     def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
         super().parse_arguments(parser, args)
-        self.command = shlex.join(["ovseg", *map(str, args or sys.argv[1:])])
+        self.command = self.save_config_kwargs["command"]
         verb = self.config["subcommand"]
-        _check_run(verb, self.config[verb])
+        _check_run(verb, self.config[verb], self.command)
         if self.config[verb].get("weights_only", True) is None:  # Lightning would execute what a checkpoint brings
             self.config[verb]["weights_only"] = True
 
@@ -121,8 +128,10 @@ class OVSegCLI(LightningCLI):
             )
         given = config["callbacks"] or []
         callbacks = config["callbacks"] = [given] if isinstance(given, Callback) else list(given)
+        if config["accelerator"] == "auto" and MPSAccelerator.is_available():
+            config["accelerator"] = "cpu"  # Apple's GPUs have no double precision, in which boxes and metrics are exact
         if self.subcommand == "fit":
-            if not any(isinstance(callback, ModelCheckpoint) for callback in callbacks):
+            if config["enable_checkpointing"] is not False:  # beside checkpoints that the user asks for
                 callbacks.append(LastCheckpoint(folder))
             callbacks.append(StepSeed())
             if config["logger"]:
@@ -144,7 +153,7 @@ def _segment_words(words: list[str]) -> list[str]:
     return [verb, *([] if {"--config", "-c"} & set(rest) else SEGMENT_DEFAULTS), *rest]
 
 
-def _check_run(verb: str, config: Mapping[str, Any]) -> None:
+def _check_run(verb: str, config: Mapping[str, Any], command: str) -> None:
     """Refuse a run without data, from a checkpoint that is not there, or over what an earlier run left."""
     if not config.get("data"):
         raise InputError(
@@ -163,6 +172,14 @@ def _check_run(verb: str, config: Mapping[str, Any]) -> None:
                 f"{folder} holds a run already (last.ckpt); add --ckpt_path {folder}/last.ckpt to go on, "
                 "or choose another --trainer.default_root_dir"
             )
+    elif verb in RESULTS:
+        folder = _run_folder(verb, config)
+        if (folder / RESULTS[verb]).is_file() and (folder / f"{verb}.yaml").is_file():
+            with (folder / f"{verb}.yaml").open(encoding="utf-8") as file:
+                earlier = file.readline().removeprefix("# ").strip()
+            if earlier != command:
+                place = "--out" if verb == "sweep" else "--trainer.default_root_dir"
+                raise InputError(f"{folder} has what `{earlier}` found; choose another {place}, or delete that")
 
 
 def _run_folder(verb: str, config: Mapping[str, Any]) -> Path:

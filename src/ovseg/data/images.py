@@ -12,7 +12,7 @@ from torch.utils.data import DataLoader, Dataset
 from ovseg.data.base import eval_loader
 from ovseg.data.vocabulary import read_vocabulary
 from ovseg.images import IMAGE_SUFFIXES, read_image, resize_short_side, to_tensor
-from ovseg.structures import EvalBatch, InputError
+from ovseg.structures import EvalBatch, InputError, Vocabulary
 
 
 def find_images(paths: str | Path | Sequence[str | Path]) -> list[Path]:
@@ -84,7 +84,8 @@ class ImagesDataModule(LightningDataModule):
 
     Args:
         images: files and folders.
-        vocabulary: see `ovseg.data.vocabulary.read_vocabulary`.
+        vocabulary: see `ovseg.data.vocabulary.read_vocabulary`; every pixel gets one of the words, and beside a single
+            word there is `others`, as in the demo of the release.
         resize: short and long side in pixels; what the segmenter was made for where not given.
 
     Raises:
@@ -100,7 +101,7 @@ class ImagesDataModule(LightningDataModule):
         num_workers: int = 0,
     ) -> None:
         super().__init__()
-        self.vocabulary = read_vocabulary(vocabulary)
+        self.vocabulary = _with_others(read_vocabulary(vocabulary))
         paths = find_images(images)
         stems: dict[str, Path] = {}
         for path in paths:
@@ -112,3 +113,10 @@ class ImagesDataModule(LightningDataModule):
 
     def predict_dataloader(self) -> DataLoader[EvalBatch]:
         return eval_loader(self.dataset, self.num_workers, may_idle=True)
+
+
+def _with_others(vocabulary: Vocabulary) -> Vocabulary:
+    """A single word would be all of the picture."""
+    if len(vocabulary) > 1:
+        return vocabulary
+    return Vocabulary((*vocabulary.names, "others"), (*vocabulary.synonyms, ("others",)))
