@@ -27,7 +27,7 @@ from ovseg.models import OpenVocabSegmenter
 from ovseg.structures import RegionTextPair
 
 OUT = Path("runs/ablation")
-WORLD, WORLD_SEED, SCENES, VAL_SCENES = OUT / "world", 21, 900, 150
+WORLD, WORLD_SEED, SCENES, VAL_SCENES = OUT / "world", 31, 900, 150
 STEPS, FINE_TUNING_LR = 80, 1e-3
 LEFT_OUT = 0.2  # share of mined pairs, the least similar
 SEEDS = (0, 1, 2)

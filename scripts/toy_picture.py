@@ -20,7 +20,7 @@ from ovseg.data.toy import make_scene
 from ovseg.images import to_tensor
 from ovseg.models import OpenVocabSegmenter
 
-SEED, SCENES = 21, 4
+SEED, SCENES = 31, 4
 TITLES = ("image", "proposals", "plain CLIP", "adapted CLIP", "truth")
 
 
