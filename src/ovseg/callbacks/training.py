@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 from typing import Any
 
@@ -17,20 +18,32 @@ class LastCheckpoint(ModelCheckpoint):
 
     One file, replaced in place: a run that was stopped goes on with `--ckpt_path runs/…/last.ckpt`.
 
-    Where one of several processes fails, `Trainer.save_checkpoint` would wait in it for the others, which wait for it,
-    and the error would not be seen: the first process then saves without waiting.
+    `Trainer.save_checkpoint` ends in a barrier. Where one of several processes fails, it would wait there for the
+    others, which wait for it elsewhere, and its error would not be seen: the first process then saves without one.
     """
+
+    _begun = False  # before, what a run goes on from is not all there, and must not be saved
 
     def __init__(self, folder: str | Path) -> None:
         super().__init__(folder, "last", save_on_exception=True, enable_version_counter=False)
 
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        super().on_train_start(trainer, pl_module)
+        self._begun = True
+
     def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
+        if not self._begun or not self._should_save_on_exception(trainer):
+            return
         if trainer.world_size == 1:
             super().on_exception(trainer, pl_module, exception)
-        elif isinstance(trainer.strategy, DDPStrategy) and trainer.is_global_zero and trainer.global_step:
-            # private of Lightning 2.x; there is no other way to a whole checkpoint without a barrier
+        elif trainer.is_global_zero and type(trainer.strategy) is DDPStrategy:  # others have a part in each process
+            last = Path(str(self.dirpath), "last.ckpt")
+            # like the check above private of Lightning 2.x, which has no other way to a checkpoint without a barrier
             checkpoint = trainer._checkpoint_connector.dump_checkpoint()
-            trainer.strategy.save_checkpoint(checkpoint, Path(str(self.dirpath)) / "last.ckpt")
+            trainer.strategy.save_checkpoint(checkpoint, last.with_suffix(".part"))
+            last.with_suffix(".part").replace(last)
+        elif isinstance(exception, KeyboardInterrupt):
+            time.sleep(60)  # the first process ends the others when it has saved; it is killed when one of them ends
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         # the steps after the last validation would be lost otherwise
