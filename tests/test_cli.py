@@ -217,8 +217,9 @@ def test_apple_s_gpus_are_used_only_where_asked_for(
 
 
 def test_a_single_word_is_not_all_of_the_picture(segmenter: Path, photo: Path) -> None:
-    place = ("--out", photo.parent / "out", "--trainer.enable_progress_bar", "false")
-    ovseg("segment", "--model", segmenter, "--images", photo, "--vocabulary", "dog", *place)
+    place = ("--trainer.enable_progress_bar", "false", "--out")
+    ovseg("segment", "--model", segmenter, "--images", photo, "--vocabulary", "dog", *place, photo.parent / "out")
+    ovseg("segment", "--model", segmenter, "--images", photo, "--vocabulary", "Others", *place, photo.parent / "all")
     expected = OpenVocabSegmenter.from_pretrained(segmenter).segment(photo, ["dog", "others"])
     with Image.open(photo.parent / "out" / "photo_labels.png") as labels:
         assert np.array_equal(np.asarray(labels), expected.numpy())
@@ -249,10 +250,15 @@ def test_bundle_refuses_settings_that_mean_nothing(
     assert not out.exists()
 
 
-def test_bundle_refuses_a_clip_without_weights(tmp_path: Path, capsys: Capture) -> None:
-    tiny.clip_folder(tmp_path / "clip")
-    words = ("bundle", "--proposals", "toy", "--clip", tmp_path / "clip", "--out", tmp_path / "out")
-    assert f"{tmp_path / 'clip'} alone has random weights; add --pretrained" in refusal(capsys, *words)
+def test_bundle_refuses_a_clip_without_weights(
+    tmp_path: Path, capsys: Capture, caplog: pytest.LogCaptureFixture
+) -> None:
+    folder = tiny.clip_folder(tmp_path / "clip")
+    words = ("bundle", "--proposals", "toy", "--out", tmp_path / "out", "--clip")
+    sentence = "would have random weights; "
+    assert f"CLIP {folder} {sentence}its weights are not in that folder" in refusal(capsys, *words, folder)
+    assert f"CLIP ViT-S-32-alt {sentence}add --pretrained" in refusal(capsys, *words, "ViT-S-32-alt")
+    assert "CLIP ViT-S-32-alt starts from random weights" in caplog.text
     assert not (tmp_path / "out").exists()
 
 

@@ -32,10 +32,10 @@ def bundle(
     proposals: str,
     clip: str,
     out: Path,
-    pretrained: str | None = None,
     ensemble_weight: float = 0.7,
     mask_threshold: float = 0.5,
     short_side: int = 640,
+    pretrained: str | None = None,
 ) -> None:
     """Join trained proposals and an adapted CLIP into a segmenter.
 
@@ -43,16 +43,17 @@ def bundle(
         proposals: `.ckpt` of proposal training, or a folder or name that a proposer loads from.
         clip: `.ckpt` of adapter training, or a folder or name that a CLIP loads from.
         out: folder to write.
-        pretrained: weights of a `clip` that is a name of open_clip's, for example `openai`.
         ensemble_weight: exponent of CLIP in [0, 1].
         mask_threshold: probability above which a pixel belongs to a proposal's region.
         short_side: images are resized to it; their long side to four times this at most.
+        pretrained: weights of a `clip` that is a name of open_clip's, for example `openai`.
     """
     from ovseg.models import CLIPAdapter, MaskProposer, OpenVocabSegmenter
 
     proposer, adapter = MaskProposer(proposals), CLIPAdapter(clip, pretrained)
     if not adapter.trained:
-        raise InputError(f"{clip} alone has random weights; add --pretrained, for example openai, or a file of weights")
+        lack = "its weights are not in that folder" if Path(clip).is_dir() else "add --pretrained, for example openai"
+        raise InputError(f"CLIP {clip} would have random weights; {lack}")
     if proposer.text_dim not in (None, adapter.dim):
         raise InputError(
             f"{proposals} embeds into texts of width {proposer.text_dim}, {clip} has {adapter.dim}; "
