@@ -14,6 +14,8 @@ from ovseg.data.vocabulary import read_vocabulary
 from ovseg.images import IMAGE_SUFFIXES, read_image, resize_short_side, to_tensor
 from ovseg.structures import EvalBatch, InputError, Vocabulary
 
+OTHERS = "others"
+
 
 def find_images(paths: str | Path | Sequence[str | Path]) -> list[Path]:
     """The files named, and those with an image's suffix directly in the folders named, sorted within each.
@@ -117,6 +119,6 @@ class ImagesDataModule(LightningDataModule):
 
 def _with_others(vocabulary: Vocabulary) -> Vocabulary:
     """A single word would be all of the picture."""
-    if len(vocabulary) > 1:
+    if len(vocabulary) > 1 or vocabulary.names[0].casefold() == OTHERS:
         return vocabulary
-    return Vocabulary((*vocabulary.names, "others"), (*vocabulary.synonyms, ("others",)))
+    return Vocabulary((*vocabulary.names, OTHERS), (*vocabulary.synonyms, (OTHERS,)))
