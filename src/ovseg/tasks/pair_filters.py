@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass
 import torch
 from torch import Tensor
 
+from ovseg.ops import BAND_VALUES
 from ovseg.structures import InputError, RegionTextPair
 
 
@@ -44,7 +45,7 @@ class PairFilters:
         """
         keep = masks.flatten(1).any(dim=1)
         if self.min_area is not None:
-            keep &= masks.flatten(1).float().mean(dim=1) >= self.min_area
+            keep &= masks.flatten(1).sum(dim=1) / masks[0].numel() >= self.min_area
         kept = keep.nonzero()[:, 0]
         if self.max_overlap is None or not len(kept):
             return kept
@@ -63,8 +64,10 @@ class PairFilters:
 
 def mask_overlaps(masks: Tensor) -> Tensor:
     """(N, N) intersection over union of masks (N, H, W), none of them empty."""
-    flat = masks.flatten(1).float()
-    with torch.autocast(masks.device.type, enabled=False):  # counts of pixels need all digits
-        shared = flat @ flat.T
+    flat = masks.flatten(1)
+    shared = torch.zeros((len(flat), len(flat)), dtype=torch.float64, device=masks.device)
+    for pixels in torch.split(flat, max(BAND_VALUES // len(flat), 1), dim=1):  # photographs would fill the memory
+        with torch.autocast(masks.device.type, enabled=False):  # counts of pixels need all digits
+            shared += pixels.float() @ pixels.float().T
     areas = flat.sum(dim=1)
-    return shared / (areas[:, None] + areas - shared)
+    return (shared / (areas[:, None] + areas - shared)).float()
