@@ -313,8 +313,8 @@ def test_a_report_is_not_replaced_by_another_test_s(runs: Runs, capsys: pytest.C
     with pytest.raises(SystemExit):
         runs.test("report", "--model.ensemble_weight", 0.5)
     sentence = capsys.readouterr().err
-    assert f"{runs.root / 'report'} has what `ovseg test --config " in sentence
-    assert "choose another --trainer.default_root_dir, or delete that" in sentence
+    assert f"{runs.root / 'report' / 'report.json'} is of `ovseg test --config " in sentence
+    assert f"choose another --trainer.default_root_dir, or delete {runs.root / 'report'}" in sentence
     assert (runs.root / "report" / "report.json").read_text() == before
 
 

@@ -112,14 +112,16 @@ class OVSegCLI(LightningCLI):
         super().parse_arguments(parser, args)
         self.command = self.save_config_kwargs["command"]
         verb = self.config["subcommand"]
-        _check_run(verb, self.config[verb], self.command)
+        _check_run(verb, self.config[verb])
+        self.folder = _run_folder(verb, self.config[verb])
+        _check_results(verb, self.folder, self.command)
         if self.config[verb].get("weights_only", True) is None:  # Lightning would execute what a checkpoint brings
             self.config[verb]["weights_only"] = True
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """The Trainer of the config, with the run folder's loggers and checkpoint where the config names none."""
         config = self.config_init[self.subcommand]["trainer"]
-        folder = _run_folder(str(self.subcommand), self.config_init[self.subcommand])
+        folder = self.folder
         config["default_root_dir"] = str(folder)
         if config["logger"] is None:
             written = self.subcommand not in WRITING_VERBS
@@ -131,7 +133,8 @@ class OVSegCLI(LightningCLI):
         if config["accelerator"] == "auto" and MPSAccelerator.is_available():
             config["accelerator"] = "cpu"  # Apple's GPUs have no double precision, in which boxes and metrics are exact
         if self.subcommand == "fit":
-            if config["enable_checkpointing"] is not False:  # beside checkpoints that the user asks for
+            has_last = any(isinstance(callback, LastCheckpoint) for callback in callbacks)
+            if config["enable_checkpointing"] is not False and not has_last:  # beside others that the user asks for
                 callbacks.append(LastCheckpoint(folder))
             callbacks.append(StepSeed())
             if config["logger"]:
@@ -153,7 +156,7 @@ def _segment_words(words: list[str]) -> list[str]:
     return [verb, *([] if {"--config", "-c"} & set(rest) else SEGMENT_DEFAULTS), *rest]
 
 
-def _check_run(verb: str, config: Mapping[str, Any], command: str) -> None:
+def _check_run(verb: str, config: Mapping[str, Any]) -> None:
     """Refuse a run without data, from a checkpoint that is not there, or over what an earlier run left."""
     if not config.get("data"):
         raise InputError(
@@ -172,16 +175,27 @@ def _check_run(verb: str, config: Mapping[str, Any], command: str) -> None:
                 f"{folder} holds a run already (last.ckpt); add --ckpt_path {folder}/last.ckpt to go on, "
                 "or choose another --trainer.default_root_dir"
             )
-    elif verb in RESULTS:
-        folder = _run_folder(verb, config)
-        if (folder / RESULTS[verb]).is_file() and (folder / f"{verb}.yaml").is_file():
-            with (folder / f"{verb}.yaml").open(encoding="utf-8") as file:
-                earlier = file.readline().removeprefix("# ").strip()
-            if earlier != command:
-                place = "--out" if verb == "sweep" else "--trainer.default_root_dir"
-                raise InputError(f"{folder} has what `{earlier}` found; choose another {place}, or delete that")
+
+
+def _check_results(verb: str, folder: Path, command: str) -> None:
+    """Refuse to write over what another command found."""
+    results = folder / RESULTS.get(verb, "")
+    if verb not in RESULTS or not results.is_file():
+        return
+    config = folder / f"{verb}.yaml"
+    earlier = config.read_text(encoding="utf-8").splitlines()[0].removeprefix("# ") if config.is_file() else ""
+    if earlier != command:
+        whose = f"`{earlier}`" if earlier.startswith("ovseg ") else f"another {verb}"
+        place = "--out" if verb == "sweep" else "--trainer.default_root_dir"
+        raise InputError(f"{results} is of {whose}; choose another {place}, or delete {folder}")
 
 
 def _run_folder(verb: str, config: Mapping[str, Any]) -> Path:
-    """Where a run lives."""
-    return Path(config.get("out") or config["trainer"]["default_root_dir"] or f"runs/{verb}")
+    """Where a run lives; each benchmark has a folder of its own."""
+    if given := config.get("out") or config["trainer"]["default_root_dir"]:
+        return Path(given)
+    folder = Path("runs", verb)
+    if verb != "test":
+        return folder
+    data: str = config["data"]["class_path"]
+    return folder / data.rpartition(".")[2].removesuffix("DataModule")
