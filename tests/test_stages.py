@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import shutil
 import signal
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,6 +15,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.callbacks import Callback
 from PIL import Image
 from torch import Tensor
@@ -295,6 +297,16 @@ def test_a_finished_run_can_be_made_longer(runs: Runs) -> None:
     whole = torch.load(runs.root / "adapter" / "last.ckpt", weights_only=True)
     assert checkpoint["global_step"] == whole["global_step"]
     assert checkpoint["RegionTextDataModule"] == whole["RegionTextDataModule"]
+
+
+def test_a_resume_that_fails_leaves_the_checkpoint_as_it_was(runs: Runs) -> None:
+    last = runs.root / "adapter-copied" / "last.ckpt"
+    last.parent.mkdir()
+    shutil.copy(runs.root / "adapter" / "last.ckpt", last)
+    before = last.read_bytes()
+    with pytest.raises((SystemExit, MisconfigurationException)):
+        runs.fit_adapter("adapter-copied", *UNLOGGED, "--ckpt_path", last, "--trainer.max_epochs", 1)
+    assert last.read_bytes() == before
 
 
 def test_a_checkpoint_of_one_s_own_is_kept_beside_the_last(runs: Runs) -> None:
