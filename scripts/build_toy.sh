@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
-# Trains the networks of the toy world that ship with the package, from nothing, in about 110 minutes on 2 CPU cores: 47 for
-# CLIP (3,125 and 1,500 steps, 1.65 a second on idle cores), 57 for the proposals (on cores shared with other work), and
-# the drawing of windows and scenes. The parts were run one by one.
+# Trains the networks of the toy world that ship with the package, from nothing, in about 100 minutes on 2 CPU cores: 47 for
+# CLIP (3,125 and 1,500 steps, 1.65 a second on idle cores), 48 for the proposals (6,500 steps, beside lighter work), and
+# the drawing of windows. The parts were run one by one.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 . scripts/setup.sh
