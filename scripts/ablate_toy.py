@@ -1,4 +1,4 @@
-"""The paper's ablations on the toy world, by ovseg's own stages; run it by `./scripts/ablate_toy.sh` (`sweeps`).
+"""The paper's ablations on the toy world, by ovseg's own stages; run it by `./scripts/ablate_toy.sh`.
 
 Every adaptation starts from the shipped CLIP and takes the same number of steps, with three seeds; a cell is the mean
 of the three and their range. Nothing was chosen on the scenes of this world's seed. What is finished is not repeated.
@@ -10,6 +10,7 @@ import csv
 import json
 import multiprocessing
 import os
+import shutil
 import sys
 import threading
 from collections.abc import Callable, Iterable, Sequence
@@ -78,11 +79,17 @@ def make_pairs() -> None:
     run("toy", "--out", WORLD, "--scenes", SCENES, "--val_scenes", VAL_SCENES, "--seed", WORLD_SEED)
     stores = {"mined": CAPTIONS, "mined_true": (*CAPTIONS, *TRUE), "all_labels": ("--data.captions", "null", *TRUE)}
     in_parallel(mine, list(stores), list(stores.values()))
-    if not (OUT / "boxes").is_dir():
-        write_pairs(OUT / "boxes", map(unmasked, read_pairs(OUT / "mined")))
-    if not (OUT / "labels").is_dir():
-        seen = {noun.name for noun in NOUNS if noun.seen}
-        write_pairs(OUT / "labels", (pair for pair in read_pairs(OUT / "all_labels") if pair.noun in seen))
+    seen = {noun.name for noun in NOUNS if noun.seen}
+    derive("boxes", map(unmasked, read_pairs(OUT / "mined")))
+    derive("labels", (pair for pair in read_pairs(OUT / "all_labels") if pair.noun in seen))
+
+
+def derive(name: str, pairs: Iterable[RegionTextPair]) -> None:
+    """A store made of others; what a stopped run left of it is made anew."""
+    if not (done := OUT / f"{name}.done").is_file():
+        shutil.rmtree(OUT / name, ignore_errors=True)
+        write_pairs(OUT / name, pairs)
+        done.touch()
 
 
 def mine(name: str, flags: Flags) -> None:
@@ -226,21 +233,9 @@ def paper_rows() -> None:
     publish("pairs mined with true masks", "mined_true", dict(zip(true, found[len(ROWS) :], strict=True)))
 
 
-def sweeps() -> None:
-    """The tables of prompts, and grids of ensemble weight and mask threshold."""
-    rows: dict[str, Flags] = {f"depth {depth}": ("--model.clip.prompt_depth", depth) for depth in (1, 2, 4)}
-    rows = {"depth 3": (), **rows, "depth 3, shared": ("--model.clip.shared_prompt", "true")}
-    found = dict(zip(rows, scores((PROMPTS, flags) for flags in rows.values()), strict=True))
-    publish("mask prompts", "prompts", dict(sorted(found.items())))
-    best = adapt(ROWS["fine-tuned, then mask prompts"], (), SEEDS[0])
-    for name, segmenter in {"plain": "toy", "adapted": bundled(best, Path(best).parent.name)}.items():
-        folder = OUT / "sweep" / name
-        words = ["sweep", "--config", "conf/toy/sweep.yaml", "--model.segmenter", segmenter, "--out", folder]
-        words += ["--model.ensemble_weights", "[0.0, 0.2, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 1.0]"]
-        words += ["--data.images", WORLD / "val2017", "--data.labels", WORLD / "stuffthingmaps" / "val2017"]
-        run(*words, "--trainer.default_root_dir", folder)
-
-
 if __name__ == "__main__":
-    make_pairs()
-    (sweeps if sys.argv[1:] == ["sweeps"] else paper_rows)()
+    try:
+        make_pairs()
+        paper_rows()
+    except KeyboardInterrupt:
+        sys.exit("stopped; the same command goes on")

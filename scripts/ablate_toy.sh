@@ -15,7 +15,8 @@ case "$*" in
         ;;
 esac
 . scripts/setup.sh
-if [ "${1:-}" = mining ]; then
-    exec python scripts/mine_toy.py
-fi
-exec python scripts/ablate_toy.py "$@"
+case "${1:-}" in
+    mining) exec python scripts/mine_toy.py ;;
+    sweeps) exec python scripts/sweep_toy.py ;;
+    *) exec python scripts/ablate_toy.py ;;
+esac

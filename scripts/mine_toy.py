@@ -8,6 +8,7 @@ Run it by `./scripts/ablate_toy.sh mining`.
 
 from __future__ import annotations
 
+import sys
 from collections import Counter
 from pathlib import Path
 
@@ -17,7 +18,7 @@ from ablate_toy import CAPTIONS, ORACLE, OUT, SEEDS, TRUE, TRUE_MASKS
 
 from ovseg import rle
 from ovseg.data.masks import CocoMasks, ImageMasks
-from ovseg.data.pairs import Pairs, read_pairs, write_pairs
+from ovseg.data.pairs import Pairs, read_pairs
 from ovseg.data.toy import NOUNS
 from ovseg.structures import RegionTextPair
 
@@ -50,10 +51,9 @@ SCORES = {"mask_accuracy": "accuracy, all", "mask_accuracy_seen": "seen", "mask_
 
 def without_small_margins() -> None:
     """The pairs of one caption without those of the smallest margins: what `PairFilters` would leave out."""
-    pairs, folder = read_pairs(OUT / "mined"), OUT / "mined_margin"
+    pairs = read_pairs(OUT / "mined")
     margins = torch.from_numpy(pairs.table["margin"].to_numpy().copy())
-    if not folder.is_dir():
-        write_pairs(folder, pairs.take((margins >= margins.quantile(SHARE)).nonzero()[:, 0].numpy()))
+    ablate_toy.derive("mined_margin", pairs.take((margins >= margins.quantile(SHARE)).nonzero()[:, 0].numpy()))
 
 
 def pairs_of(row: str) -> Pairs:
@@ -109,4 +109,7 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except KeyboardInterrupt:
+        sys.exit("stopped; the same command goes on")

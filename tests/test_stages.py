@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import os
 import shutil
 import signal
 from collections.abc import Iterator
@@ -119,6 +120,24 @@ class Interrupt(Callback):
     def on_train_batch_end(self, trainer: L.Trainer, *args: Any) -> None:
         if trainer.global_step == self.step:
             raise KeyboardInterrupt
+
+
+class Press(Interrupt):
+    """The user presses it in the middle of the next step."""
+
+    def on_train_batch_end(self, trainer: L.Trainer, *args: Any) -> None: ...
+
+    def on_before_optimizer_step(self, trainer: L.Trainer, *args: Any) -> None:
+        if trainer.global_step == self.step - 1:
+            os.kill(os.getpid(), signal.SIGINT)
+
+
+class Fault(Press):
+    """Something breaks there."""
+
+    def on_before_optimizer_step(self, trainer: L.Trainer, *args: Any) -> None:
+        if trainer.global_step == self.step:
+            raise RuntimeError("a fault")
 
 
 def logged(run: Path) -> list[dict[str, float]]:
@@ -260,17 +279,29 @@ def test_validate_scores_a_checkpoint_as_fit_did(runs: Runs) -> None:
     assert (out / "validate.yaml").is_file() and not (out / "last.ckpt").exists()
 
 
+@pytest.mark.parametrize("how", ["Interrupt", "Press"])
 @pytest.mark.parametrize("step", [2, 3])  # in an epoch, and at its end
-def test_proposals_go_on_exactly_after_an_interrupt(runs: Runs, step: int) -> None:
-    stop = ["--trainer.callbacks", "tests.test_stages.Interrupt", "--trainer.callbacks.step", step]
+def test_proposals_go_on_exactly_after_an_interrupt(runs: Runs, step: int, how: str) -> None:
+    out = f"stopped-{how}-{step}"
+    stop = ["--trainer.callbacks", f"tests.test_stages.{how}", "--trainer.callbacks.step", step]
     with pytest.raises(SystemExit) as stopped:
-        runs.fit_proposals(f"stopped-{step}", *UNLOGGED, *stop)
+        runs.fit_proposals(out, *UNLOGGED, *stop)
     assert stopped.value.code == 1
-    checkpoint = runs.root / f"stopped-{step}" / "last.ckpt"
+    checkpoint = runs.root / out / "last.ckpt"
     assert torch.load(checkpoint, weights_only=True)["global_step"] == step
 
-    run = runs.fit_proposals(f"stopped-{step}", *UNLOGGED, "--ckpt_path", checkpoint)
+    run = runs.fit_proposals(out, *UNLOGGED, "--ckpt_path", checkpoint)
     assert same(weights(runs.root / "proposals"), weights(run))
+
+
+def test_adapter_repeats_the_step_that_failed(runs: Runs) -> None:
+    fault = ["--trainer.callbacks", "tests.test_stages.Fault", "--trainer.callbacks.step", 3]
+    with pytest.raises(RuntimeError, match="a fault"):
+        runs.fit_adapter("adapter-fault", *UNLOGGED, *fault)
+    last = runs.root / "adapter-fault" / "last.ckpt"
+    run = runs.fit_adapter("adapter-fault", *UNLOGGED, "--ckpt_path", last)
+    for name, value in weights(runs.root / "adapter").items():
+        torch.testing.assert_close(weights(run)[name], value, rtol=1e-3, atol=1e-5)
 
 
 def test_adapter_goes_on_exactly_after_an_interrupt(runs: Runs) -> None:

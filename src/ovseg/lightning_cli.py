@@ -18,7 +18,7 @@ from lightning.pytorch.callbacks import Callback, LearningRateMonitor
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 
-from ovseg.callbacks import LastCheckpoint, ReportWriter, StepSeed
+from ovseg.callbacks import LastCheckpoint, ReportWriter, StepSeed, StopAfterStep
 from ovseg.checkpoint import read_state
 from ovseg.structures import InputError
 from ovseg.trainer import OVSegTrainer
@@ -136,7 +136,7 @@ class OVSegCLI(LightningCLI):
             has_last = any(isinstance(callback, LastCheckpoint) for callback in callbacks)
             if config["enable_checkpointing"] is not False and not has_last:  # beside others that the user asks for
                 callbacks.append(LastCheckpoint(folder))
-            callbacks.append(StepSeed())
+            callbacks += [StepSeed(), StopAfterStep()]
             if config["logger"]:
                 callbacks.append(LearningRateMonitor("step"))
         if self.subcommand == "test":

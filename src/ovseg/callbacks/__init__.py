@@ -6,6 +6,14 @@ from ovseg.callbacks.pairs import PairsWriter
 from ovseg.callbacks.report import ReportWriter
 from ovseg.callbacks.segmentations import SegmentationWriter
 from ovseg.callbacks.sweep import SweepWriter
-from ovseg.callbacks.training import LastCheckpoint, StepSeed
+from ovseg.callbacks.training import LastCheckpoint, StepSeed, StopAfterStep
 
-__all__ = ["LastCheckpoint", "PairsWriter", "ReportWriter", "SegmentationWriter", "StepSeed", "SweepWriter"]
+__all__ = [
+    "LastCheckpoint",
+    "PairsWriter",
+    "ReportWriter",
+    "SegmentationWriter",
+    "StepSeed",
+    "StopAfterStep",
+    "SweepWriter",
+]

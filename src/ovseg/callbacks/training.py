@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import signal
+import threading
 import time
 from pathlib import Path
 from typing import Any
@@ -49,6 +51,41 @@ class LastCheckpoint(ModelCheckpoint):
         # the steps after the last validation would be lost otherwise
         if not trainer.fast_dev_run:  # type: ignore[attr-defined]
             trainer.save_checkpoint(Path(str(self.dirpath)) / "last.ckpt")
+
+
+class StopAfterStep(Callback):
+    """Lets Ctrl-C wait for the end of the step, so that the run goes on exactly; pressed twice, it acts at once."""
+
+    _in_step = _wanted = False
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        if threading.current_thread() is threading.main_thread():  # no other may
+            self._before = signal.signal(signal.SIGINT, self._interrupt)
+
+    def _interrupt(self, number: int, frame: Any) -> None:
+        if not self._in_step or self._wanted:
+            raise KeyboardInterrupt
+        self._wanted = True
+
+    def on_train_batch_start(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        self._in_step = True
+
+    def on_train_batch_end(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        self._in_step = False
+        if self._wanted:
+            self._wanted = False
+            raise KeyboardInterrupt
+
+    def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
+        self._in_step = self._wanted = False
+
+    def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGINT, self._before)
 
 
 class StepSeed(Callback):

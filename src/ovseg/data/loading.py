@@ -100,7 +100,11 @@ class ResumableDataModule(LightningDataModule):
         return loader
 
     def state_dict(self) -> dict[str, tuple[int, int] | None]:
-        return {"place": self._loader.place if self._loader else None}
+        place = self._loader.place if self._loader else None
+        if place is not None and self.trainer is not None:  # a batch whose step has failed is to be served again
+            progress: Any = self.trainer.fit_loop.epoch_loop.batch_progress.current
+            place = place[0], place[1] - (progress.ready - progress.processed)
+        return {"place": place}
 
     def load_state_dict(self, state: dict[str, tuple[int, int] | None]) -> None:
         self._place = state["place"]

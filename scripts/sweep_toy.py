@@ -1,0 +1,67 @@
+"""Prompt depth and sharing, ensemble weight and mask threshold: run it by `./scripts/ablate_toy.sh sweeps`.
+
+World, adaptation and test are those of ablate_toy.py; what is finished, there too, is not repeated.
+"""
+
+from __future__ import annotations
+
+import csv
+import sys
+from pathlib import Path
+
+import ablate_toy
+from ablate_toy import OUT, PLAIN, PROMPTS, ROWS, SEEDS, WORLD
+
+PARTS = {"miou_union": "all", "miou_union_seen": "seen", "miou_union_unseen": "unseen"}  # of a sweep
+FIXED = (0.9, 0.5)  # ensemble weight and mask threshold, where the other is swept
+
+
+def prompts() -> None:
+    """The table of prompt depth and sharing."""
+    rows: dict[str, ablate_toy.Flags] = {f"depth {depth}": ("--model.clip.prompt_depth", depth) for depth in (1, 2, 4)}
+    rows = {"depth 3": (), **rows, "depth 3, shared": ("--model.clip.shared_prompt", "true")}
+    found = dict(zip(rows, ablate_toy.scores((PROMPTS, flags) for flags in rows.values()), strict=True))
+    ablate_toy.publish("mask prompts", "prompts", dict(sorted(found.items())))
+
+
+def settings() -> None:
+    """The tables of ensemble weight and mask threshold, of plain and adapted CLIP."""
+    adapted = ROWS["fine-tuned, then mask prompts"]
+    plain, *others = ablate_toy.in_parallel(sweep, [PLAIN, *[adapted] * len(SEEDS)], [SEEDS[0], *SEEDS])
+    columns = [f"{clip}: {part}" for clip in ("plain CLIP", "adapted") for part in PARTS.values()]
+    lines: list[str] = []
+    for index, axis in enumerate(("ensemble weight", "mask threshold")):
+        lines += [f"| {axis} | " + " | ".join(columns) + " |", "| --- |" + " --- |" * len(columns)]
+        for setting in sorted(setting for setting in plain if setting[1 - index] == FIXED[1 - index]):
+            of_seeds = [[grid[setting][part] for grid in grids] for grids in ([plain], others) for part in PARTS]
+            lines.append(f"| {setting[index]} | " + " | ".join(map(ablate_toy.cell, of_seeds)) + " |")
+        lines.append("")
+    (OUT / "settings.md").write_text("\n".join(lines))
+    print("\n".join(lines))
+
+
+def sweep(adaptation: ablate_toy.Adaptation, seed: int) -> dict[tuple[float, float], dict[str, float]]:
+    """By ensemble weight and mask threshold the mIoU of one segmenter, in per cent."""
+    checkpoint = ablate_toy.adapt(adaptation, (), seed)
+    name = "plain" if checkpoint == "toy" else Path(checkpoint).parent.name
+    segmenter, folder = "toy" if checkpoint == "toy" else ablate_toy.bundled(checkpoint, name), OUT / "sweep" / name
+    if not (folder / "sweep.csv").is_file():
+        words = ["sweep", "--config", "conf/toy/sweep.yaml", "--model.segmenter", segmenter, "--out", folder]
+        words += ["--model.ensemble_weights", "[0.0, 0.2, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 1.0]"]
+        words += ["--data.images", WORLD / "val2017", "--data.labels", WORLD / "stuffthingmaps" / "val2017"]
+        ablate_toy.run(*words, "--trainer.default_root_dir", folder)
+    with (folder / "sweep.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    return {
+        (float(row["ensemble_weight"]), float(row["mask_threshold"])): {part: 100 * float(row[part]) for part in PARTS}
+        for row in rows
+    }
+
+
+if __name__ == "__main__":
+    try:
+        ablate_toy.make_pairs()
+        prompts()
+        settings()
+    except KeyboardInterrupt:
+        sys.exit("stopped; the same command goes on")
