@@ -55,7 +55,7 @@ ROWS: dict[str, Adaptation] = {
     "both at once": (("mined", "both"),),
     "fine-tuned on labels of seen nouns": (("labels", "visual"),),
 }
-TRUE_ROWS = ("plain CLIP", "mask prompts", "fine-tuned", "fine-tuned, then mask prompts")  # again with true masks
+WITH_TRUE_MASKS = {"mined": "mined_true", "boxes": "boxes_true"}  # labels have them anyway
 ORACLE = ("--model.oracle", "masks")
 COLUMNS: dict[Column, str] = {
     (ORACLE, "mask_accuracy"): "mask accuracy, all",
@@ -80,7 +80,8 @@ def make_pairs() -> None:
     stores = {"mined": CAPTIONS, "mined_true": (*CAPTIONS, *TRUE), "all_labels": ("--data.captions", "null", *TRUE)}
     in_parallel(mine, list(stores), list(stores.values()))
     seen = {noun.name for noun in NOUNS if noun.seen}
-    derive("boxes", map(unmasked, read_pairs(OUT / "mined")))
+    for masked, whole in (("mined", "boxes"), ("mined_true", "boxes_true")):
+        derive(whole, map(unmasked, read_pairs(OUT / masked)))
     derive("labels", (pair for pair in read_pairs(OUT / "all_labels") if pair.noun in seen))
 
 
@@ -226,11 +227,11 @@ def paper_rows() -> None:
     """The table of pairs mined with the proposer's masks, and that of true masks."""
     flags = ("--model.classifier", "proposals")
     alone: Scores = {((), key): 100 * value for key, value in report("toy", "plain", flags).items() if "miou" in key}
-    true = {name: tuple(("mined_true", train) for _, train in ROWS[name]) for name in TRUE_ROWS}
-    found = scores((row, ()) for row in [*ROWS.values(), *true.values()])
-    mined = {"proposals only": [alone], **dict(zip(ROWS, found[: len(ROWS)], strict=True))}
-    publish("pairs mined with the proposer's masks", "mined", mined)
-    publish("pairs mined with true masks", "mined_true", dict(zip(true, found[len(ROWS) :], strict=True)))
+    true = [tuple((WITH_TRUE_MASKS.get(pairs, pairs), train) for pairs, train in row) for row in ROWS.values()]
+    found = scores((row, ()) for row in [*ROWS.values(), *true])
+    titles = {"mined": "pairs mined with the proposer's masks", "mined_true": "pairs mined with true masks"}
+    for (name, title), rows in zip(titles.items(), (found[: len(ROWS)], found[len(ROWS) :]), strict=True):
+        publish(title, name, {"proposals only": [alone], **dict(zip(ROWS, rows, strict=True))})
 
 
 if __name__ == "__main__":
