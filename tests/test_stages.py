@@ -47,14 +47,8 @@ class Runs(NamedTuple):
             "--model.proposer.text_dim",
             tiny.DIM,
         ]
-        files = [
-            "--data",
-            "ovseg.data.COCOStuffDataModule",
-            "--data.root",
-            self.world,
-            "--data.vocabulary",
-            "toy_train",
-        ]
+        files = ["--data", "ovseg.data.COCOStuffDataModule", "--data.vocabulary", "toy_train"]
+        files += ["--data.root", self.world]
         views = ["--data.transform", json.dumps({"crop_size": 64, "short_sides": [64, 80], "long_side": 96})]
         data = ["--data.val_split", 2, "--data.batch_size", 4, "--data.val_short_side", 64]
         length = ["--trainer.max_steps", 5, "--trainer.val_check_interval", 3, "--trainer.log_every_n_steps", 1]

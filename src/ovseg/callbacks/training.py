@@ -21,7 +21,8 @@ class LastCheckpoint(ModelCheckpoint):
     One file, replaced in place: a run that was stopped goes on with `--ckpt_path runs/…/last.ckpt`.
 
     `Trainer.save_checkpoint` ends in a barrier. Where one of several processes fails, it would wait there for the
-    others, which wait for it elsewhere, and its error would not be seen: the first process then saves without one.
+    others, which wait for it elsewhere, and its error would not be seen: the first process then saves without one, if
+    Lightning, which ends all when one has ended, leaves it the time.
     """
 
     _begun = False  # before, what a run goes on from is not all there, and must not be saved

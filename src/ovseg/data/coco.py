@@ -57,12 +57,8 @@ class COCOStuffDataModule(ResumableDataModule):
             raise InputError(
                 f"{vocabulary} has {len(self.vocabulary)} classes; proposals train on {IGNORE_INDEX} at most"
             )
-        self.transform, self.batch_size, self.num_workers, self.seed = (
-            transform,
-            batch_size,
-            num_workers,
-            run_seed(seed),
-        )
+        self.transform, self.batch_size = transform, batch_size
+        self.num_workers, self.seed = num_workers, run_seed(seed)
         self.val_split, self.val_short_side = val_split, val_short_side
 
     def prepare_data(self) -> None:
