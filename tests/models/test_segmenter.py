@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 
-from ovseg.models import OpenVocabSegmenter, TextClassifier
+from ovseg.models import OpenVocabSegmenter
 from ovseg.ops import ensemble_scores, semantic_scores
 from ovseg.structures import InputError, Vocabulary
 from tests import tiny
@@ -187,11 +187,16 @@ def test_half_precision_hardly_changes_the_scores(segmenter: OpenVocabSegmenter)
     assert (half - full).abs().mean() < 0.1 * full.mean()
 
 
-def test_text_features_are_those_of_the_templates(tmp_path: Path) -> None:
-    model = tiny.segmenter(tmp_path, templates="imagenet")
+def test_text_features_are_the_mean_over_the_templates(tmp_path: Path) -> None:
+    templates = ["a {}", "the {} over there.", "{}"]
+    model = tiny.segmenter(tmp_path, templates=templates)
     model.set_vocabulary(NAMES)
     assert model.proposer.text_features is not None
-    torch.testing.assert_close(model.proposer.text_features, TextClassifier(model.clip, "imagenet")(NAMES))
+    with torch.no_grad():
+        of_templates = [model.clip.encode_text([text.replace("{}", name) for name in NAMES]) for text in templates]
+    assert min(float((one - of_templates[0]).norm()) for one in of_templates[1:]) > 0.1  # each has a say
+    expected = F.normalize(torch.stack(of_templates).mean(dim=0), dim=-1)
+    torch.testing.assert_close(model.proposer.text_features, expected)
 
 
 def test_without_a_vocabulary_it_says_what_to_do(tmp_path: Path) -> None:
