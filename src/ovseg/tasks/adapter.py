@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import lightning as L
 import torch
@@ -36,6 +36,8 @@ class AdapterTask(L.LightningModule):
         grad_checkpointing: compute the image tower's blocks again for their gradients: a third slower, in the memory of
             a few blocks.
     """
+
+    monitor: ClassVar[str] = "val/mask_accuracy"  # by which the best checkpoint is chosen
 
     def __init__(
         self,

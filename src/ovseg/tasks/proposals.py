@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, ClassVar
 
 import lightning as L
 from torch import Tensor
@@ -31,6 +31,8 @@ class ProposalTask(L.LightningModule):
         warmup_steps: linear, times the poly decay of power 0.9.
         loss_weights: Mask2Former's own by default.
     """
+
+    monitor: ClassVar[str] = "val/mean_best_iou"  # by which the best checkpoint is chosen
 
     def __init__(
         self,
