@@ -30,7 +30,7 @@ MINED: dict[str, ablate_toy.Flags] = {  # stores that ablate_toy.py does not mak
     "mined_overlap": (*CAPTIONS, "--model.filters.max_overlap", 0.5),
 }
 SHARE, CAP = ablate_toy.LEFT_OUT, 50
-ALL = ("--data.min_similarity", "null")  # else the adaptations leave out the least similar share
+ALL = ("--data.sampling.min_similarity", "null")  # else the adaptations leave out the least similar share
 ROWS: dict[str, tuple[str, ablate_toy.Flags]] = {  # what a row is → store, flags of training
     "proposals, 1 caption": ("mined", ALL),
     "proposals, 2 captions": ("mined_2captions", ALL),
@@ -42,7 +42,7 @@ ROWS: dict[str, tuple[str, ablate_toy.Flags]] = {  # what a row is → store, fl
     f"… without the {SHARE:.0%} of the smallest margin": ("mined_margin", ALL),
     "… without regions below 2 % of the scene": ("mined_area", ALL),
     "… without regions that overlap by more than half": ("mined_overlap", ALL),
-    f"… at most {CAP} pairs a noun": ("mined", (*ALL, "--data.max_per_noun", CAP)),
+    f"… at most {CAP} pairs a noun": ("mined", (*ALL, "--data.sampling.max_per_noun", CAP)),
 }
 CLASS_OF = {form: noun.name for noun in NOUNS for word in noun.synonyms for form in (word, word.removesuffix("s"))}
 QUALITY = ("pairs", "nouns", "right", "right where the noun is there")

@@ -197,7 +197,7 @@ def test_prompts_are_tuned_as_in_the_paper(build: Any, shallow_clip: Path) -> No
     assert task.clip.visual.prompt is not None
     assert task.clip.visual.prompt.mask_embedding.shape == (3, 256, 1024)
     assert (task.prompt_lr, task.warmup_steps) == (0.05, 100)
-    assert (cli.trainer.max_epochs, 4 * data.batch_size, data.size) == (5, 4 * 32, None)
+    assert (cli.trainer.max_epochs, 4 * data.batch_size, data.transform.size) == (5, 4 * 32, None)
     [group] = optimizer_of(cli).param_groups
     assert (group["initial_lr"], group["weight_decay"], group["betas"], group["eps"]) == (0.05, 0.0, (0.9, 0.98), 1e-6)
 

@@ -236,7 +236,7 @@ def test_adapter(model: Model, stage: str, build: Build, shallow_clip: Callable[
         assert task.clip.visual.prompt.mask_embedding.shape == model.prompts
         assert groups == {(0.05, 0.0)}
     assert (task.warmup_steps, task.loss.repeated_texts, cli.trainer.max_epochs) == (100, "negatives", 5)
-    assert (data.batch_size, data.size) == (model.batch, None)
+    assert (data.batch_size, data.transform.size) == (model.batch, None)
     assert task.clip.dim == model.text_dim
 
 

@@ -10,9 +10,10 @@ import torch
 from PIL import Image
 
 from ovseg import rle
-from ovseg.data import regions
+from ovseg.data import region_transform
 from ovseg.data.pairs import write_pairs
-from ovseg.data.regions import RegionTextDataModule, augment
+from ovseg.data.region_transform import RegionTransform
+from ovseg.data.regions import PairSampling, RegionTextDataModule
 from ovseg.images import to_tensor
 from ovseg.ops import CLIP_MEAN, crop_regions, masks_to_boxes
 from ovseg.structures import InputError, RegionTextBatch, RegionTextPair
@@ -51,7 +52,9 @@ def folder(tmp_path: Path) -> Path:
 
 
 def prepared(folder: Path, **options: Any) -> RegionTextDataModule:
-    data = RegionTextDataModule(folder / "pairs", folder, **{"size": 16, "batch_size": 4, **options})
+    data = RegionTextDataModule(
+        folder / "pairs", folder, **{"transform": RegionTransform(16), "batch_size": 4, **options}
+    )
     data.setup("fit")
     return data
 
@@ -72,8 +75,8 @@ def test_batches(folder: Path) -> None:
 
 
 def test_without_augmentation_a_region_is_what_inference_crops(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(regions, "SCALE", (1.0, 1.0))
-    monkeypatch.setattr(regions, "RATIO", (0.1, 10.0))
+    monkeypatch.setattr(region_transform, "SCALE", (1.0, 1.0))
+    monkeypatch.setattr(region_transform, "RATIO", (0.1, 10.0))
     data = prepared(folder)
     for key, pair in enumerate(data.dataset.pairs):
         # of all crops with the area of the box only the box fits in it; else the fall-back is the box
@@ -88,7 +91,7 @@ def test_mask_follows_the_region() -> None:
     crop = torch.ones(3, 150, 140)
     mask = torch.zeros(1, 150, 140, dtype=torch.bool)
     mask[:, 15:90, 40:105] = True
-    region, region_mask = augment(crop, mask, 140)
+    region, region_mask = RegionTransform().augment(crop, mask, 140)
     colour = torch.tensor(CLIP_MEAN)[:, None, None]
     nearer_to_image = ((region - colour) / (1 - colour)).mean(0) > 0.5
     assert (nearer_to_image == region_mask).float().mean() > 0.98  # they differ at most along the border
@@ -98,7 +101,7 @@ def test_mask_follows_the_region() -> None:
 def test_a_thin_diagonal_keeps_a_mask() -> None:
     mask = torch.zeros(1, 10, 200, dtype=torch.bool)
     mask[0, 0, 0] = mask[0, 9, 199] = True  # nothing in the centre
-    _, region_mask = augment(torch.rand(3, 10, 200), mask, 20)
+    _, region_mask = RegionTransform().augment(torch.rand(3, 10, 200), mask, 20)
     assert region_mask.any()
 
 
@@ -137,15 +140,18 @@ def test_augmentation_leaves_the_generator_alone(folder: Path) -> None:
 
 
 def test_filters_reach_the_pairs(folder: Path) -> None:
-    with pytest.raises(InputError, match=r"as similar as 0\.9"):
-        prepared(folder, min_similarity=0.9)
-    assert len(prepared(folder, max_per_noun=1).dataset) == COUNT
+    with pytest.raises(InputError, match=r"as similar as 0\.9; lower sampling\.min_similarity"):
+        prepared(folder, sampling=PairSampling(min_similarity=0.9))
+    assert len(prepared(folder, sampling=PairSampling(max_per_noun=1)).dataset) == COUNT
 
 
-@pytest.mark.parametrize("name", ["size", "batch_size", "max_per_noun"])
-def test_refuses_numbers_that_mean_nothing(folder: Path, name: str) -> None:
-    with pytest.raises(InputError, match=rf"data\.{name} is 0; give at least 1"):
-        prepared(folder, **{name: 0})
+def test_refuses_numbers_that_mean_nothing(folder: Path) -> None:
+    with pytest.raises(InputError, match=r"transform\.size is 0; give at least 1"):
+        RegionTransform(size=0)
+    with pytest.raises(InputError, match=r"sampling\.max_per_noun is 0; give at least 1"):
+        PairSampling(max_per_noun=0)
+    with pytest.raises(InputError, match=r"data\.batch_size is 0; give at least 1"):
+        prepared(folder, batch_size=0)
 
 
 def test_refusals_name_the_file(folder: Path) -> None:

@@ -13,7 +13,8 @@ from PIL import Image
 from ovseg import rle
 from ovseg.data.pairs import describe, write_page, write_pairs
 from ovseg.data.pairs.released import FILL, mask_by_colour, read_released
-from ovseg.data.regions import RegionTextDataModule
+from ovseg.data.region_transform import RegionTransform
+from ovseg.data.regions import PairSampling, RegionTextDataModule
 from ovseg.images import to_tensor
 from ovseg.ops import masks_to_boxes
 from ovseg.structures import InputError, RegionTextPair
@@ -46,7 +47,9 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def data(folder: Path, pairs: str, **options: Any) -> RegionTextDataModule:
-    module = RegionTextDataModule(folder / pairs, folder, **{"size": 32, "batch_size": 4, **options})
+    module = RegionTextDataModule(
+        folder / pairs, folder, **{"transform": RegionTransform(32), "batch_size": 4, **options}
+    )
     module.setup("fit")
     return module
 
@@ -63,9 +66,10 @@ def test_published_crops_train_as_their_images_and_masks_would(folder: Path) -> 
 def test_batches_and_filters(folder: Path) -> None:
     (batch,) = data(folder, "released.csv").train_dataloader()
     assert sorted(batch.texts) == sorted(NOUNS) and batch.regions.shape == (4, 3, 32, 32)
-    assert sorted(pair.noun for pair in data(folder, "released.csv", max_per_noun=1).dataset.pairs) == sorted({*NOUNS})
+    filtered = data(folder, "released.csv", sampling=PairSampling(max_per_noun=1)).dataset.pairs
+    assert sorted(pair.noun for pair in filtered) == sorted({*NOUNS})
     with pytest.raises(InputError, match=r"no pair in .*released\.csv is as similar as 0\.1"):
-        data(folder, "released.csv", min_similarity=0.1)
+        data(folder, "released.csv", sampling=PairSampling(min_similarity=0.1))
 
 
 def test_the_mask_is_what_has_another_colour(folder: Path) -> None:

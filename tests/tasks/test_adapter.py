@@ -16,6 +16,7 @@ from torchvision.transforms.v2.functional import to_pil_image
 
 from ovseg import rle
 from ovseg.data.pairs import write_pairs
+from ovseg.data.region_transform import RegionTransform
 from ovseg.data.regions import RegionTextDataModule
 from ovseg.models import CLIPAdapter
 from ovseg.ops import masks_to_boxes
@@ -216,7 +217,7 @@ def test_losses_go_on_from_the_middle_of_an_epoch(tmp_path: Path) -> None:
     """Two epochs of three steps; the second run begins after the fourth."""
 
     def run(*callbacks: L.Callback, **options: Any) -> list[float]:
-        losses, data = Losses(), RegionTextDataModule(tmp_path / "pairs", tmp_path, size=32, batch_size=4)
+        losses, data = Losses(), RegionTextDataModule(tmp_path / "pairs", tmp_path, RegionTransform(32), batch_size=4)
         task = AdapterTask(tiny.clip(tmp_path / "clip", 2), "both", lr=1e-3, prompt_lr=0.1, warmup_steps=2)
         steps = L.Trainer(accelerator="cpu", max_epochs=2, callbacks=[losses, *callbacks], **QUIET)
         steps.fit(task.train(), data, **options)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
@@ -9,21 +10,34 @@ import pyarrow as pa
 import torch
 from torch import Tensor
 from torch.utils.data import Dataset
-from torchvision.transforms import InterpolationMode
-from torchvision.transforms.v2 import RandomResizedCrop
-from torchvision.transforms.v2.functional import resized_crop
 
 from ovseg import rle
 from ovseg.data.loading import ResumableDataModule, ResumableLoader, run_seed, seeded, train_loader
 from ovseg.data.pairs import Pairs, read_pairs
 from ovseg.data.pairs.released import mask_by_colour
+from ovseg.data.region_transform import RegionTransform
 from ovseg.images import read_image, to_tensor
-from ovseg.ops import CLIP_MEAN
 from ovseg.structures import InputError, RegionTextBatch, RegionTextPair
 
-# the paper's augmentation, of the region's box
-SCALE = (0.9, 1.0)
-RATIO = (3 / 4, 4 / 3)
+
+@dataclass(frozen=True)
+class PairSampling:
+    """Which pairs of a store are trained on.
+
+    Args:
+        min_similarity: leave out pairs less similar.
+        max_per_noun: of each noun use only so many pairs, the most similar.
+
+    Raises:
+        InputError: `max_per_noun` is below 1.
+    """
+
+    min_similarity: float | None = None
+    max_per_noun: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.max_per_noun is not None and self.max_per_noun < 1:
+            raise InputError(f"sampling.max_per_noun is {self.max_per_noun}; give at least 1")
 
 
 class RegionText(NamedTuple):
@@ -35,40 +49,36 @@ class RegionText(NamedTuple):
 
 
 class RegionTextDataModule(ResumableDataModule):
-    """Region-text pairs from a store, shuffled, with the paper's random resized crop of region and mask together.
+    """Region-text pairs from a store, shuffled, their regions cut from the images and augmented.
 
     Args:
         pairs: the store that `ovseg mine` wrote, or the table of the published pairs (`coco_proposal_1cap.csv`).
         images: the folder its file names are relative to.
-        size: side of the regions in pixels; the resolution of the CLIP that is adapted where not given.
+        transform: how regions are cut and augmented.
+        sampling: which pairs are used.
         batch_size: pairs a batch and process.
-        min_similarity: leave out pairs less similar.
-        max_per_noun: of each noun use only so many pairs, the most similar.
         num_workers: processes that read images; what they read does not depend on their number.
         seed: of order and augmentation; that of the run where not given.
 
     Raises:
-        InputError: a number is below 1.
+        InputError: `batch_size` is below 1.
     """
 
     def __init__(
         self,
         pairs: Path,
         images: Path,
-        size: int | None = None,
+        transform: RegionTransform = RegionTransform(),  # noqa: B008 (frozen)
+        sampling: PairSampling = PairSampling(),
         batch_size: int = 32,
-        min_similarity: float | None = None,
-        max_per_noun: int | None = None,
         num_workers: int = 0,
         seed: int | None = None,
     ) -> None:
         super().__init__()
-        for name, value in {"size": size, "batch_size": batch_size, "max_per_noun": max_per_noun}.items():
-            if value is not None and value < 1:
-                raise InputError(f"data.{name} is {value}; give at least 1")
-        self.pairs, self.images, self.size = Path(pairs), Path(images), size
+        if batch_size < 1:
+            raise InputError(f"data.batch_size is {batch_size}; give at least 1")
+        self.pairs, self.images, self.transform, self.sampling = Path(pairs), Path(images), transform, sampling
         self.batch_size, self.num_workers, self.seed = batch_size, num_workers, run_seed(seed)
-        self.min_similarity, self.max_per_noun = min_similarity, max_per_noun
 
     def prepare_data(self) -> None:
         """Find what is wrong with the files before a log or checkpoint is written."""
@@ -80,9 +90,10 @@ class RegionTextDataModule(ResumableDataModule):
         Raises:
             InputError: there are no pairs, or images are missing.
         """
-        pairs = read_pairs(self.pairs).filter(self.min_similarity, self.max_per_noun)
+        least = self.sampling.min_similarity
+        pairs = read_pairs(self.pairs).filter(least, self.sampling.max_per_noun)
         if not pairs:
-            raise InputError(f"no pair in {self.pairs} is as similar as {self.min_similarity}; lower min_similarity")
+            raise InputError(f"no pair in {self.pairs} is as similar as {least}; lower sampling.min_similarity")
         pa.default_memory_pool().release_unused()  # reading took three times what the pairs take
         names = pairs.table["file_name"].unique().to_pylist()
         if missing := [name for name in names if not (self.images / name).is_file()]:
@@ -90,7 +101,7 @@ class RegionTextDataModule(ResumableDataModule):
                 f"{len(missing)} of {len(names)} images of {self.pairs} are not in {self.images}, "
                 f"the first is {missing[0]}; give the folder that these names are relative to"
             )
-        self.dataset = RegionTexts(pairs, self.images, self.size, self.seed)
+        self.dataset = RegionTexts(pairs, self.images, self.transform, self.seed)
 
     def train_dataloader(self) -> ResumableLoader:
         return self.resumable(train_loader(self.dataset, self.batch_size, self.seed, self.num_workers, join_regions))
@@ -99,26 +110,28 @@ class RegionTextDataModule(ResumableDataModule):
 class RegionTexts(Dataset[RegionText]):
     """The pairs of a store as samples, by the keys of `ovseg.data.loading`.
 
-    Args:
-        size: side of the regions in pixels; a task may fill in its CLIP's before the first is read.
+    `size`, where the transform has none, is for a task to fill in before the first sample is read.
 
     Raises:
         InputError: an image cannot be read, or changed its size since it was mined.
     """
 
-    def __init__(self, pairs: Pairs, images: Path, size: int | None, seed: int) -> None:
-        self.pairs, self.images, self.size, self.seed = pairs, images, size, seed
+    def __init__(self, pairs: Pairs, images: Path, transform: RegionTransform, seed: int) -> None:
+        self.pairs, self.images, self.transform, self.seed = pairs, images, transform, seed
+        self.size = transform.size
 
     def __len__(self) -> int:
         return len(self.pairs)
 
     def __getitem__(self, key: int) -> RegionText:
         if self.size is None:
-            raise InputError("regions have no size yet; give `size` the resolution of your CLIP, for example 224")
+            raise InputError(
+                "regions have no size yet; give `transform.size`, for example 224, the resolution of your CLIP"
+            )
         pair = self.pairs[key % len(self)]
         crop, mask = self._of_image(pair) if pair.counts else self._of_crop(pair)
         with seeded(self.seed, key):
-            region, region_mask = augment(crop, mask, self.size)
+            region, region_mask = self.transform.augment(crop, mask, self.size)
         return RegionText(region, region_mask, pair.noun)
 
     def _of_image(self, pair: RegionTextPair) -> tuple[Tensor, Tensor]:
@@ -135,27 +148,6 @@ class RegionTexts(Dataset[RegionText]):
     def _of_crop(self, pair: RegionTextPair) -> tuple[Tensor, Tensor]:
         crop = to_tensor(read_image(self.images / pair.file_name))
         return crop, mask_by_colour(crop)[None]
-
-
-def augment(crop: Tensor, mask: Tensor, size: int) -> tuple[Tensor, Tensor]:
-    """Fill what the mask leaves out and resize a random part of the box, as `ovseg.ops.crop_regions` does the whole.
-
-    Args:
-        crop: (3, h, w), the box of the mask.
-        mask: (1, h, w) bool.
-
-    Returns:
-        (3, size, size) and (size, size) bool.
-    """
-    top, left, height, width = RandomResizedCrop.get_params(crop, list(SCALE), list(RATIO))
-    if not mask[:, top : top + height, left : left + width].any():  # of a long thin box the centre alone is taken
-        top, left, (height, width) = 0, 0, mask.shape[1:]
-    filled = torch.where(mask, crop, torch.tensor(CLIP_MEAN)[:, None, None])
-    window, square = (top, left, height, width), [size, size]
-    # no antialiasing, so that training sees regions as inference makes them
-    region = resized_crop(filled, *window, square, InterpolationMode.BICUBIC, antialias=False)
-    region_mask = resized_crop(mask.float(), *window, square, InterpolationMode.NEAREST, antialias=False)[0] > 0
-    return region, region_mask
 
 
 def join_regions(samples: list[RegionText]) -> RegionTextBatch:
