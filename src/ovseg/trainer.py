@@ -42,7 +42,7 @@ class OVSegTrainer(L.Trainer):
             )
         if shard_images < 1:
             raise InputError(f"shard_images is {shard_images}; give at least 1")
-        datamodule.shard_images = shard_images
+        datamodule.configure(shard_images)
         made_by = {name: version(name) for name in ("torch", "transformers", "open_clip_torch")}
         settings = {**model.settings(), **datamodule.settings(), "precision": str(self.precision)}
         store = PairStore(out, {**settings, "ovseg": __version__, **made_by}, datamodule.images)

@@ -139,6 +139,18 @@ def test_augmentation_leaves_the_generator_alone(folder: Path) -> None:
     assert torch.equal(torch.get_rng_state(), before)
 
 
+@pytest.mark.parametrize(("size", "expected"), [(None, [12, 20]), (16, [16, 16])])
+def test_each_clip_gets_its_resolution_unless_the_data_has_one(
+    folder: Path, size: int | None, expected: list[int]
+) -> None:
+    data, found = RegionTextDataModule(folder / "pairs", folder, RegionTransform(size)), []
+    for of_clip in (12, 20):
+        data.setup("fit")
+        data.configure(size=of_clip)
+        found.append(data.dataset[0].region.shape[1])
+    assert found == expected
+
+
 def test_filters_reach_the_pairs(folder: Path) -> None:
     with pytest.raises(InputError, match=r"as similar as 0\.9; lower sampling\.min_similarity"):
         prepared(folder, sampling=PairSampling(min_similarity=0.9))

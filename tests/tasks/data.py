@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from types import SimpleNamespace
 from typing import Any
 
 import lightning as L
@@ -23,7 +22,10 @@ class Batches(L.LightningDataModule):
     def __init__(self, batches: Sequence[Any], vocabulary: Vocabulary | None = None) -> None:
         super().__init__()
         self.batches, self.vocabulary = batches, vocabulary
-        self.dataset = SimpleNamespace(resize=None, size=None)
+        self.told: dict[str, Any] = {}
+
+    def configure(self, **told: Any) -> None:
+        self.told = told
 
     def _loader(self) -> DataLoader[Any]:
         return DataLoader(self.batches, batch_size=None, collate_fn=_as_it_is)  # type: ignore[arg-type]

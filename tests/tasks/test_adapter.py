@@ -254,9 +254,7 @@ def test_the_learning_rates_and_decays(tmp_path: Path) -> None:
         assert rate == 1e-3 and decay == (0.3 if matrix or name.endswith(("proj", "positional_embedding")) else 0), name
 
 
-@pytest.mark.parametrize(("wanted", "expected"), [(None, 32), (64, 64)])
-def test_regions_come_at_the_resolution_of_the_clip(tmp_path: Path, wanted: int | None, expected: int) -> None:
+def test_the_data_is_told_the_resolution_of_the_clip(tmp_path: Path) -> None:
     data = Batches([batch()])
-    data.dataset.size = wanted
     trainer(1).fit(AdapterTask(tiny.clip(tmp_path), "visual"), datamodule=data)
-    assert data.dataset.size == expected
+    assert data.told == {"size": 32}

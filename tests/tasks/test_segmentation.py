@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 from typing import Any
 
 import lightning as L
 import pytest
 import torch
 import torch.nn.functional as F
+from PIL import Image
 
+from ovseg.callbacks import SegmentationWriter
+from ovseg.data import ImagesDataModule, SegmentationBenchmark
 from ovseg.metrics import MeanIoU
 from ovseg.models import OpenVocabSegmenter
 from ovseg.models.views import Views
 from ovseg.structures import EvalBatch, InputError, Vocabulary
-from ovseg.tasks import Segmentation, SegmentationTask
+from ovseg.tasks import Segmentation, SegmentationTask, SweepTask
 from ovseg.tasks.segmentation import Oracle
 from ovseg.tasks.segments import named_segments, oracle_scores, segment_masks
 from tests import tiny
@@ -104,12 +108,64 @@ def test_predictions_are_the_segmenter_s_labels(folder: str) -> None:
         assert torch.equal(answer.labels, segmenter.labels(batch.images, batch.sizes)[0])
 
 
-def test_images_come_at_the_segmenter_s_resolution_unless_the_data_says_otherwise(folder: str) -> None:
-    for resize, expected in ((None, (64, 128)), ((32, 48), (32, 48))):
-        data = Batches(batches(), VOCABULARY)
-        data.dataset.resize = resize
-        trainer().test(SegmentationTask(folder), data, verbose=False)
-        assert data.dataset.resize == expected
+class Shapes(L.Callback):
+    """The resolution of every image."""
+
+    def __init__(self) -> None:
+        self.found: list[tuple[int, ...]] = []
+
+    def on_test_batch_start(self, trainer: L.Trainer, module: L.LightningModule, batch: Any, *_: Any) -> None:
+        self.found += [tuple(image.shape[1:]) for image in batch.images]
+
+    on_predict_batch_start = on_test_batch_start
+
+
+@pytest.fixture(scope="module")
+def other(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A segmenter of another resolution."""
+    root = tmp_path_factory.mktemp("other")
+    segmenter = tiny.segmenter(root / "clip")
+    segmenter.resize = (48, 96)
+    segmenter.save_pretrained(root / "saved")
+    return str(root / "saved")
+
+
+def photo(root: Path) -> Path:
+    """An image of 80 × 70, and labels of it beside."""
+    for name, mode in (("images", "RGB"), ("labels", "L")):
+        (root / name).mkdir()
+        Image.new(mode, (70, 80)).save(root / name / "0.png")
+    return root
+
+
+@pytest.mark.parametrize("resize", [None, (32, 64)])
+def test_each_segmenter_gets_its_resolution_from_one_benchmark(
+    folder: str, other: str, tmp_path: Path, resize: tuple[int, int] | None
+) -> None:
+    """Unless the data has one of its own; a task that says none gets the images as they are."""
+    root = photo(tmp_path)
+    data = SegmentationBenchmark(str(root / "images"), str(root / "labels"), "cat, sky", resize=resize)
+    shapes = Shapes()
+    tasks = [SegmentationTask(folder), SegmentationTask(other), SweepTask(folder, [0.5], [0.5]), Silent()]
+    for task in tasks:
+        trainer(0, shapes).test(task, data, verbose=False)
+    own = [(73, 64), (55, 48), (73, 64), (80, 70)]
+    assert shapes.found == (own if resize is None else [(37, 32)] * 4)
+
+
+class Silent(L.LightningModule):
+    """Takes what comes."""
+
+    def test_step(self, batch: EvalBatch, batch_index: int) -> None: ...
+
+
+def test_each_run_segments_all_images_at_its_resolution(folder: str, other: str, tmp_path: Path) -> None:
+    data, shapes = ImagesDataModule(str(photo(tmp_path) / "images"), "cat, sky"), Shapes()
+    for segmenter, out in ((folder, "first"), (folder, "first"), (other, "second")):
+        writer = SegmentationWriter(tmp_path / out)
+        trainer(0, shapes, writer).predict(SegmentationTask(segmenter), data, return_predictions=False)
+    assert shapes.found == [(73, 64), (55, 48)]  # nothing was left to do in the second run
+    assert (tmp_path / "second" / "0_segments.json").is_file()
 
 
 def test_regions_and_proposals_are_counted_as_outside(folder: str) -> None:

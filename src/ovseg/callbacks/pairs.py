@@ -34,14 +34,15 @@ class PairsWriter(Callback):
         data: CaptionDataModule = trainer.datamodule  # type: ignore[attr-defined]
         pending = self.store.begin(len(data.shards)) if trainer.is_global_zero else []
         # one process has looked, since another may be at work by the time the last would look
-        data.pending = trainer.strategy.broadcast(pending)
+        self.pending: list[int] = trainer.strategy.broadcast(pending)
+        data.configure(pending=self.pending)
         if bar := trainer.progress_bar_callback:
             bar.disable()
             self.shown = trainer.is_global_zero
 
     def on_predict_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         data: CaptionDataModule = trainer.datamodule  # type: ignore[attr-defined]
-        own = (data.pending or [])[trainer.global_rank :: trainer.world_size]
+        own = self.pending[trainer.global_rank :: trainer.world_size]
         images = sum(len(batch) for shard in own for batch in data.shards.batches(shard))
         many = f", process 1 of {trainer.world_size}" if trainer.world_size > 1 else ""
         self.bar = tqdm(desc=f"mining{many}", total=images, unit=" images", disable=not self.shown, dynamic_ncols=True)

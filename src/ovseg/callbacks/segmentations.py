@@ -18,6 +18,7 @@ from torch import Tensor
 from ovseg import rle
 from ovseg.callbacks.gather import gathered
 from ovseg.callbacks.pictures import label_image, overlay, save_picture
+from ovseg.data.images import ImagesDataModule
 from ovseg.images import read_image
 from ovseg.models import OpenVocabSegmenter
 from ovseg.ops import masks_to_boxes
@@ -58,17 +59,18 @@ class SegmentationWriter(BasePredictionWriter):
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         if not isinstance(pl_module, SegmentationTask):
             raise InputError(f"a SegmentationTask segments, not a {type(pl_module).__name__}; see conf/segment.yaml")
-        data = trainer.datamodule  # type: ignore[attr-defined]
-        images: Sequence[Path] = data.dataset.paths
+        data: ImagesDataModule = trainer.datamodule  # type: ignore[attr-defined]
+        images = data.paths
         inputs = {path.resolve() for path in images}
         if lost := [path for image in images for path in self.outputs(image) if path.resolve() in inputs]:
             raise InputError(f"{lost[0]} is one of the images and would be replaced; choose another --out")
-        resize = data.dataset.resize or pl_module.segmenter.resize
+        resize = data.resize or pl_module.segmenter.resize
         self.run = fingerprint(pl_module.segmenter, data.vocabulary, (resize, trainer.precision))
         todo = [path for path in images if not self._is_complete(path)]
         # the first process's list for all, since it could have written something before others have looked
-        data.dataset.paths = trainer.strategy.broadcast(todo)
-        self.kept = len(images) - len(data.dataset.paths)
+        todo = trainer.strategy.broadcast(todo)
+        data.configure(paths=todo)
+        self.kept = len(images) - len(todo)
 
     def outputs(self, image: str | Path) -> Outputs:
         """Where the answer to an image goes."""

@@ -51,8 +51,6 @@ class CaptionDataModule(LightningDataModule):
 
     allow_zero_length_dataloader_with_multiple_devices = True  # there may be fewer shards than processes
     shard_images = SHARD_IMAGES
-    pending: Sequence[int] | None = None
-    """The shards to read, all where not given; set between `setup` and `predict_dataloader`."""
 
     def __init__(
         self,
@@ -78,6 +76,18 @@ class CaptionDataModule(LightningDataModule):
         self.nouns = nouns or SpacyNounExtractor()
         self.batch_size, self.num_workers = batch_size, num_workers
         self.without_noun = 0
+        self._pending: Sequence[int] | None = None
+
+    def configure(self, shard_images: int | None = None, pending: Sequence[int] | None = None) -> None:
+        """Tell what this run needs to know.
+
+        Args:
+            shard_images: images a shard; before `setup`.
+            pending: the shards to read, all where not given; after `setup`.
+        """
+        if shard_images is not None:
+            self.shard_images = shard_images
+        self._pending = pending
 
     def settings(self) -> dict[str, str | int | None]:
         """All that batches depend on, but for the images; files by their content, so that they may move.
@@ -126,6 +136,7 @@ class CaptionDataModule(LightningDataModule):
         Raises:
             InputError: no caption has a noun, or masks cannot be used.
         """
+        self._pending = None  # of an earlier run
         masks: GivenMasks | None = None
         if self.masks is not None:
             masks = ClassMasks(self.masks, self.images) if isinstance(self.masks, LabelMaps) else CocoMasks(self.masks)
@@ -141,7 +152,7 @@ class CaptionDataModule(LightningDataModule):
     def predict_dataloader(self) -> DataLoader[CaptionBatch]:
         spread = distributed.is_initialized()
         rank, world = (distributed.get_rank(), distributed.get_world_size()) if spread else (0, 1)
-        pending = range(len(self.shards)) if self.pending is None else self.pending
+        pending = range(len(self.shards)) if self._pending is None else self._pending
         return DataLoader(
             self.dataset,
             batch_size=None,  # samples are batches already

@@ -44,7 +44,7 @@ class EvalImages(Dataset[EvalBatch]):
 
     Args:
         paths: the image files.
-        resize: short and long side in pixels; a task may fill in its model's before the first image is read.
+        resize: short and long side in pixels; the image's own size where not given.
         read_labels: (image file, (H, W) of the image) → (H, W) int64; `EvalBatch.labels` is empty without it.
     """
 
@@ -109,9 +109,24 @@ class ImagesDataModule(LightningDataModule):
         for path in paths:
             if not (other := stems.setdefault(path.stem, path)).samefile(path):
                 raise InputError(f"{other} and {path} would be written to the same file; segment them in two runs")
-        self.dataset = ReadableImages(list(stems.values()), resize)
-        self.num_workers = num_workers
+        self.paths, self.resize, self.num_workers = list(stems.values()), resize, num_workers
+        self.dataset = ReadableImages(self.paths, resize)
         self.allow_zero_length_dataloader_with_multiple_devices = True  # few images may be left for many processes
+
+    def setup(self, stage: str) -> None:
+        self.dataset = ReadableImages(self.paths, self.resize)  # whatever an earlier run was configured for
+
+    def configure(self, resize: tuple[int, int] | None = None, paths: Sequence[Path] | None = None) -> None:
+        """Tell, after `setup`, what this run needs to know.
+
+        Args:
+            resize: what the network was made for; a `resize` of its own goes before it.
+            paths: the images that are left to do.
+        """
+        if self.resize is None and resize is not None:
+            self.dataset.resize = resize
+        if paths is not None:
+            self.dataset.paths = list(paths)
 
     def predict_dataloader(self) -> DataLoader[EvalBatch]:
         return eval_loader(self.dataset, self.num_workers, may_idle=True)

@@ -103,14 +103,17 @@ class RegionTextDataModule(ResumableDataModule):
             )
         self.dataset = RegionTexts(pairs, self.images, self.transform, self.seed)
 
+    def configure(self, size: int) -> None:
+        """Tell, after `setup`, the resolution of the CLIP of this run; a `transform.size` goes before it."""
+        if self.transform.size is None:
+            self.dataset.size = size
+
     def train_dataloader(self) -> ResumableLoader:
         return self.resumable(train_loader(self.dataset, self.batch_size, self.seed, self.num_workers, join_regions))
 
 
 class RegionTexts(Dataset[RegionText]):
     """The pairs of a store as samples, by the keys of `ovseg.data.loading`.
-
-    `size`, where the transform has none, is for a task to fill in before the first sample is read.
 
     Raises:
         InputError: an image cannot be read, or changed its size since it was mined.

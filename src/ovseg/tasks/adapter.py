@@ -68,9 +68,9 @@ class AdapterTask(L.LightningModule):
             clip.visual.prompt.requires_grad_(train in ("prompt", "both"))
 
     def setup(self, stage: str) -> None:
-        dataset: Any = getattr(self.trainer.datamodule, "dataset", None)  # type: ignore[attr-defined]
-        if getattr(dataset, "size", 0) is None:  # regions come at the resolution that CLIP sees
-            dataset.size = self.clip.image_size
+        configure = getattr(self.trainer.datamodule, "configure", None)  # type: ignore[attr-defined]
+        if configure is not None:  # fixed batches, and those that are made in memory, need to know nothing
+            configure(size=self.clip.image_size)
 
     def on_fit_start(self) -> None:
         self.text.forget()  # the weights may have come from a checkpoint since

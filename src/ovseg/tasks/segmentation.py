@@ -83,8 +83,7 @@ class SegmentationTask(L.LightningModule):
         self.miou = MeanIoU(names, vocabulary.ignore_index, seen)
         self.mask_accuracy = MaskAccuracy(len(names), seen)
         self.recall = MeanBestIoU()
-        if data.dataset.resize is None:  # images come at the resolution that the segmenter was made for
-            data.dataset.resize = self.segmenter.resize
+        data.configure(resize=self.segmenter.resize)
 
     def on_test_start(self) -> None:
         self.segmenter.set_vocabulary(self.vocabulary)

@@ -59,8 +59,7 @@ class SweepTask(L.LightningModule):
         seen = None if vocabulary.seen is None else vocabulary.seen[: len(names)]
         self.mious = [MeanIoU(names, vocabulary.ignore_index, seen) for _ in self.settings]
         self._modules_of_metrics = nn.ModuleList(self.mious)  # for Lightning to move and synchronise
-        if data.dataset.resize is None:  # images come at the resolution that the segmenter was made for
-            data.dataset.resize = self.segmenter.resize
+        data.configure(resize=self.segmenter.resize)
 
     def on_test_start(self) -> None:
         self.segmenter.set_vocabulary(self.vocabulary)

@@ -50,7 +50,15 @@ class EvalDataModule(LightningDataModule):
     ) -> None:
         super().__init__()
         self.labels, self.vocabulary, self.found, self.num_workers = labels, vocabulary, dict(found), num_workers
-        self.dataset = EvalImages(labels.images, resize, labels)
+        self.resize, self.dataset = resize, EvalImages(labels.images, resize, labels)
+
+    def setup(self, stage: str) -> None:
+        self.dataset.resize = self.resize  # whatever an earlier run was configured for
+
+    def configure(self, resize: tuple[int, int]) -> None:
+        """Tell, after `setup`, what the network of this run was made for; a `resize` of its own goes before it."""
+        if self.resize is None:
+            self.dataset.resize = resize
 
     def val_dataloader(self) -> DataLoader[EvalBatch]:
         return eval_loader(self.dataset, self.num_workers)
