@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import numpy as np
 import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
 from torch import Tensor
-from torchvision.transforms import InterpolationMode
 from torchvision.transforms.v2 import RandomResizedCrop
-from torchvision.transforms.v2.functional import resized_crop
 
 from ovseg.ops import CLIP_MEAN
 from ovseg.structures import InputError
@@ -47,11 +48,61 @@ class RegionTransform:
             (3, size, size) and (size, size) bool.
         """
         top, left, height, width = RandomResizedCrop.get_params(crop, list(SCALE), list(RATIO))
-        if not mask[:, top : top + height, left : left + width].any():  # of a long thin box the centre alone is taken
-            top, left, (height, width) = 0, 0, mask.shape[1:]
-        filled = torch.where(mask, crop, torch.tensor(CLIP_MEAN)[:, None, None])
-        window, square = (top, left, height, width), [size, size]
+        rows, columns = slice(top, top + height), slice(left, left + width)
+        if not mask[0, rows, columns].any():  # of a long thin box the centre alone is taken
+            rows = columns = slice(None)
+        window = mask[0, rows, columns]
+        filled = torch.where(window, crop[:, rows, columns], torch.tensor(CLIP_MEAN)[:, None, None])
         # no antialiasing, so that training sees regions as inference makes them
-        region = resized_crop(filled, *window, square, InterpolationMode.BICUBIC, antialias=False)
-        region_mask = resized_crop(mask.float(), *window, square, InterpolationMode.NEAREST, antialias=False)[0] > 0
-        return region, region_mask
+        return resize_bicubic(filled, size), _resize_nearest(window, size)
+
+
+def resize_bicubic(image: Tensor, size: int) -> Tensor:
+    """`F.interpolate(mode="bicubic", antialias=False)` to the last digits, in a third of the time on one core.
+
+    Along one side after the other a pixel is a sum of four, 8 terms in all; torch sums over both sides at once, 16.
+
+    Args:
+        image: (C, h, w) float32 on the CPU.
+
+    Returns:
+        (C, size, size), not contiguous.
+    """
+    channels, height, width = image.shape
+    rows, weights = _bicubic_taps(height, size)
+    rows = rows + height * torch.arange(channels)[:, None, None]
+    # (C * h, w) → (C * size, w); an embedding bag is a weighted sum of rows
+    flat, weights = image.reshape(-1, width), weights.repeat(channels, 1)
+    tall = F.embedding_bag(rows.flatten(0, 1), flat, per_sample_weights=weights, mode="sum")
+    columns, weights = _bicubic_taps(width, size)
+    # (w, C * size) → (size, C * size)
+    turned = F.embedding_bag(columns, tall.T.contiguous(), per_sample_weights=weights, mode="sum")
+    return turned.T.view(channels, size, size)
+
+
+def _bicubic_taps(source: int, size: int) -> tuple[Tensor, Tensor]:
+    """Four source indices and their weights for each target index: both (size, 4)."""
+    # rounded where torch rounds; in NumPy, which has a fraction of torch's overhead on arrays as small as these
+    position = ((np.arange(size) + 0.5) * _scale(source, size) - 0.5).astype(np.float32).astype(np.float64)
+    first = np.floor(position)
+    near = np.stack([position - first, first + 1 - position], axis=1)  # distances of the two pixels beside
+    far, a = near + 1, -0.75  # Keys's kernel
+    near = ((a + 2) * near - (a + 3)) * near * near + 1
+    far = ((a * far - 5 * a) * far + 8 * a) * far - 4 * a
+    weights = np.concatenate([far[:, :1], near, far[:, 1:]], axis=1).astype(np.float32)
+    taps = (first.astype(np.int64)[:, None] + np.arange(-1, 3)).clip(0, source - 1)
+    return torch.from_numpy(taps), torch.from_numpy(weights)
+
+
+def _resize_nearest(mask: Tensor, size: int) -> Tensor:
+    """`F.interpolate(mode="nearest")` of a bool mask (h, w) to (size, size)."""
+    rows, columns = (
+        (np.arange(size, dtype=np.float32) * _scale(side, size)).astype(np.int64).clip(max=side - 1)
+        for side in mask.shape
+    )
+    pixels: NDArray[np.bool_] = mask.numpy()
+    return torch.from_numpy(pixels[rows][:, columns])
+
+
+def _scale(source: int, size: int) -> np.float32:
+    return np.float32(source) / np.float32(size)

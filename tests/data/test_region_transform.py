@@ -1,0 +1,51 @@
+"""What is fast in cutting regions gives what the plain functions of torch and torchvision give."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torchvision.transforms import InterpolationMode
+from torchvision.transforms.v2 import RandomResizedCrop
+from torchvision.transforms.v2.functional import resized_crop
+
+from ovseg.data.loading import seeded
+from ovseg.data.region_transform import RATIO, SCALE, RegionTransform, resize_bicubic
+from ovseg.ops import CLIP_MEAN
+
+SIDES = [(1, 1), (2, 3), (7, 90), (33, 16), (64, 64), (151, 207), (700, 31)]
+
+
+def plain(crop: Tensor, mask: Tensor, size: int) -> tuple[Tensor, Tensor]:
+    """The same augmentation, all of the box filled and both parts resized by torchvision."""
+    top, left, height, width = RandomResizedCrop.get_params(crop, list(SCALE), list(RATIO))
+    if not mask[:, top : top + height, left : left + width].any():
+        top, left, (height, width) = 0, 0, mask.shape[1:]
+    filled = torch.where(mask, crop, torch.tensor(CLIP_MEAN)[:, None, None])
+    window, square = (top, left, height, width), [size, size]
+    region = resized_crop(filled, *window, square, InterpolationMode.BICUBIC, antialias=False)
+    return region, resized_crop(mask.float(), *window, square, InterpolationMode.NEAREST, antialias=False)[0] > 0
+
+
+@pytest.mark.parametrize("sides", SIDES)
+@pytest.mark.parametrize("size", [16, 224])
+def test_augmentation_is_that_of_torchvision(sides: tuple[int, int], size: int) -> None:
+    generator = torch.Generator().manual_seed(0)
+    crop = torch.rand(3, *sides, generator=generator)
+    for key, kept in enumerate((0.5, 0.001, 1.0)):
+        mask = torch.rand(1, *sides, generator=generator) < kept
+        with seeded(0, key):
+            expected, expected_mask = plain(crop, mask, size)
+        with seeded(0, key):
+            region, region_mask = RegionTransform().augment(crop, mask, size)
+        assert torch.allclose(region, expected, rtol=0, atol=2e-6)
+        assert torch.equal(region_mask, expected_mask)
+
+
+@pytest.mark.parametrize("sides", SIDES)
+def test_bicubic_is_torchs(sides: tuple[int, int]) -> None:
+    image = torch.rand(4, *sides, generator=torch.Generator().manual_seed(0))
+    for size in (1, 5, 64, 336):
+        expected = F.interpolate(image[None], (size, size), mode="bicubic", align_corners=False)[0]
+        assert torch.allclose(resize_bicubic(image, size), expected, rtol=0, atol=2e-6)
