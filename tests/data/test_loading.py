@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from ovseg.data.loading import EpochSampler, ResumableLoader, seeded, train_loader
+from ovseg.data.loading import EpochSampler, GroupSampler, ResumableLoader, seeded, train_loader
 
 
 class Numbers(Dataset[Tensor]):
@@ -26,8 +27,11 @@ class Numbers(Dataset[Tensor]):
             return torch.stack([torch.tensor(float(key)), torch.rand(())])
 
 
-def loader(num_workers: int = 0) -> ResumableLoader:
-    return train_loader(Numbers(), 4, 0, num_workers, torch.stack)
+GROUPS = torch.tensor([5, 0, 0, 1, 1, 1, 2, 0, 5, 3, 3, 3, 3, 3, 3, 4, 1, 5, 6, 6, 7, 5])
+
+
+def loader(num_workers: int = 0, groups: Tensor | None = None) -> ResumableLoader:
+    return train_loader(Numbers(), 4, 0, num_workers, torch.stack, groups)
 
 
 class Recorder(LightningModule):
@@ -86,14 +90,15 @@ def test_resuming_sees_what_the_uninterrupted_run_sees(
         assert train(length, saving(), resume=tmp_path / f"step={step}.ckpt") == whole[step:]
 
 
-def test_workers_do_not_matter_to_resuming() -> None:
-    whole = loader()
+@pytest.mark.parametrize("groups", [None, GROUPS], ids=["single", "groups"])
+def test_workers_do_not_matter_to_resuming(groups: Tensor | None) -> None:
+    whole = loader(0, groups)
     expected = [*whole, *whole]
-    interrupted = loader(2)
+    interrupted = loader(2, groups)
     batches = iter(interrupted)
     assert all(torch.equal(next(batches), expected[step]) for step in range(3))
     state = interrupted.state_dict()
-    resumed = loader(2)
+    resumed = loader(2, groups)
     resumed.load_state_dict(state)
     rest = [*resumed, *resumed]
     assert len(rest) == 7
@@ -113,6 +118,41 @@ def test_an_epoch_is_a_permutation_of_its_own() -> None:
 def test_processes_share_an_epoch() -> None:
     shares = [list(EpochSampler(Numbers(), num_replicas=2, rank=rank)) for rank in range(2)]
     assert sorted(shares[0] + shares[1]) == list(range(22))
+
+
+def keys_of(world: int, batch_size: int, epoch: int = 0, drop_last: bool = True) -> list[list[int]]:
+    """What each of so many processes reads."""
+    samplers = [
+        GroupSampler(Numbers(), GROUPS, batch_size, num_replicas=world, rank=rank, drop_last=drop_last)
+        for rank in range(world)
+    ]
+    for sampler in samplers:
+        sampler.set_epoch(epoch)
+    return [list(sampler) for sampler in samplers]
+
+
+def test_groups_stay_together_and_are_shuffled() -> None:
+    ((*first,), (*second,)) = (keys_of(1, 22, epoch)[0] for epoch in range(2))
+    assert sorted(first) == list(range(22)) and sorted(second) == list(range(22, 44))  # each once an epoch
+    orders = [[int(GROUPS[key % 22]) for key in keys] for keys in (first, second)]
+    assert orders[0] != orders[1]
+    for order in orders:
+        assert len(list(groupby(order))) == 8  # as many runs as groups
+
+
+@pytest.mark.parametrize("epoch", [0, 3])
+def test_processes_divide_the_batches_of_one_with_groups(epoch: int) -> None:
+    (whole,) = keys_of(1, 8, epoch)
+    shares = keys_of(2, 4, epoch)
+    assert len(whole) == 16
+    for step in range(2):
+        assert shares[0][4 * step :][:4] + shares[1][4 * step :][:4] == whole[8 * step :][:8]
+
+
+def test_one_short_batch_of_groups_is_even() -> None:
+    shares = keys_of(4, 32, drop_last=False)
+    assert [len(share) for share in shares] == [6] * 4  # of 22 samples two come twice
+    assert {key for share in shares for key in share} == set(range(22))
 
 
 def test_overfitting_repeats_the_same_batches() -> None:

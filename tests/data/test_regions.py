@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from PIL import Image
+from torch import Tensor
 
 from ovseg import rle
-from ovseg.data import region_transform
+from ovseg.data import region_transform, regions
 from ovseg.data.pairs import write_pairs
 from ovseg.data.region_transform import RegionTransform
 from ovseg.data.regions import PairSampling, RegionTextDataModule
-from ovseg.images import to_tensor
+from ovseg.images import read_image, to_tensor
 from ovseg.ops import CLIP_MEAN, crop_regions, masks_to_boxes
 from ovseg.structures import InputError, RegionTextBatch, RegionTextPair
 
@@ -125,6 +127,39 @@ def test_without_a_seed_of_its_own_it_has_that_of_the_run(folder: Path, monkeypa
     assert not any(map(same, of_run, other))
 
 
+def test_pairs_of_an_image_come_together_and_it_is_decoded_once(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    decoded: list[str] = []
+
+    def counted(path: Path) -> Image.Image:
+        decoded.append(path.name)
+        return read_image(path)
+
+    monkeypatch.setattr(regions, "read_image", counted)
+    image_of = {pair.noun: pair.file_name for pair in prepared(folder).dataset.pairs}
+    (batch,) = prepared(folder, batch_size=COUNT).train_dataloader()
+    order = [image_of[text] for text in batch.texts]
+    assert sorted(batch.texts) == sorted(image_of)  # each pair once
+    assert [name for name, _ in groupby(order)] == decoded and len(decoded) == 6
+    decoded.clear()
+    (batch,) = prepared(folder, batch_size=COUNT, sampling=PairSampling(by_image=False)).train_dataloader()
+    assert len(list(groupby(image_of[text] for text in batch.texts))) > 6  # drawn on their own
+    assert len(decoded) == 6
+
+
+def test_company_does_not_change_a_pair(folder: Path) -> None:
+    def samples(by_image: bool) -> list[dict[str, tuple[Tensor, Tensor]]]:
+        loader = prepared(folder, batch_size=COUNT, sampling=PairSampling(by_image=by_image)).train_dataloader()
+        return [
+            {text: (batch.regions[row], batch.region_masks[row]) for row, text in enumerate(batch.texts)}
+            for batch in (*loader, *loader)
+        ]
+
+    for together, alone in zip(samples(True), samples(False), strict=True):
+        assert together.keys() == alone.keys()
+        for text, (region, mask) in together.items():
+            assert torch.equal(region, alone[text][0]) and torch.equal(mask, alone[text][1])
+
+
 def test_the_same_pair_looks_different_in_another_epoch(folder: Path) -> None:
     dataset = prepared(folder).dataset
     assert torch.equal(dataset[3].region, dataset[3].region)
@@ -171,6 +206,9 @@ def test_refusals_name_the_file(folder: Path) -> None:
     Image.new("RGB", (5, 5)).save(folder / "0.png")
     with pytest.raises(InputError, match=r"0\.png is 5 x 5 pixels but was mined at 32 x 24"):
         dataset[0]
+    damaged = dataset.pairs[2]._replace(counts=b"231")
+    with pytest.raises(InputError, match=r"the mask of 'noun2' in .*1\.png is damaged \(run lengths do not fit"):
+        dataset._cut(damaged, Image.new("RGB", SIZE[::-1]))
     (folder / "2.png").unlink()
     with pytest.raises(InputError, match=r"1 of 6 images .* the first is 2\.png"):
         prepared(folder)

@@ -20,7 +20,7 @@ from typing import Any, TypeVar
 import numpy as np
 import torch
 from lightning import LightningDataModule
-from torch import distributed
+from torch import Tensor, distributed
 from torch.utils.data import DataLoader, Dataset, DistributedSampler
 
 Item = TypeVar("Item")
@@ -45,7 +45,38 @@ class EpochSampler(DistributedSampler[int]):
 
     def __iter__(self) -> Iterator[int]:
         first_key = self.epoch * len(self.dataset)  # type: ignore[arg-type]
-        return (first_key + index for index in list(super().__iter__())[self.skipped :])
+        return (first_key + index for index in self._order()[self.skipped :])
+
+    def _order(self) -> list[int]:
+        return list(super().__iter__())
+
+
+class GroupSampler(EpochSampler):
+    """The same with the samples of a group side by side: the groups are shuffled, not what is in them.
+
+    The whole is cut into the batches of all processes, and of each batch every process has one piece, so that a group
+    is divided by the edge of a piece only.
+
+    Args:
+        groups: (N,) int64, the group of each sample, from 0.
+        batch_size: samples a batch and process.
+        options: those of a `DistributedSampler`.
+    """
+
+    def __init__(self, dataset: Dataset[Any], groups: Tensor, batch_size: int, **options: Any) -> None:
+        super().__init__(dataset, **options)
+        self.groups, self.batch_size = groups, batch_size
+
+    def _order(self) -> list[int]:
+        with seeded(self.seed, self.epoch):
+            place = torch.randperm(int(self.groups.max()) + 1)
+        order = place[self.groups].argsort(stable=True)
+        order = order.repeat(-(-self.total_size // len(order)))[: self.total_size]  # even, where nothing is dropped
+        piece = min(self.batch_size, self.num_samples)
+        steps = self.num_samples // piece
+        pieces = order[: steps * self.num_replicas * piece].view(steps, self.num_replicas, piece)
+        chosen: list[int] = pieces[:, self.rank].flatten().tolist()
+        return chosen
 
 
 class ResumableLoader(DataLoader[Any]):
@@ -116,19 +147,30 @@ def run_seed(seed: int | None) -> int:
 
 
 def train_loader(
-    dataset: Dataset[Item], batch_size: int, seed: int, num_workers: int, collate: Callable[[list[Item]], Any]
+    dataset: Dataset[Item],
+    batch_size: int,
+    seed: int,
+    num_workers: int,
+    collate: Callable[[list[Item]], Any],
+    groups: Tensor | None = None,
 ) -> ResumableLoader:
     """A shuffled, sharded, resumable loader; see the module for what `dataset` is asked for.
 
     The last, smaller batch is dropped, unless there is no other.
+
+    Args:
+        groups: (N,) int64; where given, samples of the same number stay together, see `GroupSampler`.
     """
     processes = distributed.get_world_size() if distributed.is_initialized() else 1
     rank = distributed.get_rank() if distributed.is_initialized() else 0
     drop_last = len(dataset) >= batch_size * processes  # type: ignore[arg-type]
+    options: dict[str, Any] = {"num_replicas": processes, "rank": rank, "seed": seed, "drop_last": drop_last}
     return ResumableLoader(
         dataset,
         batch_size=batch_size,
-        sampler=EpochSampler(dataset, num_replicas=processes, rank=rank, seed=seed, drop_last=drop_last),
+        sampler=(
+            EpochSampler(dataset, **options) if groups is None else GroupSampler(dataset, groups, batch_size, **options)
+        ),
         num_workers=num_workers,
         collate_fn=collate,
         drop_last=drop_last,

@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 import pyarrow as pa
 import torch
+from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset
 
@@ -22,11 +23,13 @@ from ovseg.structures import InputError, RegionTextBatch, RegionTextPair
 
 @dataclass(frozen=True)
 class PairSampling:
-    """Which pairs of a store are trained on.
+    """Which pairs of a store are trained on, and which come together.
 
     Args:
         min_similarity: leave out pairs less similar.
         max_per_noun: of each noun use only so many pairs, the most similar.
+        by_image: all pairs of an image are in one batch, or two, and the image is decoded once for each; otherwise
+            every pair is drawn on its own, which takes several times as long to read.
 
     Raises:
         InputError: `max_per_noun` is below 1.
@@ -34,6 +37,7 @@ class PairSampling:
 
     min_similarity: float | None = None
     max_per_noun: int | None = None
+    by_image: bool = True
 
     def __post_init__(self) -> None:
         if self.max_per_noun is not None and self.max_per_noun < 1:
@@ -55,7 +59,7 @@ class RegionTextDataModule(ResumableDataModule):
         pairs: the store that `ovseg mine` wrote, or the table of the published pairs (`coco_proposal_1cap.csv`).
         images: the folder its file names are relative to.
         transform: how regions are cut and augmented.
-        sampling: which pairs are used.
+        sampling: which pairs are used, and which come together.
         batch_size: pairs a batch and process.
         num_workers: processes that read images; what they read does not depend on their number.
         seed: of order and augmentation; that of the run where not given.
@@ -109,7 +113,9 @@ class RegionTextDataModule(ResumableDataModule):
             self.dataset.size = size
 
     def train_dataloader(self) -> ResumableLoader:
-        return self.resumable(train_loader(self.dataset, self.batch_size, self.seed, self.num_workers, join_regions))
+        images = self.dataset.pairs.image_indices() if self.sampling.by_image else None
+        options = (self.batch_size, self.seed, self.num_workers, join_regions, images)
+        return self.resumable(train_loader(self.dataset, *options))
 
 
 class RegionTexts(Dataset[RegionText]):
@@ -127,30 +133,47 @@ class RegionTexts(Dataset[RegionText]):
         return len(self.pairs)
 
     def __getitem__(self, key: int) -> RegionText:
+        return self.__getitems__([key])[0]
+
+    def __getitems__(self, keys: list[int]) -> list[RegionText]:
+        """The samples of a batch, for which torch asks at once; each of their images is decoded once."""
+        pairs = [self.pairs[key % len(self)] for key in keys]
+        of_image: dict[str, list[int]] = {}
+        for position, pair in enumerate(pairs):
+            of_image.setdefault(pair.file_name, []).append(position)
+        samples: dict[int, RegionText] = {}
+        for name, positions in of_image.items():
+            image = read_image(self.images / name)  # one at a time: a batch of large photographs would fill the memory
+            for position in positions:
+                samples[position] = self._sample(keys[position], pairs[position], image)
+        return [samples[position] for position in range(len(keys))]
+
+    def _sample(self, key: int, pair: RegionTextPair, image: Image.Image) -> RegionText:
         if self.size is None:
             raise InputError(
                 "regions have no size yet; give `transform.size`, for example 224, the resolution of your CLIP"
             )
-        pair = self.pairs[key % len(self)]
-        crop, mask = self._of_image(pair) if pair.counts else self._of_crop(pair)
+        if pair.counts:
+            crop, mask = self._cut(pair, image)
+        else:  # published as an image of its own
+            crop = to_tensor(image)
+            mask = mask_by_colour(crop)[None]
         with seeded(self.seed, key):
             region, region_mask = self.transform.augment(crop, mask, self.size)
         return RegionText(region, region_mask, pair.noun)
 
-    def _of_image(self, pair: RegionTextPair) -> tuple[Tensor, Tensor]:
+    def _cut(self, pair: RegionTextPair, image: Image.Image) -> tuple[Tensor, Tensor]:
         path = self.images / pair.file_name
-        image = read_image(path)
         if (image.height, image.width) != pair.size:
             raise InputError(
                 f"{path} is {image.width} x {image.height} pixels but was mined at {pair.size[1]} x {pair.size[0]}; "
                 "bring back the image or mine again"
             )
-        x0, y0, x1, y1 = pair.box
-        return to_tensor(image.crop(pair.box)), rle.decode([pair.counts], pair.size)[:, y0:y1, x0:x1]
-
-    def _of_crop(self, pair: RegionTextPair) -> tuple[Tensor, Tensor]:
-        crop = to_tensor(read_image(self.images / pair.file_name))
-        return crop, mask_by_colour(crop)[None]
+        try:
+            mask = rle.decode_box(pair.counts, pair.size, pair.box)
+        except ValueError as error:
+            raise InputError(f"the mask of {pair.noun!r} in {path} is damaged ({error}); mine again") from error
+        return to_tensor(image.crop(pair.box)), mask[None]
 
 
 def join_regions(samples: list[RegionText]) -> RegionTextBatch:

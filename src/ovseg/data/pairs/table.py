@@ -7,6 +7,9 @@ from typing import Any, overload
 
 import numpy as np
 import pyarrow as pa
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
 
 from ovseg.structures import RegionTextPair
 
@@ -58,12 +61,22 @@ class Pairs(Sequence[RegionTextPair]):
         if min_similarity is not None:
             keep = keep[similarity[keep] >= min_similarity]
         if max_per_noun is not None:
-            nouns = self.table["noun"].combine_chunks().dictionary_encode().indices.to_numpy()[keep]
+            nouns = _codes(self.table["noun"])[keep]
             order = np.lexsort((-similarity[keep], nouns))
             counts = np.bincount(nouns)
             rank = np.arange(len(keep)) - np.repeat(counts.cumsum() - counts, counts)  # of each pair within its noun
             keep = np.sort(keep[order[rank < max_per_noun]])
         return self.take(keep)
+
+    def image_indices(self) -> Tensor:
+        """(N,) int64: pairs of the same image have the same number, from 0."""
+        return torch.from_numpy(_codes(self.table["file_name"]))
+
+
+def _codes(column: pa.ChunkedArray) -> NDArray[np.int64]:
+    """Equal words have equal numbers, from 0 in the order of their first place."""
+    codes: NDArray[np.int64] = column.combine_chunks().dictionary_encode().indices.to_numpy().astype(np.int64)
+    return codes
 
 
 def to_table(pairs: Iterable[RegionTextPair]) -> pa.Table:
