@@ -6,7 +6,8 @@ import torch
 from PIL import Image
 
 from ovseg.data.loading import seeded
-from ovseg.data.transforms import COLOUR_JITTER, IMAGE_FILL, SegmentationTransform
+from ovseg.data.ssd_jitter import SSDJitter
+from ovseg.data.transforms import IMAGE_FILL, SegmentationTransform
 from ovseg.structures import IGNORE_INDEX
 
 
@@ -17,7 +18,7 @@ def scene() -> tuple[Image.Image, torch.Tensor]:
 
 
 def test_labels_stay_with_their_pixels(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("ovseg.data.transforms.COLOUR_JITTER", lambda image: image)
+    monkeypatch.setattr(SSDJitter, "draw", SSDJitter)
     image, labels = scene()
     for key in range(20):
         with seeded(0, key):
@@ -75,10 +76,14 @@ def test_long_side_is_capped() -> None:
     assert (target == 0).sum() == 60 * 6
 
 
-def test_jitter_keeps_the_order_of_colours() -> None:
-    # SSD's original also exchanges channels: red things would be called blue
-    red = Image.new("RGB", (1, 1), (220, 60, 40))
-    for key in range(100):
-        with seeded(key):
-            r, g, b = COLOUR_JITTER(red).getpixel((0, 0))
-        assert r > max(g, b)
+def test_jitter_is_drawn_from_the_ranges_of_ssd() -> None:
+    with seeded(0):
+        draws = [SSDJitter.draw() for _ in range(3000)]
+    for step, low, high in (("brightness", -32, 32), ("contrast", 0.5, 1.5), ("saturation", 0.5, 1.5)):
+        drawn = np.array([value for draw in draws if (value := getattr(draw, step)) is not None])
+        assert 1360 < len(drawn) < 1640  # 5 standard deviations about a half
+        assert low <= drawn.min() < low + 0.01 * (high - low) and high - 0.01 * (high - low) < drawn.max() <= high
+        assert abs(drawn.mean() - (low + high) / 2) < 0.05 * (high - low)  # 6 standard deviations
+    hues = [draw.hue for draw in draws if draw.hue is not None]
+    assert 1360 < len(hues) < 1640 and set(hues) == set(range(-18, 19))
+    assert 1360 < sum(draw.contrast_first for draw in draws) < 1640

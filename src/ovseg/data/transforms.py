@@ -10,32 +10,17 @@ import torch
 from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
-from torchvision.transforms import v2
 
+from ovseg.data.ssd_jitter import SSDJitter
 from ovseg.images import resize_short_side, to_tensor
 from ovseg.structures import IGNORE_INDEX
 
 IMAGE_FILL = 128 / 255  # what the release pads images with
 
 
-def _half(jitter: v2.Transform) -> v2.Transform:
-    return v2.RandomApply([jitter], p=0.5)
-
-
-# The jitter of SSD without its exchange of channels, which detectron2 leaves out too: colours name things.
-_contrast = _half(v2.ColorJitter(contrast=0.5))
-_saturation_hue = v2.Compose([_half(v2.ColorJitter(saturation=0.5)), _half(v2.ColorJitter(hue=0.1))])
-COLOUR_JITTER = v2.Compose(
-    [
-        _half(v2.ColorJitter(brightness=0.125)),
-        v2.RandomChoice([v2.Compose([_contrast, _saturation_hue]), v2.Compose([_saturation_hue, _contrast])]),
-    ]
-)
-
-
 @dataclass(frozen=True)
 class SegmentationTransform:
-    """Resize, crop, colour jitter and mirroring as the paper trains proposals; defaults as for its Swin-B.
+    """Resize, crop, colour jitter and mirroring, in this order, as the paper trains proposals; defaults for its Swin-B.
 
     Args:
         crop_size: side of the square crop; smaller images are padded on the right and bottom.
@@ -55,7 +40,7 @@ class SegmentationTransform:
 
         left, top = (int(torch.randint(max(side - self.crop_size, 0) + 1, ())) for side in image.size)
         right, bottom = min(left + self.crop_size, image.width), min(top + self.crop_size, image.height)
-        image = COLOUR_JITTER(image.crop((left, top, right, bottom)))
+        image = SSDJitter.draw()(image.crop((left, top, right, bottom)))
         pixels = to_tensor(image)
         target = torch.from_numpy(np.array(label_image.crop((left, top, right, bottom)))).long()
 

@@ -1,0 +1,45 @@
+"""What surrounds the losses in training, against the original implementations (golden g7)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch import Tensor
+
+from ovseg.data.loading import seeded
+from ovseg.data.ssd_jitter import SSDJitter
+from tests.parity import goldens
+
+DETAILS = goldens.details("g7_training")
+
+
+@pytest.fixture(scope="module")
+def arrays() -> dict[str, Tensor]:
+    return goldens.arrays("g7_training")
+
+
+@pytest.mark.parametrize("case", range(len(DETAILS["color"])), ids=[case["name"] for case in DETAILS["color"]])
+def test_colour_jitter(arrays: dict[str, Tensor], case: int) -> None:
+    draws: dict[str, Any] = {key: value for key, value in DETAILS["color"][case].items() if key != "name"}
+    found = SSDJitter(**draws)(Image.fromarray(arrays["color_input"].numpy()))
+    allowed = 1 if draws["saturation"] is None and draws["hue"] is None else 2
+    levels = torch.from_numpy(np.array(found)).float()
+    goldens.close("colour jitter: levels of 255", levels, arrays[f"color_{case}"].float(), 0, allowed)
+
+
+@pytest.mark.parametrize("grey", [10, 100, 200])
+def test_colour_jitter_is_drawn_as_the_original_draws_it(grey: int) -> None:
+    image, count = Image.new("RGB", (1, 1), (grey, grey, grey)), 4000
+    with seeded(grey):
+        found = np.array([SSDJitter.draw()(image).getpixel((0, 0)) for _ in range(count)], np.float64)
+    expected = DETAILS["constant_grey_4000_draws"][str(grey)]
+    deviation = found.std()
+    kurtosis = ((found - found.mean()) ** 4).mean() / deviation**4
+    of_two_means = deviation * (2 / count) ** 0.5  # standard errors of the difference: theirs are 4,000 draws, too
+    of_two_deviations = deviation * ((kurtosis - 1) / (2 * count)) ** 0.5
+    assert abs(found.mean() - expected["mean"]) < 4 * of_two_means
+    assert abs(deviation - expected["std"]) < 4 * of_two_deviations
