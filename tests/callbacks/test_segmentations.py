@@ -134,6 +134,17 @@ def test_answers_of_another_network_setting_or_vocabulary_are_others(tmp_path: P
     assert len(others) == 5 and first not in others
 
 
+@pytest.mark.parametrize("change", ["order", "last digit"])
+def test_weights_that_add_up_to_the_same_are_others(change: str, tmp_path: Path) -> None:
+    network, words = tiny.segmenter(tmp_path / "clip"), Vocabulary(("cat", "sky"))
+    first, weight = fingerprint(network, words), network.proposer.query_head[0].weight.data
+    if change == "order":
+        weight.copy_(weight.flip(0))
+    else:
+        weight[0, 0] += 1e-7
+    assert fingerprint(network, words) != first
+
+
 def test_broken_images_are_listed_and_the_others_done(
     segmenter: Path, photos: Path, tmp_path: Path, capsys: Capture
 ) -> None:

@@ -18,6 +18,7 @@ from torch import Tensor
 from ovseg import rle
 from ovseg.callbacks.gather import gathered
 from ovseg.callbacks.pictures import label_image, overlay, save_picture
+from ovseg.checkpoint import network_digest
 from ovseg.data.images import ImagesDataModule
 from ovseg.images import read_image
 from ovseg.models import OpenVocabSegmenter
@@ -134,10 +135,9 @@ class SegmentationWriter(BasePredictionWriter):
 
 def fingerprint(segmenter: OpenVocabSegmenter, vocabulary: Vocabulary, *rest: object) -> str:
     """A word that differs where an answer could: by the weights, the settings, the words, or what else is given."""
-    # sums to six digits, since the order of summation depends on the number of threads
-    weights = [f"{float(value.sum(dtype=torch.float64)):.6e}" for value in segmenter.state_dict().values()]
+    networks = [network_digest(part, part.architecture()) for part in (segmenter.proposer, segmenter.clip)]
     settings = [getattr(segmenter, name) for name in ("classifier", "ensemble_weight", "mask_threshold", "fill")]
-    content = [weights, settings, asdict(segmenter.views), segmenter.text.templates, vocabulary.synonyms, rest]
+    content = [networks, settings, asdict(segmenter.views), segmenter.text.templates, vocabulary.synonyms, rest]
     return hashlib.sha256(json.dumps(content).encode()).hexdigest()[:16]
 
 

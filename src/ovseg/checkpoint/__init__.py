@@ -1,5 +1,6 @@
 """Weights on disk: what a checkpoint of ours holds, loading it with an error that can be read, and released ones."""
 
+from ovseg.checkpoint.digest import network_digest, tensor_digest, tensor_digests
 from ovseg.checkpoint.files import (
     ARCHITECTURES,
     Architecture,
@@ -25,10 +26,13 @@ __all__ = [
     "first_line",
     "hub_or_cache",
     "load_weights",
+    "network_digest",
     "quiet",
     "read_architecture",
     "read_official",
     "read_state",
+    "tensor_digest",
+    "tensor_digests",
     "toy_weights",
     "under",
 ]

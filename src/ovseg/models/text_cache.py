@@ -9,18 +9,17 @@ import hashlib
 import json
 import logging
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from importlib.metadata import version
 from pathlib import Path
 from uuid import uuid4
 
-import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
 from ovseg.cache import cache_folder
+from ovseg.checkpoint import tensor_digest, tensor_digests
 from ovseg.models.clip_adapter import CLIPAdapter
 
 FORMAT = 1  # raise it when the same key would stand for other features
@@ -41,9 +40,7 @@ def key_of(clip: CLIPAdapter, tokens: Tensor) -> str:
     }
     config = {name: value for name, value in clip.config["model_cfg"].items() if name != "vision_cfg"}
     facts = [FORMAT, version("open_clip_torch"), config, str(clip.mean.device.type), clip.training, list(tokens.shape)]
-    with ThreadPoolExecutor() as pool:  # hashing large buffers leaves the interpreter to other threads
-        digests = pool.map(_digest, [tokens, *tensors.values()])
-        parts = dict(zip(["tokens", *tensors], digests, strict=True))
+    parts = tensor_digests({"tokens": tokens, **tensors})
     return hashlib.sha256(json.dumps([facts, parts], sort_keys=True).encode()).hexdigest()
 
 
@@ -68,14 +65,14 @@ def _read(path: Path) -> Tensor | None:
     try:
         with safe_open(path, framework="pt") as file:
             features: Tensor = file.get_tensor("features")
-            return features if (file.metadata() or {}).get("digest") == _digest(features) else None
+            return features if (file.metadata() or {}).get("digest") == tensor_digest(features) else None
     except (OSError, SafetensorError):
         return None
 
 
 def _write(path: Path, features: Tensor) -> None:
     features = features.cpu().contiguous()
-    content = save({"features": features}, metadata={"digest": _digest(features)})
+    content = save({"features": features}, metadata={"digest": tensor_digest(features)})
     partial = path.with_suffix(f".{uuid4().hex}.tmp")  # of this writer alone, so that no reader sees half a file
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -89,10 +86,3 @@ def _write(path: Path, features: Tensor) -> None:
             path.parent,
             error.strerror,
         )
-
-
-def _digest(tensor: Tensor) -> str:
-    """Hash of dtype, shape and bytes; SHA-256 because processors have instructions for it."""
-    digest = hashlib.sha256(f"{tensor.dtype} {list(tensor.shape)} ".encode())
-    digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())  # type: ignore[arg-type]
-    return digest.hexdigest()

@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 from dataclasses import asdict
 from typing import NamedTuple
 
 import lightning as L
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from ovseg import rle
-from ovseg.checkpoint import Architecture
+from ovseg.checkpoint import network_digest
 from ovseg.models import CLIPAdapter, MaskProposer, TextClassifier
 from ovseg.ops import BAND_VALUES, crop_regions, mask_probabilities, masks_to_boxes
 from ovseg.structures import CaptionBatch, InputError, RegionTextPair
@@ -71,8 +69,8 @@ class MiningTask(L.LightningModule):
     def settings(self) -> dict[str, str | int | float | None]:
         """All that pairs depend on beside the batches; networks by their weights, so that files may move."""
         return {
-            "clip": _digest(self.clip, self.clip.architecture()),
-            "proposals": None if self.proposer is None else _digest(self.proposer, self.proposer.architecture()),
+            "clip": network_digest(self.clip, self.clip.architecture()),
+            "proposals": None if self.proposer is None else network_digest(self.proposer, self.proposer.architecture()),
             "mask_threshold": None if self.proposer is None else self.mask_threshold,
             "templates": " | ".join(self.text.templates),
             "clip_batch": self.clip_batch,
@@ -191,12 +189,3 @@ def _pairs_of(batch: CaptionBatch, index: int, similarity: Tensor, regions: Regi
         )
         for noun, place, cosine, margin, score in rows
     ]
-
-
-def _digest(module: nn.Module, architecture: Architecture) -> str:
-    """Hash of a network: its weights and what they are the weights of."""
-    digest = hashlib.sha256(json.dumps(architecture, sort_keys=True, default=str).encode())
-    for name, tensor in sorted(module.state_dict().items()):
-        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
-    return digest.hexdigest()
