@@ -141,6 +141,23 @@ def test_objectness_weighs_the_score_of_a_proposal(tmp_path: Path) -> None:
     assert len(weighed) == 5
 
 
+def test_nouns_and_cosines_are_of_full_precision_in_a_run_of_half(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    task, data, seen = MiningTask(tiny.clip(tmp_path)), batch(), []
+    embed = task._embed
+    monkeypatch.setattr(task, "_embed", lambda regions: seen.append(embed(regions)) or seen[0])
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        pairs = task.predict_step(data, 0)
+    (regions,) = seen
+    assert regions.dtype == torch.bfloat16  # the run is one of half precision
+    found = [pair.similarity for pair in pairs]
+    with torch.no_grad():
+        texts = [task.text.encode(nouns) for nouns in NOUNS]
+    cosines = [nouns @ of_image.T for nouns, of_image in zip(texts, regions.float().split([2, 2]), strict=True)]
+    assert found == pytest.approx(torch.cat([rows.max(dim=1).values for rows in cosines]).tolist(), abs=1e-6)
+
+
 def test_with_one_region_the_margin_is_the_similarity(tmp_path: Path) -> None:
     data = batch()
     assert data.masks is not None

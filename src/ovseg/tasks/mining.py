@@ -85,7 +85,8 @@ class MiningTask(L.LightningModule):
         regions = [self._see(image, *of_image) for image, of_image in zip(batch.images, given, strict=True)]
         features = torch.split(self._embed(regions), [len(found.masks) for found in regions])
         unique = sorted({noun for nouns in batch.nouns for noun in nouns})
-        texts = dict(zip(unique, self.text.encode(unique), strict=True))
+        with torch.autocast(self.device.type, enabled=False):  # half precision would tie nouns and regions that differ
+            texts = dict(zip(unique, self.text.encode(unique), strict=True))
         pairs = []
         for index, nouns in enumerate(batch.nouns):
             if nouns and len(features[index]):
