@@ -84,7 +84,7 @@ WORDS: dict[str, tuple[tuple[object, ...], str]] = {
     ),
     "short": (("toy", "--out", "x", "--scene", 3), "toy does not know --scene; did you mean 'scenes'?"),
     "network": ((*TOY, "--model.proposer.txt_dim", 3), "model.proposer: MaskProposer has no option 'txt_dim'"),
-    "number": ((*TOY, "--data.batch_size", "many"), "data.batch_size: expected int, got many"),
+    "number": ((*TOY, "--data.total_batch_size", "many"), "data.total_batch_size: expected int, got many"),
     "choice": (
         ("fit", "--config", CONF / "adapter.yaml", "--model.train", "it"),
         "model.train: expected Literal['prompt'",

@@ -161,7 +161,7 @@ def test_proposals_are_the_papers_swin_base(build: Any, shallow_clip: Path) -> N
     task.proposer.set_text_features(task._clip[0].encode_text(["cat", "dog"]))  # widths fit
 
     assert len(data.vocabulary) == 171
-    assert 8 * data.batch_size == 32
+    assert data.total_batch_size == 32
     assert data.transform.crop_size == 640
     assert (min(data.transform.short_sides), max(data.transform.short_sides)) == (320, 1280)
     assert data.val_short_side == 640
@@ -197,7 +197,7 @@ def test_prompts_are_tuned_as_in_the_paper(build: Any, shallow_clip: Path) -> No
     assert task.clip.visual.prompt is not None
     assert task.clip.visual.prompt.mask_embedding.shape == (3, 256, 1024)
     assert (task.prompt_lr, task.warmup_steps) == (0.05, 100)
-    assert (cli.trainer.max_epochs, 4 * data.batch_size, data.transform.size) == (5, 4 * 32, None)
+    assert (cli.trainer.max_epochs, data.total_batch_size, data.transform.size) == (5, 128, None)
     [group] = optimizer_of(cli).param_groups
     assert (group["initial_lr"], group["weight_decay"], group["betas"], group["eps"]) == (0.05, 0.0, (0.9, 0.98), 1e-6)
 
@@ -209,7 +209,7 @@ def test_image_tower_is_tuned_as_in_the_paper(build: Any, shallow_clip: Path) ->
     trained = {name for name, p in task.named_parameters() if p.requires_grad}
     tower = {f"clip.clip.visual.{name}" for name, _ in task.clip.visual.named_parameters()}
     assert trained == tower | {"clip.clip.logit_scale"}
-    assert (task.warmup_steps, cli.trainer.max_epochs, cli.datamodule.batch_size) == (100, 5, 32)
+    assert (task.warmup_steps, cli.trainer.max_epochs, cli.datamodule.total_batch_size) == (100, 5, 128)
     groups = optimizer_of(cli).param_groups
     assert {group["initial_lr"] for group in groups} == {5e-6}
     assert sorted({group["weight_decay"] for group in groups}) == [0.0, 0.2]

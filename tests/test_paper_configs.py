@@ -42,7 +42,7 @@ class Model(NamedTuple):
     crop: int
     short_sides: tuple[int, int]
     long_side: int
-    batch: int  # of adapting CLIP, a process
+    batch: int  # of adapting CLIP
     text_dim: int
     prompts: tuple[int, int, int]
     threshold: float
@@ -58,7 +58,7 @@ R101C = Model(
     crop=512,
     short_sides=(800, 800),
     long_side=1333,
-    batch=128,
+    batch=512,
     text_dim=512,
     prompts=(3, 196, 768),
     threshold=0.5,
@@ -73,7 +73,7 @@ SWIN = Model(
     crop=640,
     short_sides=(320, 1280),
     long_side=2560,
-    batch=32,
+    batch=128,
     text_dim=768,
     prompts=(3, 256, 1024),
     threshold=0.4,
@@ -152,7 +152,7 @@ def test_proposals_have_the_schedule_views_and_losses(proposals: tuple[Model, OV
     model, cli = proposals
     data, trainer = cli.datamodule, cli.trainer
     assert (trainer.max_steps, trainer.gradient_clip_val, trainer.gradient_clip_algorithm) == (120_000, 0.01, None)
-    assert (8 * data.batch_size, len(data.vocabulary)) == (32, 171)
+    assert (data.total_batch_size, len(data.vocabulary)) == (32, 171)
     sides = data.transform.short_sides
     assert (data.transform.crop_size, data.transform.long_side) == (model.crop, model.long_side)
     assert (min(sides), max(sides)) == model.short_sides
@@ -236,7 +236,7 @@ def test_adapter(model: Model, stage: str, build: Build, shallow_clip: Callable[
         assert task.clip.visual.prompt.mask_embedding.shape == model.prompts
         assert groups == {(0.05, 0.0)}
     assert (task.warmup_steps, task.loss.repeated_texts, cli.trainer.max_epochs) == (100, "negatives", 5)
-    assert (data.batch_size, data.transform.size) == (model.batch, None)
+    assert (data.total_batch_size, data.transform.size) == (model.batch, None)
     assert task.clip.dim == model.text_dim
 
 

@@ -50,7 +50,7 @@ class Runs(NamedTuple):
         files = ["--data", "ovseg.data.COCOStuffDataModule", "--data.vocabulary", "toy_train"]
         files += ["--data.root", self.world]
         views = ["--data.transform", json.dumps({"crop_size": 64, "short_sides": [64, 80], "long_side": 96})]
-        data = ["--data.val_split", 2, "--data.batch_size", 4, "--data.val_short_side", 64]
+        data = ["--data.val_split", 2, "--data.total_batch_size", 4, "--data.val_short_side", 64]
         length = ["--trainer.max_steps", 5, "--trainer.val_check_interval", 3, "--trainer.log_every_n_steps", 1]
         length += ["--trainer.check_val_every_n_epoch", "null"]
         place = ["--trainer.default_root_dir", self.root / out, "--model.clip.model", self.clip]
@@ -68,7 +68,7 @@ class Runs(NamedTuple):
     def fit_adapter(self, out: str, *words: object) -> Path:
         data = ["--data.pairs", self.root / "pairs", "--data.images", self.world / "train2017"]
         place = ["--trainer.default_root_dir", self.root / out, "--model.clip.model", self.clip]
-        flags = ["--model.clip.prompt_depth", 2, "--data.batch_size", 4, "--trainer.max_epochs", 2, *place, *data]
+        flags = ["--model.clip.prompt_depth", 2, "--data.total_batch_size", 4, "--trainer.max_epochs", 2, *place, *data]
         ovseg("fit", "--config", CONF / "toy" / "adapter.yaml", *flags, *(words or QUIET))
         return self.root / out
 

@@ -15,7 +15,7 @@ from tests.data.worlds import write_coco
 def datamodule(root: Path, **changes: Any) -> COCOStuffDataModule:
     settings: dict[str, Any] = {
         "transform": SegmentationTransform(16, [16, 20], 64),
-        "batch_size": 2,
+        "total_batch_size": 2,
         "num_workers": 0,
         "val_short_side": 8,
     }

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from itertools import groupby
+from itertools import chain, groupby
 from pathlib import Path
 from typing import Any
 
@@ -10,10 +10,12 @@ import pytest
 import torch
 from lightning import LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
-from torch import Tensor
+from torch import Tensor, distributed
 from torch.utils.data import DataLoader, Dataset
 
-from ovseg.data.loading import EpochSampler, GroupSampler, ResumableLoader, seeded, train_loader
+from ovseg.data.loading import EpochSampler, GroupSampler, ResumableDataModule, ResumableLoader, seeded, train_loader
+from ovseg.structures import InputError
+from tests.stages import CONF, refusal
 
 
 class Numbers(Dataset[Tensor]):
@@ -32,6 +34,52 @@ GROUPS = torch.tensor([5, 0, 0, 1, 1, 1, 2, 0, 5, 3, 3, 3, 3, 3, 3, 4, 1, 5, 6, 
 
 def loader(num_workers: int = 0, groups: Tensor | None = None) -> ResumableLoader:
     return train_loader(Numbers(), 4, 0, num_workers, torch.stack, groups)
+
+
+def steps(monkeypatch: pytest.MonkeyPatch, groups: Tensor | None, processes: int, accumulated: int) -> list[set[int]]:
+    """The keys of each step of an epoch, of four numbers in all processes together."""
+    monkeypatch.setattr(distributed, "is_initialized", lambda: True)
+    monkeypatch.setattr(distributed, "get_world_size", lambda: processes)
+    served: list[list[list[int]]] = []  # process → batch → keys
+    for rank in range(processes):
+        monkeypatch.setattr(distributed, "get_rank", lambda rank=rank: rank)
+        loader = train_loader(Numbers(), 4 // processes // accumulated, 0, 0, torch.stack, groups, accumulated)
+        served.append([batch[:, 0].int().tolist() for batch in loader])
+    together = [set(chain(*batches)) for batches in zip(*served, strict=True)]
+    return [set(chain(*together[first : first + accumulated])) for first in range(0, len(together), accumulated)]
+
+
+@pytest.mark.parametrize("groups", [None, GROUPS], ids=["alone", "groups"])
+@pytest.mark.parametrize(("processes", "accumulated"), [(2, 1), (4, 1), (1, 2), (1, 4), (2, 2)])
+def test_a_step_is_the_same_on_any_number_of_devices(
+    monkeypatch: pytest.MonkeyPatch, groups: Tensor | None, processes: int, accumulated: int
+) -> None:
+    expected = steps(monkeypatch, groups, 1, 1)
+    assert len(expected) == 5 and all(len(step) == 4 for step in expected)
+    assert steps(monkeypatch, groups, processes, accumulated) == expected
+
+
+@pytest.mark.parametrize(
+    ("total", "devices", "accumulated", "reason"),
+    [
+        (32, 3, 1, "total_batch_size of 32 cannot be divided among 3 processes; give --data.total_batch_size 30"),
+        (2, 3, 1, "give --data.total_batch_size 3"),
+        (32, 1, 5, "among 1 process with 5 batches each; give --data.total_batch_size 30"),
+        (32, 2, 3, "among 2 processes with 3 batches each; give --data.total_batch_size 30"),
+    ],
+)
+def test_a_batch_that_cannot_be_divided_is_refused(total: int, devices: int, accumulated: int, reason: str) -> None:
+    data = ResumableDataModule(total)
+    data.trainer = Trainer(accelerator="cpu", devices=devices, accumulate_grad_batches=accumulated, logger=False)
+    with pytest.raises(InputError, match=reason):
+        data.batch_size()
+
+
+def test_it_is_refused_before_anything_is_written(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["fit", "--config", CONF / "toy" / "proposals.yaml", "--trainer.default_root_dir", tmp_path / "run"]
+    words += ["--trainer.accumulate_grad_batches", 3, "--trainer.enable_model_summary", "false"]
+    assert "give --data.total_batch_size 15" in refusal(capsys, *words)
+    assert not (tmp_path / "run").exists()
 
 
 class Recorder(LightningModule):

@@ -55,7 +55,7 @@ def folder(tmp_path: Path) -> Path:
 
 def prepared(folder: Path, **options: Any) -> RegionTextDataModule:
     data = RegionTextDataModule(
-        folder / "pairs", folder, **{"transform": RegionTransform(16), "batch_size": 4, **options}
+        folder / "pairs", folder, **{"transform": RegionTransform(16), "total_batch_size": 4, **options}
     )
     data.setup("fit")
     return data
@@ -72,7 +72,7 @@ def test_batches(folder: Path) -> None:
     assert batches[0].regions.shape == (4, 3, 16, 16)
     assert batches[0].region_masks.shape == (4, 16, 16)
     assert batches[0].region_masks.dtype == torch.bool
-    (small,) = prepared(folder, batch_size=32).train_dataloader()
+    (small,) = prepared(folder, total_batch_size=32).train_dataloader()
     assert len(small.texts) == COUNT  # one short batch rather than none
 
 
@@ -136,19 +136,19 @@ def test_pairs_of_an_image_come_together_and_it_is_decoded_once(folder: Path, mo
 
     monkeypatch.setattr(regions, "read_image", counted)
     image_of = {pair.noun: pair.file_name for pair in prepared(folder).dataset.pairs}
-    (batch,) = prepared(folder, batch_size=COUNT).train_dataloader()
+    (batch,) = prepared(folder, total_batch_size=COUNT).train_dataloader()
     order = [image_of[text] for text in batch.texts]
     assert sorted(batch.texts) == sorted(image_of)  # each pair once
     assert [name for name, _ in groupby(order)] == decoded and len(decoded) == 6
     decoded.clear()
-    (batch,) = prepared(folder, batch_size=COUNT, sampling=PairSampling(by_image=False)).train_dataloader()
+    (batch,) = prepared(folder, total_batch_size=COUNT, sampling=PairSampling(by_image=False)).train_dataloader()
     assert len(list(groupby(image_of[text] for text in batch.texts))) > 6  # drawn on their own
     assert len(decoded) == 6
 
 
 def test_company_does_not_change_a_pair(folder: Path) -> None:
     def samples(by_image: bool) -> list[dict[str, tuple[Tensor, Tensor]]]:
-        loader = prepared(folder, batch_size=COUNT, sampling=PairSampling(by_image=by_image)).train_dataloader()
+        loader = prepared(folder, total_batch_size=COUNT, sampling=PairSampling(by_image=by_image)).train_dataloader()
         return [
             {text: (batch.regions[row], batch.region_masks[row]) for row, text in enumerate(batch.texts)}
             for batch in (*loader, *loader)
@@ -197,8 +197,8 @@ def test_refuses_numbers_that_mean_nothing(folder: Path) -> None:
         RegionTransform(size=0)
     with pytest.raises(InputError, match=r"sampling\.max_per_noun is 0; give at least 1"):
         PairSampling(max_per_noun=0)
-    with pytest.raises(InputError, match=r"data\.batch_size is 0; give at least 1"):
-        prepared(folder, batch_size=0)
+    with pytest.raises(InputError, match=r"data\.total_batch_size is 0; give at least 1"):
+        prepared(folder, total_batch_size=0)
 
 
 def test_refusals_name_the_file(folder: Path) -> None:

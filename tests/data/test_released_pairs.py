@@ -48,7 +48,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def data(folder: Path, pairs: str, **options: Any) -> RegionTextDataModule:
     module = RegionTextDataModule(
-        folder / pairs, folder, **{"transform": RegionTransform(32), "batch_size": 4, **options}
+        folder / pairs, folder, **{"transform": RegionTransform(32), "total_batch_size": 4, **options}
     )
     module.setup("fit")
     return module

@@ -10,7 +10,7 @@ from ovseg.data.toy.labelled import ToyScenesDataModule
 
 
 def scenes(num_workers: int = 0, seed: int = 0) -> ToyScenesDataModule:
-    return ToyScenesDataModule(12, batch_size=4, num_workers=num_workers, seed=seed)
+    return ToyScenesDataModule(12, total_batch_size=4, num_workers=num_workers, seed=seed)
 
 
 def test_regions_are_those_of_the_scenes() -> None:

@@ -57,7 +57,7 @@ def test_labels_name_one_or_two_nouns_behind_a_prefix() -> None:
 
 
 def windows(num_workers: int = 0, seed: int = 0) -> ToyWindowsDataModule:
-    data = ToyWindowsDataModule(scenes=4, windows=30, size=24, batch_size=10, seed=seed, num_workers=num_workers)
+    data = ToyWindowsDataModule(scenes=4, windows=30, size=24, total_batch_size=10, seed=seed, num_workers=num_workers)
     data.setup("fit")
     return data
 

@@ -217,7 +217,8 @@ def test_losses_go_on_from_the_middle_of_an_epoch(tmp_path: Path) -> None:
     """Two epochs of three steps; the second run begins after the fourth."""
 
     def run(*callbacks: L.Callback, **options: Any) -> list[float]:
-        losses, data = Losses(), RegionTextDataModule(tmp_path / "pairs", tmp_path, RegionTransform(32), batch_size=4)
+        losses = Losses()
+        data = RegionTextDataModule(tmp_path / "pairs", tmp_path, RegionTransform(32), total_batch_size=4)
         task = AdapterTask(tiny.clip(tmp_path / "clip", 2), "both", lr=1e-3, prompt_lr=0.1, warmup_steps=2)
         steps = L.Trainer(accelerator="cpu", max_epochs=2, callbacks=[losses, *callbacks], **QUIET)
         steps.fit(task.train(), data, **options)

@@ -101,8 +101,9 @@ class Fails(L.Callback):
 def test_a_fault_in_one_process_is_seen_at_once_and_the_run_goes_on(tmp_path: Path, process: int) -> None:
     words = ["fit", "--config", CONF / "toy" / "proposals.yaml", "--trainer.max_steps", 4]
     words += ["--model.proposer.init_args.model", json.dumps(tiny.mask2former()), "--model.proposer.text_dim", tiny.DIM]
-    words += ["--model.clip.model", tiny.clip_folder(tmp_path / "clip"), "--data.scenes", 16, "--data.batch_size", 2]
+    words += ["--model.clip.model", tiny.clip_folder(tmp_path / "clip"), "--data.scenes", 16]
     flags = [str(word) for word in [*words, "--data.num_workers", 0, "--trainer.enable_progress_bar", "false"]]
+    flags += ["--data.total_batch_size", "4"]
     fault = ["--trainer.callbacks", "tests.tasks.test_distributed.Fails", "--trainer.callbacks.process", str(process)]
     done = run_ddp(flags, tmp_path / "run", *fault)
     assert done.returncode != 0 and "this process has had enough" in done.stderr

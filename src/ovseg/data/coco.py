@@ -11,7 +11,7 @@ from torch.utils.data import DataLoader, Dataset
 from ovseg.data.base import eval_loader
 from ovseg.data.images import EvalImages
 from ovseg.data.labels import LabelFiles, coding_of
-from ovseg.data.loading import ResumableDataModule, ResumableLoader, run_seed, seeded, train_loader
+from ovseg.data.loading import ResumableDataModule, ResumableLoader, run_seed, seeded
 from ovseg.data.partners import by_stem
 from ovseg.data.transforms import SegmentationTransform
 from ovseg.data.vocabulary import read_vocabulary
@@ -34,7 +34,7 @@ class COCOStuffDataModule(ResumableDataModule):
     Args:
         root: the folder `coco`.
         vocabulary: see `ovseg.data.vocabulary.read_vocabulary`.
-        batch_size: images per process and step.
+        total_batch_size: images of a step, in all processes and accumulated batches.
         seed: of order and augmentation; that of the run where not given.
         val_split: folder of the validation images, or how many of the training images, the last by name, to hold back.
         val_short_side: validation images are resized to this short side and at most four times this long side.
@@ -45,24 +45,24 @@ class COCOStuffDataModule(ResumableDataModule):
         root: str,
         vocabulary: str = "coco_stuff_171",
         transform: SegmentationTransform = SegmentationTransform(),  # noqa: B008 (frozen)
-        batch_size: int = 16,
+        total_batch_size: int = 16,
         num_workers: int = 4,
         seed: int | None = None,
         val_split: int | str = "val2017",
         val_short_side: int = 640,
     ) -> None:
-        super().__init__()
+        super().__init__(total_batch_size)
         self.root, self.vocabulary_spec, self.vocabulary = Path(root), vocabulary, read_vocabulary(vocabulary)
         if self.vocabulary.ignore_index != IGNORE_INDEX:
             raise InputError(
                 f"{vocabulary} has {len(self.vocabulary)} classes; proposals train on {IGNORE_INDEX} at most"
             )
-        self.transform, self.batch_size = transform, batch_size
-        self.num_workers, self.seed = num_workers, run_seed(seed)
+        self.transform, self.num_workers, self.seed = transform, num_workers, run_seed(seed)
         self.val_split, self.val_short_side = val_split, val_short_side
 
     def prepare_data(self) -> None:
-        """Find what is wrong with the files before a log or checkpoint is written."""
+        """Find what is wrong before a log or checkpoint is written."""
+        super().prepare_data()
         stage = self.trainer.state.fn if self.trainer else None
         self.setup(stage or "fit")
 
@@ -95,7 +95,7 @@ class COCOStuffDataModule(ResumableDataModule):
         return LabelFiles(files, coding, self.vocabulary_spec)
 
     def train_dataloader(self) -> ResumableLoader:
-        return self.resumable(train_loader(self.train_dataset, self.batch_size, self.seed, self.num_workers, _collate))
+        return self.resumable(self.train_dataset, self.seed, self.num_workers, _collate)
 
     def val_dataloader(self) -> DataLoader[EvalBatch]:
         return eval_loader(self.val_dataset, self.num_workers)

@@ -23,6 +23,8 @@ from lightning import LightningDataModule
 from torch import Tensor, distributed
 from torch.utils.data import DataLoader, Dataset, DistributedSampler
 
+from ovseg.structures import InputError
+
 Item = TypeVar("Item")
 
 
@@ -86,8 +88,9 @@ class ResumableLoader(DataLoader[Any]):
     not. The place is in every checkpoint of Lightning's. It is kept here, and Lightning's count of epochs only starts a
     new loader, because that count runs ahead in a `max_steps` run resumed from a checkpoint at an epoch's end.
 
-    Resuming is exact with the same batch size, seed and number of processes; not so where `limit_train_batches` cuts
-    epochs short in a run limited by `max_epochs`, for which Lightning restores no place at an epoch's end.
+    Resuming is exact with the same total batch size, accumulation and seed, on any number of processes; not so where
+    `limit_train_batches` cuts epochs short in a run limited by `max_epochs`, for which Lightning restores no place at
+    an epoch's end.
     """
 
     place: tuple[int, int] | None = None  # epoch, batches served; None before the first pass
@@ -120,13 +123,61 @@ class ResumableDataModule(LightningDataModule):
 
     Lightning restores the place that a loader keeps itself only if it has not built the loader before it reads the
     checkpoint; it has where a task asks for `estimated_stepping_batches`, as all with a schedule do.
+
+    Args:
+        total_batch_size: samples of a step, in all processes and in all batches that are accumulated for it, so that a
+            step is the same on any number of devices.
+
+    Raises:
+        InputError: `total_batch_size` is below 1.
     """
 
     _loader: ResumableLoader | None = None
     _place: tuple[int, int] | None = None
 
-    def resumable(self, loader: ResumableLoader) -> ResumableLoader:
-        """The loader to return from `train_dataloader`, put where the checkpoint was."""
+    def __init__(self, total_batch_size: int) -> None:
+        super().__init__()
+        if total_batch_size < 1:
+            raise InputError(f"data.total_batch_size is {total_batch_size}; give at least 1")
+        self.total_batch_size = total_batch_size
+
+    def prepare_data(self) -> None:
+        """Find what is wrong before a log or checkpoint is written."""
+        if self.trainer is not None and self.trainer.state.fn == "fit":
+            self.batch_size()
+
+    @property
+    def accumulated(self) -> int:
+        """Batches of a step."""
+        return 1 if self.trainer is None else self.trainer.accumulate_grad_batches
+
+    def batch_size(self) -> int:
+        """Samples of a batch in each process.
+
+        Raises:
+            InputError: they would not all have equally many.
+        """
+        processes = _processes() if self.trainer is None else self.trainer.world_size
+        parts = processes * self.accumulated
+        if self.total_batch_size % parts:
+            nearest = max(self.total_batch_size // parts, 1) * parts
+            each = f" with {self.accumulated} batches each" if self.accumulated > 1 else ""
+            raise InputError(
+                f"a total_batch_size of {self.total_batch_size} cannot be divided among {processes} "
+                f"process{'es' if processes > 1 else ''}{each}; give --data.total_batch_size {nearest}"
+            )
+        return self.total_batch_size // parts
+
+    def resumable(
+        self,
+        dataset: Dataset[Item],
+        seed: int,
+        num_workers: int,
+        collate: Callable[[list[Item]], Any],
+        groups: Tensor | None = None,
+    ) -> ResumableLoader:
+        """The loader to return from `train_dataloader`, put where the checkpoint was; see `train_loader`."""
+        loader = train_loader(dataset, self.batch_size(), seed, num_workers, collate, groups, self.accumulated)
         loader.place, self._place, self._loader = self._place, None, loader
         return loader
 
@@ -153,27 +204,38 @@ def train_loader(
     num_workers: int,
     collate: Callable[[list[Item]], Any],
     groups: Tensor | None = None,
+    accumulated: int = 1,
 ) -> ResumableLoader:
     """A shuffled, sharded, resumable loader; see the module for what `dataset` is asked for.
 
-    The last, smaller batch is dropped, unless there is no other.
+    Step by step it serves the same samples whatever the number of processes and of batches in a step. The last, smaller
+    step of an epoch is dropped, unless there is no other.
 
     Args:
+        batch_size: samples of a batch in each process.
         groups: (N,) int64; where given, samples of the same number stay together, see `GroupSampler`.
+        accumulated: batches of a step.
     """
-    processes = distributed.get_world_size() if distributed.is_initialized() else 1
+    processes, step = _processes(), batch_size * _processes() * accumulated
+    whole = len(dataset) // step * step  # type: ignore[arg-type]
     rank = distributed.get_rank() if distributed.is_initialized() else 0
-    drop_last = len(dataset) >= batch_size * processes  # type: ignore[arg-type]
-    options: dict[str, Any] = {"num_replicas": processes, "rank": rank, "seed": seed, "drop_last": drop_last}
+    options: dict[str, Any] = {"num_replicas": processes, "rank": rank, "seed": seed, "drop_last": whole > 0}
+    sampler = (
+        EpochSampler(dataset, **options) if groups is None else GroupSampler(dataset, groups, batch_size, **options)
+    )
+    if whole:
+        sampler.num_samples, sampler.total_size = whole // processes, whole
     return ResumableLoader(
         dataset,
         batch_size=batch_size,
-        sampler=(
-            EpochSampler(dataset, **options) if groups is None else GroupSampler(dataset, groups, batch_size, **options)
-        ),
+        sampler=sampler,
         num_workers=num_workers,
         collate_fn=collate,
-        drop_last=drop_last,
+        drop_last=whole > 0,
         pin_memory=torch.cuda.is_available(),
         persistent_workers=num_workers > 0,
     )
+
+
+def _processes() -> int:
+    return distributed.get_world_size() if distributed.is_initialized() else 1

@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from ovseg import rle
-from ovseg.data.loading import ResumableDataModule, ResumableLoader, run_seed, seeded, train_loader
+from ovseg.data.loading import ResumableDataModule, ResumableLoader, run_seed, seeded
 from ovseg.data.pairs import Pairs, read_pairs
 from ovseg.data.pairs.released import mask_by_colour
 from ovseg.data.region_transform import RegionTransform
@@ -60,12 +60,12 @@ class RegionTextDataModule(ResumableDataModule):
         images: the folder its file names are relative to.
         transform: how regions are cut and augmented.
         sampling: which pairs are used, and which come together.
-        batch_size: pairs a batch and process.
+        total_batch_size: pairs of a step, in all processes and accumulated batches.
         num_workers: processes that read images; what they read does not depend on their number.
         seed: of order and augmentation; that of the run where not given.
 
     Raises:
-        InputError: `batch_size` is below 1.
+        InputError: `total_batch_size` is below 1.
     """
 
     def __init__(
@@ -74,18 +74,17 @@ class RegionTextDataModule(ResumableDataModule):
         images: Path,
         transform: RegionTransform = RegionTransform(),  # noqa: B008 (frozen)
         sampling: PairSampling = PairSampling(),
-        batch_size: int = 32,
+        total_batch_size: int = 32,
         num_workers: int = 0,
         seed: int | None = None,
     ) -> None:
-        super().__init__()
-        if batch_size < 1:
-            raise InputError(f"data.batch_size is {batch_size}; give at least 1")
+        super().__init__(total_batch_size)
         self.pairs, self.images, self.transform, self.sampling = Path(pairs), Path(images), transform, sampling
-        self.batch_size, self.num_workers, self.seed = batch_size, num_workers, run_seed(seed)
+        self.num_workers, self.seed = num_workers, run_seed(seed)
 
     def prepare_data(self) -> None:
-        """Find what is wrong with the files before a log or checkpoint is written."""
+        """Find what is wrong before a log or checkpoint is written."""
+        super().prepare_data()
         self.setup("fit")
 
     def setup(self, stage: str) -> None:
@@ -114,8 +113,7 @@ class RegionTextDataModule(ResumableDataModule):
 
     def train_dataloader(self) -> ResumableLoader:
         images = self.dataset.pairs.image_indices() if self.sampling.by_image else None
-        options = (self.batch_size, self.seed, self.num_workers, join_regions, images)
-        return self.resumable(train_loader(self.dataset, *options))
+        return self.resumable(self.dataset, self.seed, self.num_workers, join_regions, images)
 
 
 class RegionTexts(Dataset[RegionText]):

@@ -7,7 +7,7 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from ovseg.data.loading import ResumableDataModule, ResumableLoader, run_seed, train_loader
+from ovseg.data.loading import ResumableDataModule, ResumableLoader, run_seed
 from ovseg.data.toy.folder import TRAINING_LABELS
 from ovseg.data.toy.scenes import make_scene
 from ovseg.data.vocabulary import read_vocabulary
@@ -43,17 +43,20 @@ class ToyScenesDataModule(ResumableDataModule):
 
     Args:
         scenes: scenes an epoch.
+        total_batch_size: scenes of a step, in all processes and accumulated batches.
         seed: of the scenes and their order; that of the run where not given.
     """
 
-    def __init__(self, scenes: int = 8000, batch_size: int = 16, num_workers: int = 1, seed: int | None = None) -> None:
-        super().__init__()
+    def __init__(
+        self, scenes: int = 8000, total_batch_size: int = 16, num_workers: int = 1, seed: int | None = None
+    ) -> None:
+        super().__init__(total_batch_size)
         self.vocabulary = read_vocabulary("toy_train")
-        self.batch_size, self.num_workers, self.seed = batch_size, num_workers, run_seed(seed)
+        self.num_workers, self.seed = num_workers, run_seed(seed)
         self.dataset = _LabelledScenes(scenes, self.seed)
 
     def train_dataloader(self) -> ResumableLoader:
-        return self.resumable(train_loader(self.dataset, self.batch_size, self.seed, self.num_workers, _collate))
+        return self.resumable(self.dataset, self.seed, self.num_workers, _collate)
 
 
 def _collate(items: list[tuple[Tensor, Tensor]]) -> SegmentationBatch:

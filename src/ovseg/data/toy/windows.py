@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
-from ovseg.data.loading import ResumableDataModule, ResumableLoader, run_seed, train_loader
+from ovseg.data.loading import ResumableDataModule, ResumableLoader, run_seed
 from ovseg.data.toy.captions import Style, label, sentence
 from ovseg.data.toy.nouns import NOUNS
 from ovseg.data.toy.scenes import Region, Scene, make_scene, scene_rng
@@ -128,6 +128,7 @@ class ToyWindowsDataModule(ResumableDataModule):
         scenes: number of scenes to cut from.
         windows: number of windows; 100,000 of 64 pixels take 1.2 GB.
         size: side of a window in pixels.
+        total_batch_size: windows of a step, in all processes and accumulated batches.
         seed: of the windows and their order; that of the run where not given.
         view: `close` windows show one or two nouns, `wide` ones most of a scene, as photographs do.
         num_workers: processes that make the windows; reading them needs none.
@@ -138,16 +139,16 @@ class ToyWindowsDataModule(ResumableDataModule):
         scenes: int = 8000,
         windows: int = 100_000,
         size: int = 64,
-        batch_size: int = 128,
+        total_batch_size: int = 128,
         seed: int | None = None,
         view: Literal["close", "wide"] = "close",
         num_workers: int = 2,
     ) -> None:
-        super().__init__()
+        super().__init__(total_batch_size)
         if not 1 <= scenes <= windows:
             raise InputError(f"{windows} windows cannot be cut from {scenes} scenes; give at least one window a scene")
         self.scenes, self.windows, self.size = scenes, windows, size
-        self.batch_size, self.seed, self.num_workers = batch_size, run_seed(seed), num_workers
+        self.seed, self.num_workers = run_seed(seed), num_workers
         self.view = VIEWS[view]
         self.data: _FlippedWindows | None = None
 
@@ -168,7 +169,7 @@ class ToyWindowsDataModule(ResumableDataModule):
     def train_dataloader(self) -> ResumableLoader:
         if self.data is None:
             raise RuntimeError("setup() makes the windows first")
-        return self.resumable(train_loader(self.data, self.batch_size, self.seed, num_workers=0, collate=_collate))
+        return self.resumable(self.data, self.seed, num_workers=0, collate=_collate)
 
 
 def _collate(items: list[tuple[Tensor, str]]) -> RegionTextBatch:
