@@ -13,6 +13,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from ovseg.checkpoint import Architecture, first_line, load_weights, read_architecture, toy_weights
+from ovseg.models.network_values import MASK_NETWORKS, shape_of
 from ovseg.models.proposals_hub import build_network, hidden_size, load_backbone, prepare_swin, read_network
 from ovseg.ops import Classifier
 from ovseg.structures import InputError, Proposals
@@ -20,6 +21,7 @@ from ovseg.structures import InputError, Proposals
 CONFIG, WEIGHTS = "proposer.json", "model.safetensors"
 IMAGE_MEAN = (123.675 / 255, 116.28 / 255, 103.53 / 255)
 IMAGE_STD = (58.395 / 255, 57.12 / 255, 57.375 / 255)
+_AGAIN = "write it again with `ovseg fit --config conf/proposals.yaml` or `ovseg bundle`"
 LOGIT_SCALE = 100.0  # constant in the paper, not CLIP's learned temperature
 
 
@@ -58,7 +60,7 @@ class MaskProposer(nn.Module):
         trained = _trained_architecture(model) if isinstance(model, str) else None
         if trained is not None:
             text_dim, head_width = trained.get("text_dim", text_dim), trained.get("head_width", head_width)
-            network = build_network(trained["model"], trained.get("classes"))
+            network = build_network(trained["model"], trained.get("classes"), trained["source"])
         else:
             network = read_network(model) if isinstance(model, str) else build_network(model)
         self.model, self.mask_head, self.objectness_head = network
@@ -141,8 +143,8 @@ class MaskProposer(nn.Module):
 
     def architecture(self) -> Architecture:
         """What a training checkpoint keeps beside the weights."""
-        config: dict[str, Any] = json.loads(self.model.config.to_json_string(use_diff=True))
-        config = {key: value for key, value in config.items() if key not in ("id2label", "label2id")}  # HF's classes
+        values = json.loads(self.model.config.to_json_string(use_diff=True))
+        config = shape_of(values, "this network", MASK_NETWORKS, strict=False)
         if self.objectness_head is not None:
             return {"model": config, "classes": self.objectness_head.out_features - 1}
         first: nn.Linear = self.query_head[0]  # type: ignore[assignment]
@@ -180,17 +182,22 @@ class MaskProposer(nn.Module):
 
 
 def _trained_architecture(model: str) -> Architecture | None:
-    """Architecture, weights file and key prefix of a network of ours; None where `model` is a checkpoint of HF's."""
+    """Architecture, its source, weights file and key prefix of a network of ours; None for a checkpoint of HF's."""
     folder = toy_weights("proposer") if model == "toy" else Path(model)
     if folder.suffix == ".ckpt":
-        return {**read_architecture(folder, "proposer"), "weights": folder, "prefix": "proposer."}
-    if not (folder / CONFIG).is_file():
+        source, prefix, weights = folder, "proposer.", folder
+        architecture = read_architecture(folder, "proposer")
+    elif (folder / CONFIG).is_file():
+        source, prefix, weights = folder / CONFIG, "", folder / WEIGHTS
+        try:
+            architecture = json.loads(source.read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
+            raise InputError(f"{source} cannot be read ({first_line(error)}); {_AGAIN}") from error
+    else:
         return None
-    try:
-        architecture: Architecture = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
-        architecture["model"]
-    except (ValueError, TypeError, KeyError) as error:
-        raise InputError(
-            f"{folder / CONFIG} cannot be read ({first_line(error)}); write the folder again with `ovseg bundle`"
-        ) from error
-    return {**architecture, "weights": folder / WEIGHTS, "prefix": ""}
+    sound = isinstance(architecture, dict) and isinstance(architecture.get("model"), dict)
+    if not sound or not all(
+        isinstance(architecture.get(size, 1), int) for size in ("text_dim", "head_width", "classes")
+    ):
+        raise InputError(f"{source} describes no proposal network; {_AGAIN}")
+    return {**architecture, "source": str(source), "weights": weights, "prefix": prefix}

@@ -25,11 +25,12 @@ from transformers.models.maskformer.modeling_maskformer import MaskformerMLPPred
 
 from ovseg.checkpoint import first_line, hub_or_cache, quiet
 from ovseg.models.deeplab_resnet import DeepLabResNetConfig
+from ovseg.models.network_values import MASK_NETWORKS, shape_of
 from ovseg.structures import InputError
 
 NETWORKS: dict[str, Any] = {
-    "mask2former": Mask2FormerForUniversalSegmentation,
-    "maskformer": MaskFormerForInstanceSegmentation,
+    "mask2former": (Mask2FormerForUniversalSegmentation, Mask2FormerConfig),
+    "maskformer": (MaskFormerForInstanceSegmentation, MaskFormerConfig),
 }
 
 HUB_NAME = re.compile(r"\w[\w.-]*(/[\w.-]+)?")
@@ -59,32 +60,36 @@ def hidden_size(model: Mask2FormerModel | MaskFormerModel) -> int:
     return size
 
 
-def build_network(values: dict[str, Any], classes: int | None = None) -> MaskNetwork:
+def build_network(values: dict[str, Any], classes: int | None = None, source: str = "`model`") -> MaskNetwork:
     """A network with random weights.
 
     Args:
         values: of a `Mask2FormerConfig`, or of a `MaskFormerConfig` with its `model_type`.
         classes: K of the objectness head; none where not given.
+        source: where the values are from, for a refusal.
 
     Raises:
-        InputError: the values name no backbone.
+        InputError: the values name no backbone, or are not those of such a network.
     """
     # without a backbone_config HF would take its default, or query the hub for a named backbone
     if not isinstance(values.get("backbone_config"), dict) or "model_type" not in values["backbone_config"]:
         known = f"swin, resnet or {DeepLabResNetConfig.model_type}"
         raise InputError(f"the proposal network needs a backbone_config with a model_type, for example {known}")
-    settings = {key: value for key, value in values.items() if key != "model_type"}
+    settings = shape_of({"model_type": "mask2former", **values}, source, MASK_NETWORKS)
     model: Mask2FormerModel | MaskFormerModel
     mask_head = None
-    with quiet("transformers"):  # it warns about every backbone but Swin; others are meant here
-        if values.get("model_type") == "maskformer":
-            model = MaskFormerModel(MaskFormerConfig(**settings))
-            mask_head = MaskformerMLPPredictionHead(
-                hidden_size(model), hidden_size(model), model.config.mask_feature_size
-            )
-        else:
-            model = Mask2FormerModel(Mask2FormerConfig(**settings))
-    objectness_head = None if classes is None else nn.Linear(hidden_size(model), classes + 1)
+    try:
+        with quiet("transformers"):  # it warns about every backbone but Swin; others are meant here
+            if settings.pop("model_type") == "maskformer":
+                model = MaskFormerModel(MaskFormerConfig(**settings))
+                mask_head = MaskformerMLPPredictionHead(
+                    hidden_size(model), hidden_size(model), model.config.mask_feature_size
+                )
+            else:
+                model = Mask2FormerModel(Mask2FormerConfig(**settings))
+        objectness_head = None if classes is None else nn.Linear(hidden_size(model), classes + 1)
+    except Exception as error:  # a config checks its values by errors of its own, and the modules by any
+        raise InputError(f"the values of {source} make no network ({first_line(error)}); correct them") from error
     return MaskNetwork(model, mask_head, objectness_head)
 
 
@@ -105,14 +110,22 @@ def read_network(name: str) -> MaskNetwork:
         )
     try:
         with hub_or_cache(name), quiet("transformers"):
-            kind = str(PretrainedConfig.get_config_dict(name)[0].get("model_type"))
+            values = PretrainedConfig.get_config_dict(name)[0]
+            kind = str(values.get("model_type"))
             if kind not in NETWORKS:
                 raise InputError(
                     f"{name} is no network that proposes masks (its config.json has model_type {kind}); give a "
                     "Mask2Former or MaskFormer, for example facebook/mask2former-swin-base-coco-panoptic"
                 )
-            network, report = NETWORKS[kind].from_pretrained(
-                name, dtype=torch.float32, output_loading_info=True, ignore_mismatched_sizes=True
+            network_class, config_class = NETWORKS[kind]
+            settings = shape_of(values, f"the config.json of {name}", MASK_NETWORKS, strict=False)
+            settings["id2label"] = values.get("id2label")  # as many classes as its head has
+            network, report = network_class.from_pretrained(
+                name,
+                config=config_class(**settings),
+                dtype=torch.float32,
+                output_loading_info=True,
+                ignore_mismatched_sizes=True,
             )
     except InputError:
         raise

@@ -1,0 +1,76 @@
+"""Proposal networks that strangers described: only their shape is followed, nothing is fetched or run."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers import Mask2FormerConfig, Mask2FormerForUniversalSegmentation
+
+from ovseg.models import MaskProposer
+from ovseg.structures import InputError
+from tests import tiny
+
+CODE = {"auto_map": {"AutoConfig": "payload.Config", "AutoModel": "payload.Model"}}
+KERNEL = {"attn_implementation": "somebody/kernel"}
+TIMM = {"model_type": "timm_backbone", "backbone": "hf-hub:somebody/tower"}
+
+
+@pytest.mark.parametrize("place", ["folder", "checkpoint", "values"])
+@pytest.mark.parametrize(
+    ("values", "reason"),
+    [
+        ({"backbone_config": TIMM}, "asks for a network of model_type 'timm_backbone'; what is built here is swin, "),
+        ({"backbone_config": {"model_type": "dinov2"}}, "asks for a network of model_type 'dinov2'"),
+        (
+            {"model_type": "oneformer"},
+            "asks for a network of model_type 'oneformer'; what is built here is mask2former",
+        ),
+        (
+            {"backbone_config": tiny.RESNET | KERNEL},
+            "sets 'attn_implementation' of resnet, which does not shape a netw",
+        ),
+        (KERNEL, "sets 'attn_implementation' of mask2former, which does not shape a network; take it out"),
+        ({"backbone": "somebody/tower"}, "sets 'backbone' of mask2former"),
+        (CODE, "sets 'auto_map' of mask2former"),
+        ({"quantization_config": {"quant_method": "awq"}}, "sets 'quantization_config' of mask2former"),
+        ({"num_queries": "six"}, "make no network"),
+    ],
+)
+def test_what_does_not_shape_proposals_is_refused(
+    tmp_path: Path, place: str, values: dict[str, Any], reason: str
+) -> None:
+    proposer = tiny.proposer()
+    proposer.save_pretrained(tmp_path / "proposer")
+    file, model = tmp_path / "proposer" / "proposer.json", proposer.architecture()
+    model["model"] |= values
+    if place == "folder":
+        file.write_text(json.dumps(model))
+    elif place == "checkpoint":
+        state = {f"proposer.{key}": value for key, value in proposer.state_dict().items()}
+        torch.save({"state_dict": state, "architectures": {"proposer": model}}, tmp_path / "last.ckpt")
+    source: Any = {"folder": str(file.parent), "checkpoint": str(tmp_path / "last.ckpt"), "values": model["model"]}
+    with pytest.raises(InputError, match=rf"^[^\n]*{reason}[^\n]*$"):
+        MaskProposer(source[place])
+
+
+@torch.no_grad()
+def test_of_a_config_of_hugging_face_only_the_shape_is_followed(tmp_path: Path) -> None:
+    """Their files hold much beside it, so that it is left out and not refused."""
+    torch.manual_seed(0)
+    Mask2FormerForUniversalSegmentation(Mask2FormerConfig(**tiny.mask2former())).save_pretrained(tmp_path)
+    expected = MaskProposer(str(tmp_path))
+    asks: dict[str, Any] = CODE | KERNEL | {"backbone": "somebody/tower", "use_timm_backbone": True}
+    config = tmp_path / "config.json"
+    values = json.loads(config.read_text())
+    config.write_text(json.dumps(values | asks | {"backbone_config": values["backbone_config"] | KERNEL}))
+    again = MaskProposer(str(tmp_path))
+    for ours, theirs in zip(*(net.eval()(tiny.images((64, 64))) for net in (again, expected)), strict=True):
+        assert torch.equal(ours.mask_logits, theirs.mask_logits)
+    assert again.model.config._attn_implementation != KERNEL["attn_implementation"]
+    config.write_text(json.dumps(values | {"backbone_config": TIMM}))
+    with pytest.raises(InputError, match=r"the config\.json of .* asks for a network of model_type 'timm_backbone'"):
+        MaskProposer(str(tmp_path))
