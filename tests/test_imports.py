@@ -25,9 +25,11 @@ BELOW["trainer"] = BELOW["callbacks"] | {"callbacks"}
 # the only files that may import a dependency
 DOORS = {
     "spacy": {"data/nouns.py"},
-    "open_clip": {"models/clip_adapter.py", "models/clip_files.py", "models/towers.py"},
-    "timm": {"models/deeplab_resnet.py", "models/towers.py"},
-    "transformers": {"models/deeplab_resnet.py", "models/proposals_hub.py", "losses.py"},
+    "open_clip": {
+        f"models/{name}.py" for name in ("clip_adapter", "clip_config", "clip_files", "clip_tokenizer", "towers")
+    },
+    "timm": {"models/clip_config.py", "models/deeplab_resnet.py", "models/towers.py"},
+    "transformers": {"models/clip_tokenizer.py", "models/deeplab_resnet.py", "models/proposals_hub.py", "losses.py"},
     "pycocotools": {"rle.py", "data/coco_captions.py", "data/toy/folder.py"},
 }
 

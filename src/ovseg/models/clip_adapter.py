@@ -14,19 +14,17 @@ from torch import Tensor, nn
 
 from ovseg.checkpoint import Architecture, check_and_load, hub_or_cache, load_weights, read_state, under
 from ovseg.models.clip_files import (
-    MERGES,
     PROMPT,
-    TOKENIZER,
     WEIGHTS,
     WEIGHTS_OF_OTHERS,
     architecture_of,
     create_clip,
-    create_tokenizer,
     folder_of,
     hub_name,
     read_config,
     write_architecture,
 )
+from ovseg.models.clip_tokenizer import MERGES, TOKENIZER, create_tokenizer
 from ovseg.models.mask_prompt import MaskPromptedViT, check_regions
 from ovseg.models.text_tower import encode_tokens
 from ovseg.structures import InputError
@@ -63,13 +61,12 @@ class CLIPAdapter(nn.Module):
         super().__init__()
         checkpoint = model if Path(model).suffix == ".ckpt" else None
         with folder_of(model) as folder:
-            name = model if folder is None else f"local-dir:{folder}"
             if pretrained and (folder or model.startswith("hf-hub:")):
                 raise InputError(f"{model} brings its own weights; leave `pretrained` out, it is for open_clip's names")
-            with hub_or_cache(hub_name(name, pretrained)):
-                self.clip, self.trained = create_clip(name, pretrained)
-                self.config, self.merges = read_config(folder, name, self.clip)
-                self.tokenizer = create_tokenizer(folder, name, self.config)
+            with hub_or_cache(hub_name(folder, model, pretrained)):
+                self.clip, self.trained, values = create_clip(folder, model, pretrained)
+                self.config, self.merges = read_config(folder, values, self.clip)
+                self.tokenizer = create_tokenizer(folder, model, values)
             if folder is None and not self.trained:
                 logging.getLogger(__name__).warning(
                     "CLIP %s starts from random weights: no `pretrained` is given", model
@@ -140,7 +137,7 @@ class CLIPAdapter(nn.Module):
 
     def architecture(self) -> Architecture:
         """What a training checkpoint keeps beside the weights, to rebuild the network without a hub."""
-        return architecture_of(self.config, self.merges, self.tokenizer)
+        return architecture_of(self.config, self.merges, self.tokenizer, self.clip)
 
     def save_pretrained(self, folder: str | Path) -> None:
         """Write a folder that the constructor reads and, but for the prompts, open_clip too."""

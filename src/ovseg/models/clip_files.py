@@ -15,16 +15,15 @@ import open_clip
 from open_clip.convert import convert_state_dict
 from open_clip.model import convert_to_custom_text_state_dict, resize_pos_embed, resize_text_pos_embed
 from open_clip.pretrained import download_pretrained, download_pretrained_from_hf
-from open_clip.tokenizer import HFTokenizer
 from open_clip.transformer import QuickGELU
 from torch import Tensor, nn
 
 from ovseg.checkpoint import Architecture, check_and_load, first_line, quiet, read_architecture, read_state, toy_weights
+from ovseg.models.clip_config import CONFIG, TEXT_TOWER, model_config, read_json, text_tower, towers
+from ovseg.models.clip_tokenizer import MERGES, SUFFIXES, is_tokenizer_file, tokenizer_files
 from ovseg.structures import InputError
 
-CONFIG, WEIGHTS = "open_clip_config.json", "open_clip_model.safetensors"  # names that open_clip knows
-MERGES, PROMPT = "merges.txt.gz", "mask_prompt.safetensors"
-TOKENIZER = "tokenizer_config.json"  # every tokenizer of transformers has one
+WEIGHTS, PROMPT = "open_clip_model.safetensors", "mask_prompt.safetensors"  # the first is a name that open_clip knows
 
 WEIGHTS_OF_OTHERS = (
     WEIGHTS,
@@ -43,10 +42,17 @@ NO_WEIGHTS = ("input_resolution", "context_length", "vocab_size", "text.transfor
 @contextmanager
 def folder_of(model: str) -> Iterator[Path | None]:
     """The folder that `model` means, None for a name; for a checkpoint one made for the occasion, without weights."""
-    folder = toy_weights("clip") if model == "toy" else Path(model)
+    folder = toy_weights("clip") if model == "toy" else Path(model.removeprefix("local-dir:"))
     if folder.suffix == ".ckpt":
         with tempfile.TemporaryDirectory() as temporary:  # open_clip builds models from files only
-            write_architecture(Path(temporary), read_architecture(folder, "clip"))
+            try:
+                write_architecture(Path(temporary), read_architecture(folder, "clip"))
+            except InputError:
+                raise
+            except (AttributeError, KeyError, TypeError, ValueError) as error:
+                raise InputError(
+                    f"{folder} describes no CLIP ({first_line(error)}); give a checkpoint of adapter training"
+                ) from error
             yield Path(temporary)
     elif folder.is_dir():
         if not (folder / CONFIG).is_file():
@@ -56,24 +62,21 @@ def folder_of(model: str) -> Iterator[Path | None]:
         yield None
 
 
-def hub_name(name: str, pretrained: str | None) -> str:
-    """What building a model asks the hub for, or `.` if nothing."""
+def hub_name(folder: Path | None, name: str, pretrained: str | None) -> str:
+    """What building a model asks the hub for, or `.` if nothing; a folder asks for nothing."""
+    if folder is not None:
+        return "."
     if name.startswith("hf-hub:"):
         return name
-    try:
-        text = (open_clip.get_model_config(name) or {}).get("text_cfg", {})
-    except (AttributeError, OSError, ValueError):  # a damaged config is refused where the model is built
-        text = {}
-    if name.startswith("local-dir:") and (Path(name.removeprefix("local-dir:")) / TOKENIZER).is_file():
-        text = {"hf_model_name": text.get("hf_model_name")}
+    text = (open_clip.get_model_config(name) or {}).get("text_cfg", {})
     return pretrained or text.get("hf_model_name") or text.get("hf_tokenizer_name") or "."
 
 
-def create_clip(name: str, pretrained: str | None) -> tuple[nn.Module, bool]:
-    """A model by open_clip's name, and whether it has the weights of a tag, a file, its folder or its hub.
+def create_clip(folder: Path | None, name: str, pretrained: str | None) -> tuple[nn.Module, bool, dict[str, Any]]:
+    """A model of a folder, or by open_clip's name, also `hf-hub:…`.
 
-    Args:
-        name: also `hf-hub:…` and `local-dir:…`; weights of a folder that has none are random.
+    Returns:
+        The model; whether it has the weights of a tag, a file, its folder or its hub, or random ones; its `model_cfg`.
 
     Raises:
         InputError: the model is unknown, or weights are missing, unreadable or of another architecture.
@@ -81,35 +84,39 @@ def create_clip(name: str, pretrained: str | None) -> tuple[nn.Module, bool]:
     tag = open_clip.get_pretrained_cfg(name, pretrained) if pretrained else {}
     try:
         with quiet("open_clip"):  # it warns of random weights before we load ours
-            clip: nn.Module = open_clip.create_model(
-                name,
-                load_weights=False,
-                pretrained_text=False,
-                force_quick_gelu=bool(tag.get("quick_gelu")),
-                force_preprocess_cfg=tag,
-            )
-            file = _weights_file(name, pretrained, tag)
+            model = model_config(folder, name)
+            with towers(folder, name, model) as configs:
+                clip: nn.Module = open_clip.create_model(
+                    name if folder is None else f"local-dir:{folder}",
+                    load_weights=False,
+                    pretrained_text=False,
+                    force_quick_gelu=bool(tag.get("quick_gelu")),
+                    force_preprocess_cfg=tag,
+                    **configs,
+                )
+            file = _weights_in(folder) if folder is not None else _weights_of(name, pretrained, tag)
     except InputError:
         raise
     except Exception as error:  # of torch, timm, the hub and open_clip itself
-        what = f"CLIP {name}" + (f" with weights {pretrained!r}" if pretrained else "")
+        what = f"CLIP {folder or name}" + (f" with weights {pretrained!r}" if pretrained else "")
         raise InputError(
             f"{what} could not be loaded ({first_line(error)}); without a network, bring the weights from "
             "elsewhere and give their file as `pretrained`, or a folder with open_clip_config.json as `model`"
         ) from error
     if file is not None:
         _load(clip, file)
-    return clip, file is not None
+    return clip, file is not None, model
 
 
-def _weights_file(name: str, pretrained: str | None, tag: dict[str, Any]) -> Path | None:
-    if name.startswith("local-dir:"):
-        folder = Path(name.removeprefix("local-dir:"))
-        files = [folder / known for known in WEIGHTS_OF_OTHERS if (folder / known).is_file()]
-        others = [file for file in sorted(folder.glob("*.*")) if file.suffix in {".safetensors", ".bin", ".pt", ".pth"}]
-        if not files and (unknown := [file.name for file in others if file.name != PROMPT]):
-            raise InputError(f"{folder} has no {WEIGHTS}, but {unknown[0]}; rename that if it has the weights of CLIP")
-        return files[0] if files else None
+def _weights_in(folder: Path) -> Path | None:
+    files = [folder / known for known in WEIGHTS_OF_OTHERS if (folder / known).is_file()]
+    others = [file for file in sorted(folder.glob("*.*")) if file.suffix in {".safetensors", ".bin", ".pt", ".pth"}]
+    if not files and (unknown := [file.name for file in others if file.name != PROMPT]):
+        raise InputError(f"{folder} has no {WEIGHTS}, but {unknown[0]}; rename that if it has the weights of CLIP")
+    return files[0] if files else None
+
+
+def _weights_of(name: str, pretrained: str | None, tag: dict[str, Any]) -> Path | None:
     if name.startswith("hf-hub:"):
         return Path(download_pretrained_from_hf(name.removeprefix("hf-hub:")))
     if tag:
@@ -140,55 +147,45 @@ def _load(clip: nn.Module, file: Path) -> None:
     check_and_load(clip, state, file)
 
 
-def read_config(folder: Path | None, name: str, clip: nn.Module) -> tuple[dict[str, Any], list[str] | None]:
+def read_config(folder: Path | None, model: dict[str, Any], clip: nn.Module) -> tuple[dict[str, Any], list[str] | None]:
     """The contents of `open_clip_config.json`, and the merges of a reduced tokenizer where there is one."""
     if folder is None:
-        model = open_clip.get_model_config(name)
         # both may come with the weights, not with the name
         model["quick_gelu"] = any(isinstance(part, QuickGELU) for part in clip.modules())
         preprocess = {key: clip.visual.preprocess_cfg[key] for key in ("mean", "std")}  # type: ignore[union-attr, index]
-        return {"model_cfg": model, "preprocess_cfg": preprocess, "tokenizer": name}, None
-    config: dict[str, Any] = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
+        return {"model_cfg": model, "preprocess_cfg": preprocess}, None
+    stored = read_json(folder / CONFIG)
+    config = {"model_cfg": model, **{key: stored[key] for key in ("preprocess_cfg",) if key in stored}}
     file = folder / MERGES
     return config, gzip.decompress(file.read_bytes()).decode().splitlines()[1:] if file.is_file() else None
 
 
-def architecture_of(config: dict[str, Any], merges: list[str] | None, tokenizer: Any) -> Architecture:
+def architecture_of(config: dict[str, Any], merges: list[str] | None, tokenizer: Any, clip: nn.Module) -> Architecture:
     """What rebuilds a CLIP without its weights, a hub or its folder."""
-    if not isinstance(tokenizer, HFTokenizer):
-        return {"config": config, "merges": merges}
-    with tempfile.TemporaryDirectory() as folder:  # transformers writes tokenizers to folders only
-        tokenizer.save_pretrained(folder)
-        # as text of a character a byte: a checkpoint keeps plain values
-        files = {file.name: file.read_bytes().decode("latin-1") for file in sorted(Path(folder).iterdir())}
-    return {"config": config, "merges": merges, "tokenizer": files}
+    parts = {"tokenizer": tokenizer_files(tokenizer), "text_tower": text_tower(clip)}
+    return {"config": config, "merges": merges, **{name: part for name, part in parts.items() if part is not None}}
 
 
 def write_architecture(folder: Path, architecture: Architecture) -> None:
-    """Write it as a folder that open_clip reads."""
-    (folder / CONFIG).write_text(json.dumps(architecture["config"], indent=2) + "\n", encoding="utf-8")
+    """Write it as a folder that open_clip reads.
+
+    Raises:
+        InputError: it would write what no tokenizer is made of; nothing is written then.
+    """
+    files: dict[str, str] = architecture.get("tokenizer", {})
+    if others := [name for name in files if not is_tokenizer_file(name)]:
+        raise InputError(
+            f"a tokenizer of CLIP comes with the file {others[0]!r}, which is not {', '.join(SUFFIXES)}; take it out"
+        )
+    _write_json(folder / CONFIG, architecture["config"])
     merges = architecture["merges"]
     if merges is not None:  # open_clip's format: a first line that is skipped, then a merge a line
         (folder / MERGES).write_bytes(gzip.compress("\n".join(["#version: 0.2", *merges]).encode(), mtime=0))
-    for name, content in architecture.get("tokenizer", {}).items():
-        (folder / Path(name).name).write_bytes(content.encode("latin-1"))
+    if "text_tower" in architecture:
+        _write_json(folder / TEXT_TOWER, architecture["text_tower"])
+    for name, content in files.items():
+        (folder / name).write_bytes(content.encode("latin-1"))
 
 
-def create_tokenizer(folder: Path | None, name: str, config: dict[str, Any]) -> Any:
-    """The tokenizer of a model: reduced or of transformers where the folder has one, else by its name.
-
-    Raises:
-        InputError: it is on a hub out of reach.
-    """
-    if folder is not None and (folder / MERGES).is_file():
-        context: int = config["model_cfg"]["text_cfg"].get("context_length", 77)
-        return open_clip.SimpleTokenizer(str(folder / MERGES), context_length=context)
-    own = folder is not None and (folder / TOKENIZER).is_file()
-    try:
-        with quiet("open_clip"):
-            return open_clip.get_tokenizer(name if own else config.get("tokenizer", name))
-    except Exception as error:  # of transformers, the hub and open_clip itself
-        raise InputError(
-            f"the tokenizer of CLIP {name} could not be loaded ({first_line(error)}); without a network, give as "
-            f"`model` a folder that has {CONFIG}, the weights and the tokenizer's files"
-        ) from error
+def _write_json(file: Path, values: dict[str, Any]) -> None:
+    file.write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")

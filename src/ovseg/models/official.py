@@ -12,7 +12,8 @@ from torch import Tensor
 
 from ovseg.checkpoint import UNTOLD, Untold, check_and_load, read_official, read_state, under
 from ovseg.models.clip_adapter import CLIPAdapter
-from ovseg.models.clip_files import CONFIG, NO_WEIGHTS
+from ovseg.models.clip_config import CONFIG
+from ovseg.models.clip_files import NO_WEIGHTS
 from ovseg.models.proposals import MaskProposer
 from ovseg.structures import InputError
 
