@@ -25,6 +25,7 @@ from transformers.models.maskformer.modeling_maskformer import MaskformerMLPPred
 
 from ovseg.checkpoint import first_line, hub_or_cache, quiet
 from ovseg.models.deeplab_resnet import DeepLabResNetConfig
+from ovseg.models.maskformer_start import start_as_released
 from ovseg.models.network_values import MASK_NETWORKS, shape_of
 from ovseg.structures import InputError
 
@@ -61,7 +62,7 @@ def hidden_size(model: Mask2FormerModel | MaskFormerModel) -> int:
 
 
 def build_network(values: dict[str, Any], classes: int | None = None, source: str = "`model`") -> MaskNetwork:
-    """A network with random weights.
+    """A network with random weights: a Mask2Former's as its authors draw them, a MaskFormer's as the release does.
 
     Args:
         values: of a `Mask2FormerConfig`, or of a `MaskFormerConfig` with its `model_type`.
@@ -82,6 +83,7 @@ def build_network(values: dict[str, Any], classes: int | None = None, source: st
         with quiet("transformers"):  # it warns about every backbone but Swin; others are meant here
             if settings.pop("model_type") == "maskformer":
                 model = MaskFormerModel(MaskFormerConfig(**settings))
+                start_as_released(model)
                 mask_head = MaskformerMLPPredictionHead(
                     hidden_size(model), hidden_size(model), model.config.mask_feature_size
                 )
