@@ -52,7 +52,7 @@ SCORES = {"mask_accuracy": "accuracy, all", "mask_accuracy_seen": "seen", "mask_
 def without_small_margins() -> None:
     """The pairs of one caption without those of the smallest margins: what `PairFilters` would leave out."""
     pairs = read_pairs(OUT / "mined")
-    margins = torch.from_numpy(pairs.table["margin"].to_numpy().copy())
+    margins = torch.from_numpy(pairs.column("margin").to_numpy().copy())
     ablate_toy.derive("mined_margin", pairs.take((margins >= margins.quantile(SHARE)).nonzero()[:, 0].numpy()))
 
 
@@ -69,7 +69,7 @@ def judge(pairs: Pairs) -> list[str]:
     judged = [verdict(pair, true(pair.image_id, pair.file_name, pair.size)) for pair in pairs]
     there = [right for right, named in judged if named]
     share, share_there = (f"{100 * sum(part) / len(part):.1f}" for part in ([right for right, _ in judged], there))
-    return [f"{len(pairs):,}", str(len(pairs.table["noun"].unique())), share, share_there]
+    return [f"{len(pairs):,}", str(len(pairs.column("noun").unique())), share, share_there]
 
 
 def verdict(pair: RegionTextPair, scene: ImageMasks) -> tuple[bool, bool]:

@@ -210,7 +210,8 @@ def test_refusals_name_the_file(folder: Path) -> None:
     with pytest.raises(InputError, match=r"the mask of 'noun2' in .*1\.png is damaged \(run lengths do not fit"):
         dataset._cut(damaged, Image.new("RGB", SIZE[::-1]))
     (folder / "2.png").unlink()
+    prepared(folder)  # every process does this; one of each machine looks for the images
     with pytest.raises(InputError, match=r"1 of 6 images .* the first is 2\.png"):
-        prepared(folder)
+        RegionTextDataModule(folder / "pairs", folder).prepare_data()
     with pytest.raises(InputError, match=r"pairs not found in .* run `ovseg mine --config conf/mine.yaml --out "):
         RegionTextDataModule(folder / "none", folder).setup("fit")

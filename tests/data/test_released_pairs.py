@@ -110,4 +110,4 @@ def test_they_can_be_looked_at(folder: Path, tmp_path: Path) -> None:
 def test_missing_crops_are_named(folder: Path, tmp_path: Path) -> None:
     (tmp_path / "pairs.tsv").write_text("filepath\ttitle\nnone/1.png\tdog\n", encoding="utf-8")
     with pytest.raises(InputError, match=r"1 of 1 images .* the first is none/1\.png; give the folder"):
-        RegionTextDataModule(tmp_path / "pairs.tsv", folder).setup("fit")
+        RegionTextDataModule(tmp_path / "pairs.tsv", folder).prepare_data()

@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
-import pyarrow as pa
 import torch
 from PIL import Image
 from torch import Tensor
@@ -83,28 +82,33 @@ class RegionTextDataModule(ResumableDataModule):
         self.num_workers, self.seed = num_workers, run_seed(seed)
 
     def prepare_data(self) -> None:
-        """Find what is wrong before a log or checkpoint is written."""
-        super().prepare_data()
-        self.setup("fit")
-
-    def setup(self, stage: str) -> None:
-        """Read the pairs and look for their images.
+        """Find what is wrong before a log or checkpoint is written, once on each machine.
 
         Raises:
             InputError: there are no pairs, or images are missing.
         """
-        least = self.sampling.min_similarity
-        pairs = read_pairs(self.pairs).filter(least, self.sampling.max_per_noun)
-        if not pairs:
-            raise InputError(f"no pair in {self.pairs} is as similar as {least}; lower sampling.min_similarity")
-        pa.default_memory_pool().release_unused()  # reading took three times what the pairs take
-        names = pairs.table["file_name"].unique().to_pylist()
+        super().prepare_data()
+        names = self._read().column("file_name").unique().to_pylist()
         if missing := [name for name in names if not (self.images / name).is_file()]:
             raise InputError(
                 f"{len(missing)} of {len(names)} images of {self.pairs} are not in {self.images}, "
                 f"the first is {missing[0]}; give the folder that these names are relative to"
             )
-        self.dataset = RegionTexts(pairs, self.images, self.transform, self.seed)
+
+    def setup(self, stage: str) -> None:
+        """Map the pairs.
+
+        Raises:
+            InputError: there are none.
+        """
+        self.dataset = RegionTexts(self._read(), self.images, self.transform, self.seed)
+
+    def _read(self) -> Pairs:
+        least = self.sampling.min_similarity
+        pairs = read_pairs(self.pairs).filter(least, self.sampling.max_per_noun)
+        if not pairs:
+            raise InputError(f"no pair in {self.pairs} is as similar as {least}; lower sampling.min_similarity")
+        return pairs
 
     def configure(self, size: int) -> None:
         """Tell, after `setup`, the resolution of the CLIP of this run; a `transform.size` goes before it."""

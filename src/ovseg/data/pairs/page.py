@@ -65,7 +65,7 @@ def write_page(
         )
     indices = np.arange(len(pairs))
     if noun is not None:
-        indices = indices[pairs.table["noun"].to_numpy(zero_copy_only=False) == noun]
+        indices = indices[pairs.column("noun").to_numpy(zero_copy_only=False) == noun]
         if not len(indices):
             raise InputError(f"{path} has no pair of the noun {noun!r}; `ovseg pairs stats {path}` lists frequent ones")
     chosen = _spread(pairs.take(indices), count)
@@ -79,7 +79,7 @@ def write_page(
 
 def _spread(pairs: Pairs, count: int) -> Pairs:
     """At most so many, at even distances in the order of similarity."""
-    order = np.argsort(-pairs.table["similarity"].to_numpy(), kind="stable")
+    order = np.argsort(-pairs.column("similarity").to_numpy(), kind="stable")
     return pairs.take(order[np.unique(np.linspace(0, len(order) - 1, min(count, len(order))).round().astype(int))])
 
 

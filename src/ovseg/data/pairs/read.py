@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from ovseg.data.pairs.mapped import map_tables, open_mapped
 from ovseg.data.pairs.released import read_released
 from ovseg.data.pairs.store import SCHEMA_VERSION, missing_shards, read_begun, shard_name
 from ovseg.data.pairs.table import SCHEMA, Pairs
@@ -17,10 +20,17 @@ from ovseg.structures import InputError
 def read_pairs(path: str | Path) -> Pairs:
     """The pairs of a store, in the order of its shards, or of the table that OVSeg's authors published.
 
+    They are in mapped memory, see `ovseg.data.pairs.mapped`: processes of a machine share them, and of the run lengths
+    only what is asked for is read.
+
     Raises:
-        InputError: there is no store, it is unfinished, empty, or not one of ours.
+        InputError: there is no store, it is unfinished, empty, or not one of ours; there is no room for the copy.
     """
-    return _read(Path(path), SCHEMA.names)
+    path = Path(path)
+    if path.is_file():
+        return _mapped(path, [path], lambda: [read_released(path)], {"released": path.name})
+    shards, settings = _shards(path)
+    return _mapped(path, shards, lambda: (_read_shard(shard, SCHEMA.names) for shard in shards), settings)
 
 
 def read_columns(path: str | Path, columns: Sequence[str]) -> pa.Table:
@@ -29,25 +39,42 @@ def read_columns(path: str | Path, columns: Sequence[str]) -> pa.Table:
     Raises:
         InputError: as `read_pairs`.
     """
-    return _read(Path(path), columns).table
-
-
-def _read(path: Path, columns: Sequence[str]) -> Pairs:
+    path = Path(path)
     if path.is_file():
-        released = read_released(path)
-        return Pairs(released.table.select(columns), released.provenance)
-    command = f"run `ovseg mine --config conf/mine.yaml --out {path}`"
-    if (begun := read_begun(path)) is None:
-        raise InputError(f"pairs not found in {path}; {command}")
-    if pending := missing_shards(path, begun["shards"]):
-        raise InputError(
-            f"the pairs in {path} are unfinished: {len(pending)} of {begun['shards']} shards are not there, mining was "
-            "interrupted; run the same `ovseg mine` again to go on"
-        )
-    table = pa.concat_tables(_read_shard(path / shard_name(shard), columns) for shard in range(begun["shards"]))
+        return read_released(path).select(columns)
+    shards, _ = _shards(path)
+    table = pa.concat_tables(_read_shard(shard, columns) for shard in shards)
     if not table.num_rows:
-        raise InputError(f"{path} holds no pairs: no noun found a region; {command} with other captions or proposals")
-    return Pairs(table.combine_chunks(), begun["settings"])
+        raise _no_pairs(path)
+    return table
+
+
+def _mapped(
+    path: Path, sources: Sequence[Path], tables: Callable[[], Iterable[pa.Table]], provenance: Mapping[str, Any]
+) -> Pairs:
+    copy = map_tables(sources, path.stem if path.is_file() else "pairs", tables)
+    table = open_mapped(copy)
+    if not table.num_rows:
+        raise _no_pairs(path)
+    return Pairs(table, provenance, reopen=partial(open_mapped, copy, check=False))
+
+
+def _shards(folder: Path) -> tuple[list[Path], Mapping[str, Any]]:
+    """The files of a store, and the settings it was written with."""
+    command = f"run `ovseg mine --config conf/mine.yaml --out {folder}`"
+    if (begun := read_begun(folder)) is None:
+        raise InputError(f"pairs not found in {folder}; {command}")
+    if pending := missing_shards(folder, begun["shards"]):
+        raise InputError(
+            f"the pairs in {folder} are unfinished: {len(pending)} of {begun['shards']} shards are not there, mining "
+            "was interrupted; run the same `ovseg mine` again to go on"
+        )
+    return [folder / shard_name(shard) for shard in range(begun["shards"])], begun["settings"]
+
+
+def _no_pairs(folder: Path) -> InputError:
+    command = f"run `ovseg mine --config conf/mine.yaml --out {folder}` with other captions or proposals"
+    return InputError(f"{folder} holds no pairs: no noun found a region; {command}")
 
 
 def _read_shard(shard: Path, columns: Sequence[str]) -> pa.Table:

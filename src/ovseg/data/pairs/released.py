@@ -17,15 +17,17 @@ import pyarrow.csv
 import torch
 from torch import Tensor
 
-from ovseg.data.pairs.table import SCHEMA, Pairs
+from ovseg.data.pairs.table import SCHEMA
 from ovseg.structures import InputError
 
 FILL = (124, 116, 103)
 FILE, TEXT = "filepath", "title"
 
 
-def read_released(path: Path) -> Pairs:
-    """Pairs of whole images: without run lengths (`counts` is empty, see `mask_by_colour`), size, box and scores.
+def read_released(path: Path) -> pa.Table:
+    """Pairs of whole images, in the columns of `SCHEMA`, without run lengths, size, box and scores.
+
+    `counts` is empty, see `mask_by_colour`.
 
     Raises:
         InputError: the file is no such table, or has no pairs.
@@ -51,7 +53,7 @@ def read_released(path: Path) -> Pairs:
     if pc.any(swallowing).as_py():
         line = pc.index(swallowing, True).as_py() + 2
         raise InputError(f"the quote in line {line} of {path} does not end in that line; delete or double it")
-    return Pairs(_as_stored(table), {"released": path.name})
+    return _as_stored(table)
 
 
 def mask_by_colour(crop: Tensor) -> Tensor:
@@ -67,4 +69,4 @@ def _as_stored(table: pa.Table) -> pa.Table:
         if field.name not in columns:
             value = pa.scalar(unknown.get(str(field.type), 0), field.type)
             columns[field.name] = pa.repeat(value, table.num_rows)
-    return pa.table([columns[name] for name in SCHEMA.names], schema=SCHEMA).combine_chunks()
+    return pa.table([columns[name] for name in SCHEMA.names], schema=SCHEMA)

@@ -4,6 +4,7 @@
     pairs-00000.parquet …  a shard each; its metadata say how many images it is of, which of them could not be read, and
                            the settings once more
     log.txt                images that could not be read, when all shards are there
+    pairs.0f3a….arrow      a copy that readers share, see `ovseg.data.pairs.mapped`; may be deleted
 
 Every file appears as a whole or not at all.
 """

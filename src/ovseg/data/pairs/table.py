@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from bisect import bisect_right
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from itertools import accumulate
 from typing import Any, overload
 
 import numpy as np
@@ -28,18 +30,34 @@ SCHEMA = pa.schema(
 
 
 class Pairs(Sequence[RegionTextPair]):
-    """Pairs in Arrow's memory, which many workers share, made into `RegionTextPair` when asked for.
+    """Rows of a table, made into `RegionTextPair` when asked for; no selection copies the table.
 
     Args:
         table: columns as in `SCHEMA`.
         provenance: what the writer said of their making.
+        indices: the rows that are meant, all where not given.
+        reopen: gives the table in another process, without which it is sent there as a whole.
     """
 
-    def __init__(self, table: pa.Table, provenance: Mapping[str, Any]) -> None:
-        self.table, self.provenance = table, dict(provenance)
+    def __init__(
+        self,
+        table: pa.Table,
+        provenance: Mapping[str, Any],
+        indices: NDArray[np.int64] | None = None,
+        reopen: Callable[[], pa.Table] | None = None,
+    ) -> None:
+        self.provenance = dict(provenance)
+        self._table, self._indices, self._reopen = table, indices, reopen
+        self._batches = table.to_batches()
+        self._starts = [0, *accumulate(batch.num_rows for batch in self._batches)]
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        if self._reopen is None:
+            return Pairs, (self._table, self.provenance, self._indices)
+        return _reopened, (self._reopen, self.provenance, self._indices)
 
     def __len__(self) -> int:
-        return int(self.table.num_rows)
+        return int(self._table.num_rows) if self._indices is None else len(self._indices)
 
     @overload
     def __getitem__(self, index: int) -> RegionTextPair: ...
@@ -48,20 +66,32 @@ class Pairs(Sequence[RegionTextPair]):
     def __getitem__(self, index: int | slice) -> RegionTextPair | Pairs:
         if isinstance(index, slice):
             return self.take(np.arange(len(self))[index])
-        return to_pair(self.table.slice(range(len(self))[index], 1).to_pylist()[0])
+        row = range(len(self))[index]
+        row = row if self._indices is None else int(self._indices[row])
+        # not a slice of the table, which looks through all batches of every column
+        batch = bisect_right(self._starts, row) - 1
+        return to_pair(self._batches[batch].slice(row - self._starts[batch], 1).to_pylist()[0])
 
-    def take(self, indices: np.ndarray[Any, np.dtype[np.int64]]) -> Pairs:
+    def column(self, name: str) -> pa.ChunkedArray:
+        """The values of one column."""
+        column = self._table[name]
+        return column if self._indices is None else column.take(pa.array(self._indices))
+
+    def take(self, indices: NDArray[np.int64]) -> Pairs:
         """The pairs at these indices."""
-        return Pairs(self.table.take(pa.array(indices)), self.provenance)
+        rows = indices if self._indices is None else self._indices[indices]
+        return Pairs(self._table, self.provenance, rows, self._reopen)
 
     def filter(self, min_similarity: float | None = None, max_per_noun: int | None = None) -> Pairs:
         """Pairs at least so similar, of each noun at most so many, the most similar; their order stays."""
-        similarity = self.table["similarity"].to_numpy()
+        if min_similarity is None and max_per_noun is None:
+            return self
+        similarity = self.column("similarity").to_numpy()
         keep = np.arange(len(self))
         if min_similarity is not None:
             keep = keep[similarity[keep] >= min_similarity]
         if max_per_noun is not None:
-            nouns = _codes(self.table["noun"])[keep]
+            nouns = _codes(self.column("noun"))[keep]
             order = np.lexsort((-similarity[keep], nouns))
             counts = np.bincount(nouns)
             rank = np.arange(len(keep)) - np.repeat(counts.cumsum() - counts, counts)  # of each pair within its noun
@@ -70,7 +100,13 @@ class Pairs(Sequence[RegionTextPair]):
 
     def image_indices(self) -> Tensor:
         """(N,) int64: pairs of the same image have the same number, from 0."""
-        return torch.from_numpy(_codes(self.table["file_name"]))
+        return torch.from_numpy(_codes(self.column("file_name")))
+
+
+def _reopened(
+    reopen: Callable[[], pa.Table], provenance: Mapping[str, Any], indices: NDArray[np.int64] | None
+) -> Pairs:
+    return Pairs(reopen(), provenance, indices, reopen)
 
 
 def _codes(column: pa.ChunkedArray) -> NDArray[np.int64]:

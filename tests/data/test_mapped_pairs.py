@@ -1,0 +1,182 @@
+"""All processes of a machine share one copy of a store, however large it is, and selections do not copy it."""
+
+from __future__ import annotations
+
+import os
+import pickle
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from ovseg.data.pairs import Pairs, PairStore, mapped, read_pairs, write_pairs
+from ovseg.data.pairs.mapped import MAPPED_SCHEMA, open_mapped
+from ovseg.data.pairs.table import SCHEMA, to_table
+from ovseg.structures import InputError
+from tests.data.test_pairs import NO_FAULTS, files_of_at_most, pair
+
+GIB = 2**30
+
+
+@pytest.fixture
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("OVSEG_CACHE", str(tmp_path / "cache"))
+    return tmp_path / "cache" / "pairs"
+
+
+def with_run_lengths(folder: Path, kind: pa.DataType, sizes: list[int]) -> pa.Table:
+    """Pairs whose run lengths have these sizes: zeros that take no room, in memory or on the disk, and end in `end`."""
+    sparse = folder / "sparse"
+    ends = [sum(sizes[: index + 1]) for index in range(len(sizes))]
+    with sparse.open("wb") as file:
+        for end in ends:
+            file.seek(end - 3)
+            file.write(b"end")
+    offsets = pa.array([0, *ends], pa.int64() if pa.types.is_large_binary(kind) else pa.int32()).buffers()[1]
+    data = pa.memory_map(str(sparse)).read_buffer()
+    counts = pa.Array.from_buffers(kind, len(sizes), [None, offsets, data])
+    table = to_table([pair(index, noun=f"noun{index}") for index in range(len(sizes))])
+    return table.set_column(table.column_names.index("counts"), pa.field("counts", kind), counts)
+
+
+@pytest.mark.parametrize("kind", [pa.large_binary(), pa.binary()], ids=["mapped", "shards"])
+def test_more_than_two_gib_of_run_lengths(tmp_path: Path, kind: pa.DataType) -> None:
+    if pa.types.is_large_binary(kind):  # in one piece, offsets beyond 32 bits
+        table = with_run_lengths(tmp_path, kind, [3, 2 * GIB, 7, GIB, 9])
+    else:  # as shards of old stores come, each below 2 GiB
+        part = with_run_lengths(tmp_path, kind, [3, GIB + 5, 7])
+        table = pa.concat_tables([part, part.slice(0, 2), part.slice(2)])
+    pairs, before = Pairs(table, {}), pa.total_allocated_bytes()
+    last = len(pairs) - 1
+    for some in (pairs, pairs.take(np.array([2, last])), pairs.filter(0.2, 9), pairs[2:]):
+        assert some[-1].noun == pairs[last].noun and some[-1].counts == bytes(len(some[-1].counts) - 3) + b"end"
+    assert (len(pairs[2].counts), len(pairs[last].counts)) == (7, 9 if kind == pa.large_binary() else 7)
+    assert pairs.filter(max_per_noun=1)[2].counts == pairs[2].counts == b"\0\0\0\0end"
+    assert pairs.image_indices().tolist()[:3] == [0, 0, 1]
+    assert pa.total_allocated_bytes() - before < 2**20
+
+
+def test_run_lengths_are_read_with_large_offsets_and_written_as_before(tmp_path: Path) -> None:
+    write_pairs(tmp_path, [pair(index) for index in range(3)])
+    read_pairs(tmp_path)
+    (copy,) = tmp_path.glob("pairs.*.arrow")
+    assert open_mapped(copy).schema.equals(MAPPED_SCHEMA) and MAPPED_SCHEMA.field("counts").type == pa.large_binary()
+    assert SCHEMA.field("counts").type == pa.binary()  # older versions read the shards of this one, too
+
+
+def test_the_copy_is_made_once_and_anew_when_a_shard_changes(tmp_path: Path) -> None:
+    store = PairStore(tmp_path, {})
+    store.begin(2)
+    store.write(0, [pair(0), pair(1)], NO_FAULTS)
+    store.write(1, [pair(2)], NO_FAULTS)
+    assert list(read_pairs(tmp_path)) == [pair(0), pair(1), pair(2)]
+    (copy,) = tmp_path.glob("*.arrow")
+    made = copy.stat()
+    assert list(read_pairs(tmp_path)) == [pair(0), pair(1), pair(2)]
+    assert copy.stat() == made
+    store.write(1, [pair(5)], NO_FAULTS)
+    assert list(read_pairs(tmp_path)) == [pair(0), pair(1), pair(5)]
+    (anew,) = tmp_path.glob("*.arrow")  # the old one is gone
+    assert anew != copy
+    assert not list(tmp_path.glob(".*"))
+
+
+def test_a_copy_that_is_there_is_not_replaced_under_those_who_read_it(tmp_path: Path) -> None:
+    write_pairs(tmp_path, [pair(0)])
+    pairs = read_pairs(tmp_path)
+    (copy,) = tmp_path.glob("*.arrow")
+    made = copy.stat()
+    mapped._write(copy, [to_table([pair(0)])])  # another machine, which began before this one had finished
+    assert copy.stat().st_ino == made.st_ino and list(pairs) == [pair(0)]
+    assert not list(tmp_path.glob(".*"))
+
+
+@contextmanager
+def without_privileges() -> Iterator[None]:
+    """Root may write everywhere."""
+    root = os.geteuid() == 0
+    if root:
+        os.seteuid(65534)
+    try:
+        yield
+    finally:
+        if root:
+            os.seteuid(0)
+
+
+def test_a_read_only_store_is_copied_to_the_cache(monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = Path(tempfile.mkdtemp())  # pytest's own folders are closed to others
+    try:
+        write_pairs(folder / "pairs", [pair(0), pair(1)])
+        (folder / "cache").mkdir()
+        for path, mode in ((folder, 0o755), (folder / "cache", 0o777), (folder / "pairs", 0o555)):
+            path.chmod(mode)
+        monkeypatch.setenv("OVSEG_CACHE", str(folder / "cache"))
+        with without_privileges():
+            assert list(read_pairs(folder / "pairs")) == [pair(0), pair(1)]
+        assert not list((folder / "pairs").glob("*.arrow"))
+        (copy,) = (folder / "cache" / "pairs").iterdir()
+        made = copy.stat()
+        assert list(read_pairs(folder / "pairs")) == [pair(0), pair(1)]
+        assert copy.stat().st_mtime_ns == made.st_mtime_ns
+    finally:
+        (folder / "pairs").chmod(0o755)
+        shutil.rmtree(folder)
+
+
+def test_without_room_nothing_is_left(tmp_path: Path, cache: Path) -> None:
+    write_pairs(tmp_path / "pairs", [pair(index) for index in range(100)])
+    with files_of_at_most(1000), pytest.raises(InputError) as refused:
+        read_pairs(tmp_path / "pairs")
+    assert f"({tmp_path}/pairs: File too large; {cache}: File too large); make room there, or set OVSEG_CACHE" in str(
+        refused.value
+    )
+    left = [path.name for folder in (tmp_path / "pairs", cache) for path in folder.iterdir()]
+    assert sorted(left) == ["pairs-00000.parquet", "store.json"]
+
+
+def test_a_damaged_copy_is_refused(tmp_path: Path) -> None:
+    write_pairs(tmp_path, [pair(index) for index in range(100)])
+    read_pairs(tmp_path)
+    (copy,) = tmp_path.glob("*.arrow")
+    whole = copy.read_bytes()
+    offsets = np.cumsum([0, *(len(pair(index).counts) for index in range(100))])
+    beyond = whole.replace(offsets.tobytes(), np.append(offsets[:-1], 2**40).tobytes())
+    no_text = whole.replace(b"train/0.jpg", b"train/\xff.jpg", 1)
+    for content in (whole[: len(whole) // 2], b"", beyond, no_text):
+        assert content != whole
+        copy.write_bytes(content)
+        with pytest.raises(
+            InputError, match=rf"{copy.name} is damaged \(.*\); delete it and run the same command again"
+        ):
+            read_pairs(tmp_path)
+    copy.unlink()
+    assert len(read_pairs(tmp_path)) == 100
+
+
+def test_pairs_reach_a_worker_as_a_path(tmp_path: Path) -> None:
+    write_pairs(tmp_path, [pair(index, noun=f"noun{index % 7}") for index in range(5000)])
+    whole = read_pairs(tmp_path)
+    few = whole.filter(max_per_noun=3)
+    for pairs, size in ((whole, 2000), (few, 2000)):
+        sent, before = pickle.dumps(pairs), pa.total_allocated_bytes()
+        received = pickle.loads(sent)
+        assert len(sent) < size
+        assert list(received[:5]) == list(pairs[:5]) and received[len(pairs) - 1] == pairs[-1]
+        assert received.column("noun").to_pylist()[-3:] == pairs.column("noun").to_pylist()[-3:]
+        assert pa.total_allocated_bytes() - before < 2**16  # mapped, not read
+
+
+def test_selections_do_not_copy_the_pairs(tmp_path: Path) -> None:
+    write_pairs(tmp_path, [pair(index, similarity=index / 5000) for index in range(5000)])
+    pairs, before = read_pairs(tmp_path), pa.total_allocated_bytes()
+    assert pairs.filter() is pairs
+    half = pairs.filter(0.5)
+    assert [half[index].caption_id for index in (0, 2499)] == [pairs[index].caption_id for index in (2500, 4999)]
+    assert list(half[5:7]) == list(pairs[2505:2507]) and len(half.filter(0.6)) == 2000
+    assert pa.total_allocated_bytes() - before < 2**16
