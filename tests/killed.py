@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 # a server with the slow imports done, from which each process is forked in no time; it has no threads to lose
-_CONTEXT = multiprocessing.get_context("forkserver")
-_CONTEXT.set_forkserver_preload(["ovseg.lightning_cli", "ovseg.tasks", "ovseg.data.captions", "tests.killed"])
+CONTEXT = multiprocessing.get_context("forkserver")
+CONTEXT.set_forkserver_preload(["ovseg.lightning_cli", "ovseg.tasks", "ovseg.data.captions", "tests.killed"])
 
 
 def run(words: Sequence[object], batches: int | None = None, files: int | None = None) -> int:
@@ -21,7 +21,7 @@ def run(words: Sequence[object], batches: int | None = None, files: int | None =
         batches: kill it when so many batches are predicted.
         files: kill it when the file of this number is written, before it gets its name.
     """
-    process = _CONTEXT.Process(target=_main, args=([str(word) for word in words], batches, files))
+    process = CONTEXT.Process(target=_main, args=([str(word) for word in words], batches, files))
     process.start()
     process.join(300)
     assert process.exitcode is not None, "it hangs"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import os
+import resource
 import shutil
 import signal
 from collections.abc import Iterator
@@ -126,6 +127,14 @@ class Press(Interrupt):
             os.kill(os.getpid(), signal.SIGINT)
 
 
+class Full(Interrupt):
+    """After a step there is no room for a checkpoint any more."""
+
+    def on_train_batch_end(self, trainer: L.Trainer, *args: Any) -> None:
+        if trainer.global_step == self.step:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, resource.getrlimit(resource.RLIMIT_FSIZE)[1]))
+
+
 class Fault(Press):
     """Something breaks there."""
 
@@ -158,6 +167,9 @@ def test_fit_leaves_its_config_checkpoint_and_logs(runs: Runs) -> None:
     assert yaml.safe_load((run / "fit.yaml").read_text())["trainer"]["max_steps"] == 5
     checkpoint = torch.load(run / "last.ckpt", weights_only=True)
     assert checkpoint["global_step"] == 5
+    best = torch.load(run / "best.ckpt", weights_only=True)
+    assert best["global_step"] == 3  # of the only validation
+    assert [state["monitor"] for name, state in best["callbacks"].items() if "Best" in name] == ["val/mean_best_iou"]
     assert "hyper_parameters" not in checkpoint  # they would override flags
     assert not any("clip" in name or "text_features" in name for name in checkpoint["state_dict"])
     assert list((run / "tensorboard").rglob("events.out.tfevents.*"))
@@ -332,6 +344,22 @@ def test_a_resume_that_fails_leaves_the_checkpoint_as_it_was(runs: Runs) -> None
     with pytest.raises((SystemExit, MisconfigurationException)):
         runs.fit_adapter("adapter-copied", *UNLOGGED, "--ckpt_path", last, "--trainer.max_epochs", 1)
     assert last.read_bytes() == before
+
+
+def test_a_full_disk_ends_the_run_in_a_sentence(runs: Runs, capsys: pytest.CaptureFixture[str]) -> None:
+    full = ["--trainer.callbacks", "tests.test_stages.Full", "--trainer.callbacks.step", 4]
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    try:
+        with pytest.raises(SystemExit) as stopped:
+            runs.fit_proposals("full", *UNLOGGED, *full)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    last = runs.root / "full" / "last.ckpt"
+    assert stopped.value.code == 2
+    assert f"ovseg: {last} cannot be written (File too large); what was there before" in capsys.readouterr().err
+    assert torch.load(last, weights_only=True)["global_step"] == 3  # of the validation
+    assert not list(last.parent.glob(".*"))
+    assert same(weights(runs.fit_proposals("full", *UNLOGGED, "--ckpt_path", last)), weights(runs.root / "proposals"))
 
 
 def test_a_checkpoint_of_one_s_own_is_kept_beside_the_last(runs: Runs) -> None:

@@ -18,7 +18,7 @@ from lightning.pytorch.callbacks import Callback, LearningRateMonitor
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 
-from ovseg.callbacks import LastCheckpoint, ReportWriter, StepSeed, StopAfterStep
+from ovseg.callbacks import BestCheckpoint, LastCheckpoint, ReportWriter, StepSeed, StopAfterStep
 from ovseg.checkpoint import read_state
 from ovseg.structures import InputError
 from ovseg.trainer import OVSegTrainer
@@ -133,9 +133,10 @@ class OVSegCLI(LightningCLI):
         if config["accelerator"] == "auto" and MPSAccelerator.is_available():
             config["accelerator"] = "cpu"  # Apple's GPUs have no double precision, in which boxes and metrics are exact
         if self.subcommand == "fit":
-            has_last = any(isinstance(callback, LastCheckpoint) for callback in callbacks)
-            if config["enable_checkpointing"] is not False and not has_last:  # beside others that the user asks for
-                callbacks.append(LastCheckpoint(folder))
+            if config["enable_checkpointing"] is not False:  # beside others that the user asks for
+                has_last = any(isinstance(callback, LastCheckpoint) for callback in callbacks)
+                callbacks[:0] = [BestCheckpoint(folder)]
+                callbacks += [] if has_last else [LastCheckpoint(folder)]
             callbacks += [StepSeed(), StopAfterStep()]
             if config["logger"]:
                 callbacks.append(LearningRateMonitor("step"))

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from ovseg.callbacks.checkpoints import BestCheckpoint, LastCheckpoint
 from ovseg.callbacks.pairs import PairsWriter
 from ovseg.callbacks.report import ReportWriter
 from ovseg.callbacks.segmentations import SegmentationWriter
 from ovseg.callbacks.sweep import SweepWriter
-from ovseg.callbacks.training import LastCheckpoint, StepSeed, StopAfterStep
+from ovseg.callbacks.training import StepSeed, StopAfterStep
 
 __all__ = [
+    "BestCheckpoint",
     "LastCheckpoint",
     "PairsWriter",
     "ReportWriter",

@@ -1,57 +1,15 @@
-"""What training leaves beside its metrics: its checkpoint, and random numbers that a resumed run draws again."""
+"""How a training run is stopped, and random numbers that a resumed one draws again."""
 
 from __future__ import annotations
 
 import signal
 import threading
-import time
-from pathlib import Path
 from typing import Any
 
 import lightning as L
 import numpy as np
 import torch
-from lightning.pytorch.callbacks import Callback, ModelCheckpoint
-from lightning.pytorch.strategies import DDPStrategy
-
-
-class LastCheckpoint(ModelCheckpoint):
-    """Keeps `last.ckpt` of a run: after each validation or epoch, when it is stopped, and at its end.
-
-    One file, replaced in place: a run that was stopped goes on with `--ckpt_path runs/…/last.ckpt`.
-
-    `Trainer.save_checkpoint` ends in a barrier. Where one of several processes fails, it would wait there for the
-    others, which wait for it elsewhere, and its error would not be seen: the first process then saves without one, if
-    Lightning, which ends all when one has ended, leaves it the time.
-    """
-
-    _begun = False  # before, what a run goes on from is not all there, and must not be saved
-
-    def __init__(self, folder: str | Path) -> None:
-        super().__init__(folder, "last", save_on_exception=True, enable_version_counter=False)
-
-    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        super().on_train_start(trainer, pl_module)
-        self._begun = True
-
-    def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
-        if not self._begun or not self._should_save_on_exception(trainer):
-            return
-        if trainer.world_size == 1:
-            super().on_exception(trainer, pl_module, exception)
-        elif trainer.is_global_zero and type(trainer.strategy) is DDPStrategy:  # others have a part in each process
-            last = Path(str(self.dirpath), "last.ckpt")
-            # like the check above private of Lightning 2.x, which has no other way to a checkpoint without a barrier
-            checkpoint = trainer._checkpoint_connector.dump_checkpoint()
-            trainer.strategy.save_checkpoint(checkpoint, last.with_suffix(".part"))
-            last.with_suffix(".part").replace(last)
-        elif isinstance(exception, KeyboardInterrupt):
-            time.sleep(60)  # the first process ends the others when it has saved; it is killed when one of them ends
-
-    def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        # the steps after the last validation would be lost otherwise
-        if not trainer.fast_dev_run:  # type: ignore[attr-defined]
-            trainer.save_checkpoint(Path(str(self.dirpath)) / "last.ckpt")
+from lightning.pytorch.callbacks import Callback
 
 
 class StopAfterStep(Callback):
