@@ -44,7 +44,6 @@ STAGES = {  # file → verb and what else it needs
 }
 FRAGMENTS = {  # fragment → flag, and a stage that it can be a part of
     "trainer/default.yaml": ("--trainer", "test.yaml"),
-    "trainer/mining.yaml": ("--trainer", "mine.yaml"),
     "trainer/adapter.yaml": ("--trainer", "adapter.yaml"),
     "trainer/proposals.yaml": ("--trainer", "proposals.yaml"),
     "toy/trainer.yaml": ("--trainer", "toy/mine.yaml"),

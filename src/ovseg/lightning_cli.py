@@ -8,15 +8,17 @@ import shlex
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import jsonargparse
+import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer
-from lightning.pytorch.accelerators import MPSAccelerator
+from lightning.pytorch.accelerators import CUDAAccelerator, MPSAccelerator
 from lightning.pytorch.callbacks import Callback, LearningRateMonitor
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
+from lightning.pytorch.plugins import Precision
 
 from ovseg.callbacks import BestCheckpoint, LastCheckpoint, ReportWriter, StepSeed, StopAfterStep
 from ovseg.checkpoint import read_state
@@ -25,6 +27,7 @@ from ovseg.trainer import OVSegTrainer
 
 RESULTS = {"test": "report.json", "sweep": "sweep.csv"}  # what another run of the verb would write over
 WRITING_VERBS = ("mine", "segment", "sweep")
+HALF_VERBS = ("test", *WRITING_VERBS)  # which on a GPU need no full precision, unless the user asks for it
 SEGMENT_DEFAULTS = ["--model", "ovseg.tasks.SegmentationTask", "--data", "ovseg.data.ImagesDataModule"]
 SEGMENT_DEFAULTS += ["--trainer.devices", "1"]  # every process would load the networks, be it for one photo
 SEGMENT_SHORTHANDS = {"--model": "--model.segmenter", "--images": "--data.images", "--vocabulary": "--data.vocabulary"}
@@ -132,6 +135,10 @@ class OVSegCLI(LightningCLI):
         callbacks = config["callbacks"] = [given] if isinstance(given, Callback) else list(given)
         if config["accelerator"] == "auto" and MPSAccelerator.is_available():
             config["accelerator"] = "cpu"  # Apple's GPUs have no double precision, in which boxes and metrics are exact
+        if on_gpu(config["accelerator"]):
+            torch.set_float32_matmul_precision("high")  # TF32; on a CPU it may change numbers and gains nothing
+            if self.subcommand in HALF_VERBS and not names_precision(config):
+                config["precision"] = half_precision()
         if self.subcommand == "fit":
             if config["enable_checkpointing"] is not False:  # beside others that the user asks for
                 has_last = any(isinstance(callback, LastCheckpoint) for callback in callbacks)
@@ -147,6 +154,25 @@ class OVSegCLI(LightningCLI):
             return super().instantiate_trainer(**kwargs)
         except (ImportError, ValueError) as error:
             raise InputError(f"the Trainer refuses its flags: {error}") from error
+
+
+def on_gpu(accelerator: Any) -> bool:
+    """Whether the Trainer will take NVIDIA's (or AMD's) GPUs."""
+    if accelerator == "auto":
+        return CUDAAccelerator.is_available()
+    return accelerator in ("cuda", "gpu") or isinstance(accelerator, CUDAAccelerator)
+
+
+def names_precision(trainer: Mapping[str, Any]) -> bool:
+    """Whether the user has chosen one, by a flag, a config or a plugin."""
+    plugins = trainer["plugins"] or []
+    given = plugins if isinstance(plugins, list) else [plugins]
+    return trainer["precision"] is not None or any(isinstance(plugin, Precision) for plugin in given)
+
+
+def half_precision() -> Literal["bf16-mixed", "16-mixed"]:
+    """The best that the GPU computes itself: bf16 has the range of fp32."""
+    return "bf16-mixed" if torch.cuda.is_bf16_supported(including_emulation=False) else "16-mixed"
 
 
 def _segment_words(words: list[str]) -> list[str]:

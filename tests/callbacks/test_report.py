@@ -134,6 +134,7 @@ def test_report_has_the_numbers_that_were_logged(run: tuple[Path, str]) -> None:
         *(f"{100 * metrics[f'miou_union{group}']:.1f}" for group in ("", "_seen", "_unseen")),
     ] in [row[:5] for row in rows]
     assert "test/miou_union" not in printed  # Lightning's own table would say it again
+    assert printed.splitlines()[-2].endswith(", 32-true")
 
 
 def test_classes_add_up_to_the_metrics(run: tuple[Path, str]) -> None:

@@ -153,6 +153,7 @@ def test_the_command_writes_a_table_and_a_picture(
     flag = f"--model.ensemble_weight {best['ensemble_weight']} --model.mask_threshold {best['mask_threshold']}"
     assert f"best: {100 * float(best['pacc']):.2f} with {flag}" in printed
     assert "choose on held-out data" in printed
+    assert "sweep.png (32-true)\n" in printed
     with Image.open(tmp_path / "sweep.png") as picture:
         assert min(picture.size) > 200
     assert (tmp_path / "sweep.yaml").is_file()

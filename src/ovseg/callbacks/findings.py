@@ -123,7 +123,7 @@ def table(findings: Findings) -> str:
             "predictions",
             *(line.rstrip() for line in lines),
             f"{findings.images_per_second:.2f} images/s, peak memory {findings.peak_memory_mib:,.0f} MiB a process, "
-            f"{findings.processes} × {findings.device}",
+            f"{findings.processes} × {findings.device}, {findings.settings['precision']}",
         ]
     )
 

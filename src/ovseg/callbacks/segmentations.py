@@ -112,7 +112,9 @@ class SegmentationWriter(BasePredictionWriter):
         faults = [fault for _, found in parts for fault in found]
         if trainer.is_global_zero:
             before = f", {self.kept} were there already" if self.kept else ""
-            print(f"{sum(written for written, _ in parts)} images segmented into {self.out}{before}")
+            print(
+                f"{sum(written for written, _ in parts)} images segmented into {self.out}{before} ({trainer.precision})"
+            )
             if faults:
                 print("\n".join([f"{len(faults)} images could not be used:", *faults]), file=sys.stderr)
         return not faults

@@ -49,7 +49,7 @@ class SweepWriter(Callback):
             writer.writerows([*setting, *values.values()] for setting, values in results.items())
         heat_map(results, self.metric).savefig(self.out / "sweep.png", dpi=150)
         print("\n".join([*table(results, self.metric), "", *advice(best, results[best][self.metric], self.metric)]))
-        print(f"all metrics in {self.out / 'sweep.csv'}, a picture in {self.out / 'sweep.png'}")
+        print(f"all metrics in {self.out / 'sweep.csv'}, a picture in {self.out / 'sweep.png'} ({trainer.precision})")
 
 
 def best_setting(results: Results, metric: Metric) -> Setting:

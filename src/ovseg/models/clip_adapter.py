@@ -127,13 +127,14 @@ class CLIPAdapter(nn.Module):
         """
         check_regions(regions, region_masks, self.visual.patch_size)
         normalised = ((regions - self.mean) / self.std).to(self.mean.dtype)
-        return F.normalize(self.visual(normalised, region_masks), dim=-1)
+        return F.normalize(self.visual(normalised, region_masks).float(), dim=-1)  # half precision is no unit length
 
     def encode_text(self, texts: Sequence[str]) -> Tensor:
         """L2-normalised features of K texts, (K, D); longer texts than the context are cut."""
         if isinstance(texts, str):
             raise InputError(f"texts are given as a list, such as [{texts!r}], not one by one")
-        return encode_tokens(self.clip, self.tokenizer(list(texts)))
+        features = encode_tokens(self.clip, self.tokenizer(list(texts)))
+        return features if features.dtype == torch.float32 else F.normalize(features.float(), dim=-1)
 
     def architecture(self) -> Architecture:
         """What a training checkpoint keeps beside the weights, to rebuild the network without a hub."""
