@@ -21,7 +21,7 @@ from PIL import Image
 from ovseg.callbacks import ReportWriter
 from ovseg.callbacks.findings import Confusion, ImageScore, choose, confusions, image_iou
 from ovseg.data import SegmentationBenchmark
-from ovseg.data.benchmarks.ade20k import ResizedLabels
+from ovseg.data.benchmarks.ade20k import ReducedImages
 from ovseg.structures import Vocabulary
 from ovseg.tasks import SegmentationTask
 from tests import tiny
@@ -189,7 +189,7 @@ def test_every_vocabulary_and_size_can_be_reported(case: str, world: Path, tmp_p
         data.dataset.read_labels = lambda path, size: data.labels(path, size).clamp(max=5)
         data.vocabulary = Vocabulary(tuple(names), background_from=5)
     if case == "scored at another size":
-        data.dataset = ResizedLabels(data.labels, None, 50)
+        data.dataset = ReducedImages(data.labels, None, 50)
     task = SegmentationTask(str(world / "segmenter"))
     trainer(0, ReportWriter(tmp_path / "run")).test(task, data, verbose=False)
 

@@ -12,7 +12,7 @@ SIZE = (2, 3)  # H, W of all images
 Values = list[list[int]]
 
 
-def photo(path: Path, size: tuple[int, int] = SIZE) -> None:
+def photo(path: Path, size: tuple[int, ...] = SIZE) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     noise = np.random.default_rng(0).integers(0, 256, (*size, 3), np.uint8)
     Image.fromarray(noise).save(path)
@@ -43,8 +43,8 @@ def ade20k_847(root: Path, *labels: Values) -> None:
     for number, values in enumerate(labels, start=1):
         scene = folder / ("urban/street" if number % 2 else "home_or_hotel/bedroom")
         stem = f"ADE_val_{number:08}"
-        photo(scene / f"{stem}.jpg")
         ids = np.array(values)
+        photo(scene / f"{stem}.jpg", ids.shape)
         instances = np.arange(ids.size).reshape(ids.shape)
         colours = np.stack([ids // 256 * 10 + instances % 10, ids % 256, instances], axis=-1)
         Image.fromarray(colours.astype(np.uint8)).save(scene / f"{stem}_seg.png")

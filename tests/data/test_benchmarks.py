@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import pytest
+import torch
+import torch.nn.functional as F
 
 from ovseg.data.benchmarks import (
     BENCHMARKS,
@@ -18,6 +21,7 @@ from ovseg.data.benchmarks import (
     PascalVOC20DataModule,
     PascalVOC21DataModule,
 )
+from ovseg.images import read_image, to_tensor
 from ovseg.structures import InputError
 from tests.data import layouts
 
@@ -59,7 +63,7 @@ def test_ade20k_150(tmp_path: Path) -> None:
 def test_ade20k_847(tmp_path: Path) -> None:
     # 2978 is wall, the first class; 312 building, the second; 0 and 5 are objects outside the vocabulary
     layouts.ade20k_847(tmp_path, [[2978, 312, 0], [5, 6000, 2978]], [[312, 312, 312], [312, 312, 312]])
-    data = ADE20K847DataModule(str(tmp_path), label_short_side=None)
+    data = ADE20K847DataModule(str(tmp_path), protocol="full")
     assert labels(data) == [[[1, 1, 1], [1, 1, 1]], [[0, 1, W], [W, W, 0]]]  # home_or_hotel comes before urban
     assert data.vocabulary.ignore_index == W and data.vocabulary.names[:2] == ("wall", "building, edifice")
     (seg,) = tmp_path.rglob("ADE_val_00000002_seg.png")
@@ -74,19 +78,35 @@ def test_every_class_of_ade20k_847_has_its_index(tmp_path: Path) -> None:
     ids = read_dataset_ids("ade20k_847")
     assert ids is not None
     layouts.ade20k_847(tmp_path, [ids])
+    assert labels(ADE20K847DataModule(str(tmp_path), protocol="full")) == [[list(range(847))]]
+
+
+def test_ade20k_847_is_reduced_before_the_network_and_the_score(tmp_path: Path) -> None:
+    # blocks of 300 pixels: 600 x 900 become 512 x 768, blocks of 256; the network sees these at 640 x 960
+    wall, building = np.full((300, 300), 2978), np.full((300, 300), 312)
+    layouts.ade20k_847(tmp_path, np.block([[wall, building, wall * 0], [building, wall, wall]]).tolist())
     (scene,) = tmp_path.rglob("*.jpg")
-    layouts.photo(scene, (1, 847))
-    assert labels(ADE20K847DataModule(str(tmp_path), label_short_side=None)) == [[list(range(847))]]
-
-
-def test_ade20k_847_is_scored_at_the_short_side_of_the_release(tmp_path: Path) -> None:
-    layouts.ade20k_847(tmp_path, [[2978, 312, 0], [312, 2978, 2978]])
-    data = ADE20K847DataModule(str(tmp_path), resize=(4, 16))
+    data = ADE20K847DataModule(str(tmp_path), resize=(640, 2560))
     (batch,) = data.test_dataloader()
-    assert batch.images[0].shape == (3, 4, 6) and batch.sizes == [(512, 768)]
-    assert batch.labels[0].shape == (512, 768)
-    assert batch.labels[0][::256, ::256].tolist() == batch.labels[0][255::256, 255::256].tolist()  # blocks
-    assert batch.labels[0][::256, ::256].tolist() == [[0, 1, W], [1, 0, 0]]
+    assert batch.sizes == [(512, 768)] and batch.images[0].shape == (3, 640, 960)
+    expected = torch.tensor([[0, 1, W], [1, 0, 0]]).repeat_interleave(256, 0).repeat_interleave(256, 1)
+    assert torch.equal(batch.labels[0], expected)
+    seen = F.interpolate(to_tensor(read_image(scene))[None], (512, 768), mode="bilinear", align_corners=False)
+    seen = F.interpolate(seen, (640, 960), mode="bilinear", align_corners=False)[0]
+    assert (batch.images[0] - seen).abs().max() < 2.5 / 255  # rounded to bytes twice; not so if seen at full size
+
+    (full,) = ADE20K847DataModule(str(tmp_path), resize=(640, 2560), protocol="full").test_dataloader()
+    assert full.sizes == [(600, 900)] and full.images[0].shape == (3, 640, 960)
+    assert (full.images[0] - seen).abs().max() > 0.1
+    with pytest.raises(InputError, match=r"data\.protocol is 'paper'; give release or full"):
+        ADE20K847DataModule(str(tmp_path), protocol="paper")  # type: ignore[arg-type]
+
+
+def test_small_images_of_ade20k_847_stay_as_they_are(tmp_path: Path) -> None:
+    layouts.ade20k_847(tmp_path, [[2978, 312, 0], [312, 2978, 2978]])
+    (batch,) = ADE20K847DataModule(str(tmp_path), resize=(4, 16)).test_dataloader()
+    assert batch.images[0].shape == (3, 4, 6) and batch.sizes == [(2, 3)]
+    assert batch.labels[0].tolist() == [[0, 1, W], [1, 0, 0]]
 
 
 @pytest.mark.parametrize("folder", ["SegmentationClass", "SegmentationClassAug"])

@@ -1,7 +1,8 @@
-"""What surrounds the losses in training, against the original implementations (golden g7)."""
+"""What is done to images and labels before networks see them, against the original implementations (golden g7)."""
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -10,6 +11,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from ovseg.data.benchmarks.ade20k import ReducedImages
+from ovseg.data.labels import Coding, LabelFiles
 from ovseg.data.loading import seeded
 from ovseg.data.ssd_jitter import SSDJitter
 from tests.parity import goldens
@@ -43,3 +46,19 @@ def test_colour_jitter_is_drawn_as_the_original_draws_it(grey: int) -> None:
     of_two_deviations = deviation * ((kurtosis - 1) / (2 * count)) ** 0.5
     assert abs(found.mean() - expected["mean"]) < 4 * of_two_means
     assert abs(deviation - expected["std"]) < 4 * of_two_deviations
+
+
+@pytest.mark.parametrize("case", ["tall", "wide", "small", "edge", "square"])
+def test_reduction_of_ade20k_847(arrays: dict[str, Tensor], case: str, tmp_path: Path) -> None:
+    labels = arrays[f"{case}_label_in"]
+    pixels = arrays.get(f"{case}_image_in", torch.zeros(*labels.shape, 3, dtype=torch.uint8))
+    files = tmp_path / "image.png", tmp_path / "labels.png"
+    for file, values in zip(files, (pixels, labels), strict=True):
+        Image.fromarray(values.numpy()).save(file)
+    batch = ReducedImages(LabelFiles(dict([files]), Coding(range(1, 40), {0}), case), resize=None)[0]
+    assert batch.sizes == [tuple(arrays[f"{case}_size"].tolist())]
+    assert torch.equal(batch.labels[0] + 1, arrays[f"{case}_label_out"].long())
+    assert batch.images[0].shape[1:] == batch.labels[0].shape
+    if case == "tall":
+        found = (batch.images[0] * 255).permute(1, 2, 0)[::7, ::7]
+        goldens.close("ADE20K-847: levels of 255", found, arrays["tall_image_out_every7"].float(), 0, 1.001)

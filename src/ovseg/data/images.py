@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from lightning import LightningDataModule
+from PIL.Image import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
@@ -59,15 +60,19 @@ class EvalImages(Dataset[EvalBatch]):
     def __len__(self) -> int:
         return len(self.paths)
 
+    def read(self, path: Path) -> tuple[Image, Tensor | None]:
+        """An image and its labels as they are scored, before the network's resizing."""
+        image = read_image(path)
+        return image, self.read_labels(path, (image.height, image.width)) if self.read_labels else None
+
     def __getitem__(self, index: int) -> EvalBatch:
         path = self.paths[index]
-        image = read_image(path)
-        size = (image.height, image.width)
+        image, labels = self.read(path)
         return EvalBatch(
             images=[to_tensor(resize_short_side(image, *self.resize) if self.resize else image)],
-            sizes=[size],
+            sizes=[(image.height, image.width)],
             names=[str(path)],
-            labels=[self.read_labels(path, size)] if self.read_labels else [],
+            labels=[] if labels is None else [labels],
         )
 
 

@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Literal, get_args
 
+import numpy as np
+import torch
 import torch.nn.functional as F
+from PIL import Image
+from torch import Tensor
 
 from ovseg.data.benchmarks.base import Benchmark, Layout
 from ovseg.data.images import EvalImages
 from ovseg.data.labels import Coding, LabelFiles, read_ade20k_full
 from ovseg.data.partners import by_stem, require_labels
 from ovseg.data.vocabulary import read_dataset_ids
-from ovseg.images import short_side_size
-from ovseg.structures import EvalBatch, InputError
+from ovseg.structures import InputError
+
+Protocol = Literal["release", "full"]
 
 
 class ADE20K150DataModule(Benchmark):
@@ -34,19 +39,39 @@ class ADE20K150DataModule(Benchmark):
         return LabelFiles(files, Coding(range(1, 151), {0}), self.layout.classes)
 
 
-class ResizedLabels(EvalImages):
-    """Images that are answered at a short side of so many pixels, where the nearest labels are taken."""
+class ReducedImages(EvalImages):
+    """Images whose short side is reduced to so many pixels where it is longer, and their labels with them.
 
-    def __init__(self, labels: LabelFiles, resize: tuple[int, int] | None, short_side: int) -> None:
+    The release prepares its files so, by OpenCV: bilinear without antialiasing, labels by nearest neighbour.
+    """
+
+    def __init__(self, labels: LabelFiles, resize: tuple[int, int] | None, short_side: int = 512) -> None:
         super().__init__(labels.images, resize, labels)
         self.short_side = short_side
 
-    def __getitem__(self, index: int) -> EvalBatch:
-        batch = super().__getitem__(index)
-        size = short_side_size(batch.sizes[0], self.short_side, sys.maxsize)
-        # as floats, which hold every label exactly: integers cannot be interpolated
-        labels = F.interpolate(batch.labels[0][None, None].float(), size, mode="nearest-exact")[0, 0].long()
-        return batch._replace(sizes=[size], labels=[labels])
+    def read(self, path: Path) -> tuple[Image.Image, Tensor | None]:
+        image, labels = super().read(path)
+        size = (image.height, image.width)
+        height, width = reduced = reduced_size(size, self.short_side)
+        if labels is None or reduced == size:
+            return image, labels
+        pixels = torch.from_numpy(np.array(image)).permute(2, 0, 1)[None].float()
+        pixels = F.interpolate(pixels, reduced, mode="bilinear", align_corners=False)[0].round().byte()
+        rows, columns = _nearest(size[0], height), _nearest(size[1], width)
+        return Image.fromarray(pixels.permute(1, 2, 0).numpy()), labels[rows][:, columns]
+
+
+def reduced_size(size: tuple[int, int], short_side: int) -> tuple[int, int]:
+    """(h, w) of an image of `size` (H, W) whose short side is not to exceed `short_side`."""
+    if min(size) <= short_side:
+        return size
+    height, width = (round(side / min(size) * short_side) for side in size)
+    return height, width
+
+
+def _nearest(old: int, new: int) -> Tensor:
+    """Which of `old` pixels each of `new` ones is, in OpenCV's arithmetic: it decides where the quotient is whole."""
+    return (torch.arange(new, dtype=torch.float64) * (1 / (new / old))).floor().long().clamp(max=old - 1)
 
 
 class ADE20K847DataModule(Benchmark):
@@ -60,7 +85,8 @@ class ADE20K847DataModule(Benchmark):
         vocabulary: other names of the same classes in the same order, see `ovseg.data.vocabulary.read_vocabulary`.
         synonyms: whether the built-in list's synonyms count, too.
         resize: short and long side in pixels; what the segmenter was made for where not given.
-        label_short_side: images are scored at this short side in pixels, as in the release; null for their own size.
+        protocol: `release`: images and labels whose short side exceeds 512 are reduced to that, see `ReducedImages`,
+            before the network enlarges the image again. `full`: photographs are seen in full and scored at their size.
     """
 
     layout = Layout(
@@ -79,11 +105,13 @@ class ADE20K847DataModule(Benchmark):
         synonyms: bool = False,
         resize: tuple[int, int] | None = None,
         num_workers: int = 0,
-        label_short_side: int | None = 512,
+        protocol: Protocol = "release",
     ) -> None:
+        if protocol not in get_args(Protocol):
+            raise InputError(f"data.protocol is {protocol!r}; give {' or '.join(get_args(Protocol))}")
         super().__init__(root, vocabulary, synonyms, resize, num_workers)
-        if label_short_side is not None:
-            self.dataset = ResizedLabels(self.labels, resize, label_short_side)
+        if protocol == "release":
+            self.dataset = ReducedImages(self.labels, resize)
 
     def label_files(self, found: Mapping[str, Path]) -> LabelFiles:
         folder = found["images"]
