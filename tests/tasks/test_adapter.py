@@ -12,6 +12,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.multiprocessing.reductions import StorageWeakRef
 from torchvision.transforms.v2.functional import to_pil_image
 
 from ovseg import rle
@@ -167,9 +168,10 @@ def test_training_prompts_needs_prompts(tmp_path: Path, mode: Any) -> None:
 
 
 def test_two_processes_have_the_gradients_of_one_with_both_batches(tmp_path: Path) -> None:
+    """And do so in parts, in which each of them uses its weights several times."""
     assert "cat" in halves()[0].texts and "cat" in halves()[1].texts
     expected = gradients(AdapterTask(tiny.clip(tmp_path / "clip", 2), "both"), [batch()], tmp_path / "one")
-    two = AdapterTask(tiny.clip(tmp_path / "clip", 2), "both")
+    two = AdapterTask(tiny.clip(tmp_path / "clip", 2), "both", regions_per_pass=3)
     found = gradients(two, halves(), tmp_path / "two", devices=2, strategy="ddp_spawn")
     assert found.keys() == expected.keys()
     for name, value in expected.items():
@@ -187,19 +189,36 @@ def test_accumulated_batches_have_the_mean_of_their_gradients(tmp_path: Path) ->
         torch.testing.assert_close(value, (first[name] + second[name]) / 2, rtol=1e-4, atol=1e-6)
 
 
-def test_checkpointed_gradients_are_the_same(tmp_path: Path) -> None:
-    kept = gradients(AdapterTask(tiny.clip(tmp_path / "clip", 2), "both"), [batch()], tmp_path / "kept")
+@pytest.mark.parametrize("mode", ["prompt", "visual", "both", "all"])
+def test_a_batch_in_parts_has_the_gradients_of_the_whole(tmp_path: Path, mode: Any) -> None:
+    whole = gradients(AdapterTask(tiny.clip(tmp_path / "clip", 2), mode), [batch()], tmp_path / "whole")
+    parts = AdapterTask(tiny.clip(tmp_path / "clip", 2), mode, regions_per_pass=3)
+    found = gradients(parts, [batch()], tmp_path / "parts")
+    assert found.keys() == whole.keys()
+    for name, value in whole.items():
+        torch.testing.assert_close(found[name], value, rtol=1e-5, atol=1e-6 * float(value.abs().max()) + 1e-9)
+    assert any(float(value.abs().max()) > 1e-3 for value in whole.values())
+
+
+@pytest.mark.parametrize(("regions_per_pass", "kept"), [(None, 8), (8, 8), (3, 3), (1, 1)])
+def test_of_a_batch_in_parts_one_part_is_kept(tmp_path: Path, regions_per_pass: int | None, kept: int) -> None:
+    """How many regions' activations are alive at a time, forward and backward."""
     clip = tiny.clip(tmp_path / "clip", 2)
-    calls = 0
+    outputs: list[tuple[StorageWeakRef, int]] = []
+    alive: list[int] = []
 
-    def count(*_: Any) -> None:
-        nonlocal calls
-        calls += 1
+    def watch(_: Any, __: Any, output: Tensor) -> None:
+        outputs.append((StorageWeakRef(output.untyped_storage()), len(output)))
+        alive.append(sum(regions for storage, regions in outputs if not storage.expired()))
 
-    clip.visual.visual.transformer.resblocks[0].register_forward_pre_hook(count)
-    again = gradients(AdapterTask(clip, "both", grad_checkpointing=True), [batch()], tmp_path / "again")
-    assert calls == 2  # forward, and again for the gradient
-    assert again.keys() == kept.keys() and all(torch.equal(again[name], value) for name, value in kept.items())
+    clip.visual.visual.transformer.resblocks[0].mlp.c_fc.register_forward_hook(watch)
+    train(AdapterTask(clip, "both", regions_per_pass=regions_per_pass), 1)
+    assert max(alive) == kept
+
+
+def test_parts_have_a_region_at_least(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="regions_per_pass is 0; give at least 1"):
+        AdapterTask(tiny.clip(tmp_path), "visual", regions_per_pass=0)
 
 
 class Saves(L.Callback):

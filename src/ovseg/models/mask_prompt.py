@@ -6,7 +6,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
 from ovseg.models.towers import Tower, resize_grid, take_apart
 from ovseg.ops import patch_coverage
@@ -108,10 +107,7 @@ class MaskPromptedViT(nn.Module):
         tokens = tower.embed(tokens, grid)
         blocks = tower.blocks(grid)
         for layer, block in enumerate(blocks, start=1):
-            if tower.checkpointing and self.training:
-                tokens = checkpoint(block, tokens, use_reentrant=False)
-            else:
-                tokens = block(tokens)
+            tokens = block(tokens)
             if visible is not None and prompt is not None and layer < min(prompt.depth, len(blocks)):
                 patches = prompt(tokens[:, tower.prefix :], visible, layer, grid)
                 tokens = torch.cat([tokens[:, : tower.prefix], patches], dim=1)

@@ -38,11 +38,6 @@ class OpenClipTower:
         self.patch_size = int(visual.patch_size[0])
         self.width = int(visual.conv1.out_channels)
 
-    @property
-    def checkpointing(self) -> bool:
-        """Whether blocks are computed again for their gradients."""
-        return bool(self.visual.transformer.grad_checkpointing)
-
     def patches(self, images: Tensor) -> tuple[Tensor, Grid]:
         """Images (N, 3, H, W) to tokens (N, L, C) and their grid."""
         cells: Tensor = self.visual.conv1(images)  # (N, C, rows, columns)
@@ -76,11 +71,6 @@ class TimmTower:
         self.grid: Grid = self.trunk.patch_embed.grid_size
         self.patch_size = int(self.trunk.patch_embed.feat_ratio())
         self.width = int(self.trunk.embed_dim)
-
-    @property
-    def checkpointing(self) -> bool:
-        """Whether blocks are computed again for their gradients."""
-        return bool(self.trunk.grad_checkpointing)
 
     def patches(self, images: Tensor) -> tuple[Tensor, Grid]:
         """Images (N, 3, H, W) to tokens (N, L, C) and their grid."""

@@ -9,6 +9,7 @@ import lightning as L
 import torch
 from torch import Tensor, distributed
 from torch.optim import AdamW
+from torch.utils.checkpoint import checkpoint
 
 from ovseg.checkpoint import ARCHITECTURES
 from ovseg.losses import RegionTextLoss
@@ -20,8 +21,9 @@ from ovseg.structures import InputError, RegionTextBatch
 class AdapterTask(L.LightningModule):
     """Trains a CLIP on region-text pairs with a symmetric contrastive loss.
 
-    The regions of all processes of a step are told apart, and equal texts in any of them are one text; with
-    `accumulate_grad_batches`, the regions of each batch among themselves.
+    The regions of all processes of a batch are told apart, and equal texts in any of them are one text. Where a device
+    cannot hold its share of them, give `regions_per_pass`: with `accumulate_grad_batches`, the regions of each batch
+    would be told apart among themselves only.
 
     Args:
         clip: the network to adapt.
@@ -33,8 +35,12 @@ class AdapterTask(L.LightningModule):
         weight_decay: of CLIP's weights but gains, biases and temperature.
         warmup_steps: linear, before the cosine.
         repeated_texts: whether equal texts in a batch are `positives` of each other, or `negatives` as in the release.
-        grad_checkpointing: compute the image tower's blocks again for their gradients: a third slower, in the memory of
-            a few blocks.
+        regions_per_pass: regions of a process that go through the image tower at once; all where not given. The loss is
+            that of the whole batch all the same: of a part only the features are kept, and for its gradient the part
+            goes through the tower again, which makes a step a third slower in the memory of one part.
+
+    Raises:
+        InputError: prompts are to be trained and there are none, or a number means nothing.
     """
 
     monitor: ClassVar[str] = "val/mask_accuracy"  # by which the best checkpoint is chosen
@@ -48,19 +54,20 @@ class AdapterTask(L.LightningModule):
         weight_decay: float = 0.2,
         warmup_steps: int = 100,
         repeated_texts: Literal["positives", "negatives"] = "positives",
-        grad_checkpointing: bool = False,
+        regions_per_pass: int | None = None,
     ) -> None:
         super().__init__()
         if train in ("prompt", "both") and clip.visual.prompt is None:
             raise InputError(
                 f"train: {train} needs mask prompts and this CLIP has none; set prompt_depth, for example 3"
             )
-        self.clip = clip
+        if regions_per_pass is not None and regions_per_pass < 1:
+            raise InputError(f"regions_per_pass is {regions_per_pass}; give at least 1, or null for all at once")
+        self.clip, self.regions_per_pass = clip, regions_per_pass
         self.lr, self.prompt_lr, self.weight_decay, self.warmup_steps = lr, prompt_lr, weight_decay, warmup_steps
         self.loss = RegionTextLoss(repeated_texts)
         self.text_trained = train == "all"
         self.text = TextClassifier(clip, "bare")
-        clip.visual.visual.set_grad_checkpointing(grad_checkpointing)
         clip.requires_grad_(train == "all")
         clip.visual.requires_grad_(train != "prompt")
         clip.logit_scale.requires_grad_(train != "prompt")
@@ -77,7 +84,7 @@ class AdapterTask(L.LightningModule):
 
     def training_step(self, batch: RegionTextBatch, batch_index: int) -> Tensor:
         """The loss of the regions and texts of all processes together."""
-        region_features = self.clip.encode_regions(batch.regions, batch.region_masks)
+        region_features = self._encode(batch.regions, batch.region_masks)
         all_texts = self._of_all_processes(batch.texts)
         texts, text_of_region = _unique(all_texts)
         target = torch.tensor(text_of_region, device=self.device)
@@ -94,6 +101,14 @@ class AdapterTask(L.LightningModule):
         log = {"train/loss": loss, "train/accuracy": accuracy}
         self.log_dict(log, prog_bar=True, batch_size=len(all_texts))
         return loss
+
+    def _encode(self, regions: Tensor, region_masks: Tensor) -> Tensor:
+        """Features (N, D), of all regions at once or part by part."""
+        size = self.regions_per_pass
+        if size is None or size >= len(regions):
+            return self.clip.encode_regions(regions, region_masks)
+        parts = zip(torch.split(regions, size), torch.split(region_masks, size), strict=True)
+        return torch.cat([checkpoint(self.clip.encode_regions, *part, use_reentrant=False) for part in parts])
 
     def _of_all_processes(self, texts: list[str]) -> list[str]:
         if self.trainer.world_size == 1:
