@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from PIL import Image
 from torch import Tensor
 from torchvision.transforms import InterpolationMode
 from torchvision.transforms.v2 import RandomResizedCrop
@@ -13,6 +15,7 @@ from torchvision.transforms.v2.functional import resized_crop
 from ovseg.data.loading import seeded
 from ovseg.data.region_transform import RATIO, SCALE, RegionTransform, resize_bicubic
 from ovseg.ops import CLIP_MEAN
+from ovseg.structures import InputError
 
 SIDES = [(1, 1), (2, 3), (7, 90), (33, 16), (64, 64), (151, 207), (700, 31)]
 
@@ -41,6 +44,36 @@ def test_augmentation_is_that_of_torchvision(sides: tuple[int, int], size: int) 
             region, region_mask = RegionTransform().augment(crop, mask, size)
         assert torch.allclose(region, expected, rtol=0, atol=2e-6)
         assert torch.equal(region_mask, expected_mask)
+
+
+@pytest.mark.parametrize("sides", SIDES)
+def test_resize_of_the_release_is_pillows(sides: tuple[int, int]) -> None:
+    generator = torch.Generator().manual_seed(0)
+    levels = torch.randint(0, 256, (*sides, 3), generator=generator, dtype=torch.uint8).numpy()
+    mask = torch.rand(1, *sides, generator=generator) < 0.5
+    mask[0, sides[0] // 2] = True
+    transform = RegionTransform(resize="release")
+    with seeded(1):
+        filled = Image.fromarray(np.where(mask[0, :, :, None], levels, np.array([124, 116, 103], np.uint8)))
+        # what the release's own transform does to the stored crop
+        view = RandomResizedCrop(224, SCALE, RATIO, InterpolationMode.BICUBIC)(filled)
+    with seeded(1):
+        region, region_mask = transform.augment(torch.from_numpy(levels).permute(2, 0, 1).float() / 255, mask, 224)
+    assert torch.equal((region * 255).round().byte(), torch.from_numpy(np.array(view)).permute(2, 0, 1))
+    with seeded(1):
+        assert torch.equal(region_mask, RegionTransform().augment(torch.zeros(3, *sides), mask, 224)[1])
+
+
+def test_resize_of_the_release_antialiases_and_that_of_inference_does_not() -> None:
+    stripes = (torch.arange(448) % 2).float().expand(3, 448, 448)  # as narrow as a pixel
+    mask = torch.ones(1, 448, 448, dtype=torch.bool)
+    contrast = {
+        resize: RegionTransform(resize=resize).augment(stripes, mask, 64)[0].std().item()
+        for resize in ("inference", "release")
+    }
+    assert contrast["release"] < 0.05 < 0.3 < contrast["inference"]
+    with pytest.raises(InputError, match=r"transform\.resize is 'pil'; give inference or release"):
+        RegionTransform(resize="pil")  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("sides", SIDES)

@@ -3,20 +3,26 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal, get_args
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
+from PIL import Image
 from torch import Tensor
 from torchvision.transforms.v2 import RandomResizedCrop
 
+from ovseg.data.pairs.released import FILL
+from ovseg.images import to_tensor
 from ovseg.ops import CLIP_MEAN
 from ovseg.structures import InputError
 
 # the paper's augmentation, of the region's box
 SCALE = (0.9, 1.0)
 RATIO = (3 / 4, 4 / 3)
+
+Resize = Literal["inference", "release"]
 
 
 @dataclass(frozen=True)
@@ -25,19 +31,25 @@ class RegionTransform:
 
     Args:
         size: side of the regions in pixels; the resolution of the CLIP that is adapted where not given.
+        resize: `inference`: as `crop_regions` makes the regions that CLIP is asked about, bicubic without antialiasing,
+            outside the mask CLIP's mean colour. `release`: bytes by Pillow's bicubic, which antialiases, outside
+            (124, 116, 103).
 
     Raises:
-        InputError: the size is below 1.
+        InputError: the size is below 1, or there is no such way to resize.
     """
 
     size: int | None = None
+    resize: Resize = "inference"
 
     def __post_init__(self) -> None:
         if self.size is not None and self.size < 1:
             raise InputError(f"transform.size is {self.size}; give at least 1")
+        if self.resize not in get_args(Resize):
+            raise InputError(f"transform.resize is {self.resize!r}; give {' or '.join(get_args(Resize))}")
 
     def augment(self, crop: Tensor, mask: Tensor, size: int) -> tuple[Tensor, Tensor]:
-        """Fill what the mask leaves out and resize a random part of the box, as `crop_regions` does the whole.
+        """Fill what the mask leaves out and resize a random part of the box; the mask by nearest neighbour.
 
         Args:
             crop: (3, h, w), the box of the mask.
@@ -52,9 +64,15 @@ class RegionTransform:
         if not mask[0, rows, columns].any():  # of a long thin box the centre alone is taken
             rows = columns = slice(None)
         window = mask[0, rows, columns]
-        filled = torch.where(window, crop[:, rows, columns], torch.tensor(CLIP_MEAN)[:, None, None])
-        # no antialiasing, so that training sees regions as inference makes them
-        return resize_bicubic(filled, size), _resize_nearest(window, size)
+        if self.resize == "release":
+            levels = (crop[:, rows, columns] * 255).round().byte()
+            filled = torch.where(window, levels, levels.new_tensor(FILL)[:, None, None])
+            image = Image.fromarray(filled.permute(1, 2, 0).numpy())
+            region = to_tensor(image.resize((size, size), Image.Resampling.BICUBIC))
+        else:
+            filled = torch.where(window, crop[:, rows, columns], torch.tensor(CLIP_MEAN)[:, None, None])
+            region = resize_bicubic(filled, size)
+        return region, _resize_nearest(window, size)
 
 
 def resize_bicubic(image: Tensor, size: int) -> Tensor:
