@@ -10,15 +10,22 @@ SOURCE = Path(__file__).parent.parent / "src" / "ovseg"
 # what each part of the package may import of the others
 BELOW = {
     "structures": set(),
+    "limits": {"structures"},
     "ops": {"structures"},
-    "rle": {"structures"},
-    "images": {"structures"},
+    "rle": {"structures", "limits"},
+    "images": {"structures", "limits"},
     "cache": set(),
 }
-BELOW["losses"] = BELOW["metrics"] = BELOW["optim"] = BELOW["checkpoint"] = {"structures", "ops", "rle", "images"}
+BELOW["losses"] = BELOW["metrics"] = BELOW["optim"] = BELOW["checkpoint"] = {
+    "structures",
+    "limits",
+    "ops",
+    "rle",
+    "images",
+}
 BELOW["models"] = BELOW["losses"] | {"cache", "losses", "metrics", "optim", "checkpoint"}
 BELOW["tasks"] = BELOW["models"] | {"models"}
-BELOW["data"] = {"structures", "ops", "rle", "images", "cache"}
+BELOW["data"] = {"structures", "limits", "ops", "rle", "images", "cache"}
 BELOW["callbacks"] = BELOW["tasks"] | {"tasks", "data"}
 BELOW["trainer"] = BELOW["callbacks"] | {"callbacks"}
 

@@ -6,19 +6,21 @@ import struct
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, cast
+from typing import IO, Any, cast
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageFile, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
+from ovseg.limits import check_size
 from ovseg.structures import InputError
 
-IMAGE_SUFFIXES = frozenset({".avif", ".bmp", ".gif", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp"})
-MAX_PIXELS = 500_000_000
+IMAGE_SUFFIXES = frozenset({".bmp", ".gif", ".jpeg", ".jpg", ".mpo", ".png", ".ppm", ".tif", ".tiff", ".webp"})
 MIN_SIDE = 4  # pixels; one patch of the backbones, and of their masks
+
+FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF", "PPM")  # MPO is read as a JPEG; EPS would start Ghostscript
 
 # what Pillow's readers raise for broken files
 _BROKEN = (OSError, SyntaxError, ValueError, EOFError, struct.error)
@@ -30,18 +32,45 @@ def open_image(path: str | Path) -> Iterator[Image.Image]:
     path = Path(path)
     if not path.is_file():
         raise InputError(f"{path} {'is a folder' if path.is_dir() else 'does not exist'}; give an image file")
-    guard, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None  # ours, below, neither warns nor starts so low
-    try:
-        with Image.open(path) as image:
-            if image.width * image.height > MAX_PIXELS:
-                raise InputError(f"{image.width} x {image.height} are more than {MAX_PIXELS:,} pixels")
+    with _named(path):
+        file = path.open("rb")
+    with file:
+        with _named(path):
+            image = _identified(file, path)
+        check_size(image.width, image.height, str(path))
+        with _named(path), image:
             yield image
+
+
+@contextmanager
+def _named(path: Path) -> Iterator[None]:
+    """Make a sentence of what Pillow raises."""
+    try:
+        yield
     except UnidentifiedImageError as error:
         raise InputError(f"{path} is not an image; replace it by a file such as photo.jpg or photo.png") from error
+    except Image.DecompressionBombError as error:  # of readers that allocate at once, or have tiles of another size
+        raise InputError(f"{path} has more pixels than Pillow reads of its format; resize it") from error
     except _BROKEN as error:
         raise InputError(f"{path} cannot be used ({error}); replace it by an image that opens in a viewer") from error
-    finally:
-        Image.MAX_IMAGE_PIXELS = guard
+
+
+def _identified(file: IO[bytes], path: Path) -> ImageFile.ImageFile:
+    """What `Image.open(file, formats=FORMATS)` gives, whatever its size.
+
+    Pillow's limit is one for the whole process, warns from 89 megapixels on, and cannot be raised for one image.
+    """
+    Image.init()
+    prefix = file.read(16)
+    for name in FORMATS:
+        reader, accepts = Image.OPEN[name]
+        if accepts is None or accepts(prefix) is True:
+            file.seek(0)
+            try:
+                return reader(file, str(path))
+            except (SyntaxError, IndexError, TypeError, struct.error):
+                continue  # it only begins like one
+    raise UnidentifiedImageError
 
 
 def read_image(source: str | Path | Image.Image | NDArray[Any]) -> Image.Image:
@@ -53,7 +82,7 @@ def read_image(source: str | Path | Image.Image | NDArray[Any]) -> Image.Image:
         source: a file, a PIL image, or an array (H, W), (H, W, 1 | 3 | 4): uint8, uint16, bool or float in [0, 1].
 
     Raises:
-        InputError: the file is missing, not an image, damaged, or larger than `MAX_PIXELS`.
+        InputError: the file is missing, not an image, damaged, or larger than `ovseg.limits.check_size` allows.
     """
     if isinstance(source, np.ndarray):
         return _to_rgb(_from_array(source))

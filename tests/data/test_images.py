@@ -1,17 +1,23 @@
 from __future__ import annotations
 
+import os
+import resource
 import struct
+import threading
 import warnings
+import zlib
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from PIL import EpsImagePlugin, Image
 
 from ovseg.data.base import ShardSampler
 from ovseg.data.images import ImagesDataModule, find_images
+from ovseg.data.labels import read_png
 from ovseg.images import open_image, read_image, resize_short_side, short_side_size, to_tensor
 from ovseg.structures import InputError
 
@@ -92,22 +98,115 @@ def test_extreme_sizes_work_in_silence(tmp_path: Path) -> None:
         ]
 
 
-def test_size_limit_is_ours_and_not_that_of_pillow(tmp_path: Path) -> None:
-    def write(width: int, height: int) -> Path:
-        Image.new("RGB", (1, 1)).save(tmp_path / "huge.bmp")
-        content = bytearray((tmp_path / "huge.bmp").read_bytes())
-        content[18:26] = struct.pack("<ii", width, height)
-        (tmp_path / "huge.bmp").write_bytes(content)
-        return tmp_path / "huge.bmp"
+def huge_png(path: Path, side: int = 20_000) -> Path:
+    """A black image, by hand: Pillow would need its memory, too."""
+
+    def chunk(kind: bytes, content: bytes) -> bytes:
+        return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
+
+    packer = zlib.compressobj(9)
+    rows = b"".join(packer.compress(bytes(1 + side // 8)) for _ in range(side)) + packer.flush()
+    header = chunk(b"IHDR", struct.pack(">IIBBBBB", side, side, 1, 0, 0, 0, 0))  # of one bit a pixel
+    path.write_bytes(b"\x89PNG\r\n\x1a\n" + header + chunk(b"IDAT", rows) + chunk(b"IEND", b""))
+    return path
+
+
+def sized_bmp(path: Path, width: int, height: int) -> Path:
+    """An image whose header promises so many pixels."""
+    Image.new("RGB", (1, 1)).save(path)
+    content = bytearray(path.read_bytes())
+    content[18:26] = struct.pack("<ii", width, height)
+    path.write_bytes(content)
+    return path
+
+
+def test_a_small_file_of_a_huge_image_is_refused_before_it_is_decoded(tmp_path: Path) -> None:
+    path = huge_png(tmp_path / "bomb.png")
+    assert path.stat().st_size < 100_000
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    with pytest.raises(InputError, match=r"bomb\.png has 20,000 x 20,000 pixels, more than 100 megapixels; resize it"):
+        read_image(path)
+    with pytest.raises(InputError, match=r"bomb\.png has 20,000 x 20,000 pixels"):
+        read_png(path)
+    # a byte for each pixel would be 381 MiB, colours 1,144; in KiB
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss < before + 200 * 1024
+
+
+def test_the_size_limit_is_ours_and_can_be_raised(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def opened(width: int, height: int) -> tuple[int, int]:
+        with open_image(sized_bmp(tmp_path / "large.bmp", width, height)) as image:
+            return image.size
 
     before = Image.MAX_IMAGE_PIXELS
     with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        with open_image(write(20000, 20000)):  # Pillow would call it a bomb
-            pass
-    with pytest.raises(InputError, match=r"huge\.bmp .*30000 x 20000"):
-        read_image(write(30000, 20000))
+        warnings.simplefilter("error")  # Pillow warns from 89 megapixels on, and refuses 179
+        assert opened(10_000, 10_000) == (10_000, 10_000)
+        with pytest.raises(InputError, match=r"large\.bmp has 10,000 x 10,001 pixels, more than 100 megapixels"):
+            opened(10_000, 10_001)
+        monkeypatch.setenv("OVSEG_MAX_MEGAPIXELS", "400")
+        assert opened(20_000, 20_000) == (20_000, 20_000)
+        with pytest.raises(InputError, match="more than 400 megapixels; resize it, or set OVSEG_MAX_MEGAPIXELS"):
+            opened(20_001, 20_000)
+        monkeypatch.setenv("OVSEG_MAX_MEGAPIXELS", "0.0001")
+        with pytest.raises(InputError, match=r"more than 0\.0001 megapixels"):
+            opened(11, 10)
     assert before == Image.MAX_IMAGE_PIXELS
+    for wrong in ("many", "-1", "nan"):
+        monkeypatch.setenv("OVSEG_MAX_MEGAPIXELS", wrong)
+        with pytest.raises(InputError, match=f"OVSEG_MAX_MEGAPIXELS is '{wrong}'; give a number of megapixels"):
+            opened(1, 1)
+
+
+def test_threads_read_at_once_and_change_nothing_of_pillow(tmp_path: Path) -> None:
+    noise = np.random.default_rng(0).integers(0, 256, (40, 60, 3), np.uint8)
+    Image.fromarray(noise).save(tmp_path / "x.png")
+    before, inside = Image.MAX_IMAGE_PIXELS, threading.Barrier(2, timeout=20)
+
+    def read(_: int) -> tuple[int | None, bool]:
+        with open_image(tmp_path / "x.png") as image:
+            inside.wait()  # both have it open, and leave in whatever order
+            during = Image.MAX_IMAGE_PIXELS
+            inside.wait()
+            return during, bool((np.asarray(image) == noise).all())
+
+    with ThreadPoolExecutor(2) as pool:
+        assert list(pool.map(read, range(2))) == [(before, True)] * 2
+    assert before == Image.MAX_IMAGE_PIXELS
+
+
+def test_only_formats_of_images_are_read_whatever_they_are_called(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """PostScript starts Ghostscript, here a script of that name."""
+    marker, script = tmp_path / "ran", tmp_path / "bin" / "gs"
+    script.parent.mkdir()
+    script.write_text(f"#!/bin/sh\ntouch '{marker}'\n")
+    script.chmod(0o755)
+    monkeypatch.setenv("PATH", str(script.parent), prepend=os.pathsep)
+    monkeypatch.setattr(EpsImagePlugin, "gs_binary", None)  # so that it is looked for
+    path = tmp_path / "x.png"
+    path.write_text("%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 8 8\n%%EndComments\n0 0 8 8 rectfill\n%%EOF\n")
+    with pytest.raises(InputError, match=r"x\.png is not an image"):
+        read_image(path)
+    assert not marker.exists()
+    with pytest.raises(OSError), Image.open(path) as image:  # noqa: PT011 (the script draws nothing)
+        image.load()
+    assert marker.exists()  # Pillow's own way would have run it
+    for kind in ("PCX", "TGA", "ICO", "SGI", "PDF"):
+        Image.new("RGB", (16, 16)).save(path, kind)
+        with pytest.raises(InputError, match=r"x\.png is not an image"):
+            read_image(path)
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF", "PPM", "MPO"])
+def test_formats_of_images_are_read_whatever_they_are_called(kind: str, tmp_path: Path) -> None:
+    first, second = (Image.new("RGB", (16, 8), colour) for colour in ("red", "blue"))
+    several = {"save_all": True, "append_images": [second]} if kind in ("GIF", "MPO", "TIFF", "WEBP", "PNG") else {}
+    first.save(tmp_path / "x.dat", kind, **several)
+    with open_image(tmp_path / "x.dat") as image:
+        assert (image.format, image.size) == (kind, (16, 8))
+    red, green, blue = colour(read_image(tmp_path / "x.dat"), 8, 4)
+    assert red > 240 and max(green, blue) < 15
 
 
 def test_what_is_not_an_image_is_refused_by_name(tmp_path: Path) -> None:
