@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import json
+import shutil
+import sys
+from importlib.util import find_spec, spec_from_file_location
 from pathlib import Path
 
 import pytest
+import spacy
 
+from ovseg.data import nouns as nouns_module
 from ovseg.data.nouns import SpacyNounExtractor
 from ovseg.structures import InputError
 
@@ -112,3 +117,43 @@ def test_identity_tells_what_the_nouns_depend_on(extractor: SpacyNounExtractor) 
 def test_missing_model_names_the_command() -> None:
     with pytest.raises(InputError, match="python -m spacy download en_core_web_xxl"):
         SpacyNounExtractor("en_core_web_xxl").extract(["a dog"])
+
+
+@pytest.fixture
+def installed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A copy of the packaged model's files, the only English model that can be found; its code would leave a mark."""
+    for known in [name for name in sys.modules if name.startswith("en_core_web_sm")]:
+        monkeypatch.delitem(sys.modules, known)
+    packaged = find_spec(nouns_module.PACKAGED)
+    assert packaged is not None and packaged.origin is not None
+    copy = tmp_path / nouns_module.PACKAGED
+    shutil.copytree(Path(packaged.origin).parent, copy, ignore=shutil.ignore_patterns("__pycache__"))
+    (copy / "__init__.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')")
+    found = spec_from_file_location(nouns_module.PACKAGED, copy / "__init__.py")
+    monkeypatch.setattr(nouns_module, "find_spec", lambda name: found)
+    monkeypatch.setattr(spacy.util, "is_package", lambda name: False)  # a user's own `en_core_web_sm` would come first
+    return copy
+
+
+def test_the_packaged_model_is_read_without_its_code(installed: Path, tmp_path: Path) -> None:
+    assert SpacyNounExtractor().extract(["two dogs"]) == [["dog"]]
+    assert not (tmp_path / "ran").exists()
+
+
+@pytest.mark.parametrize("changed", ["tagger/model", "config.cfg", "another.py"])
+def test_a_packaged_model_with_another_file_is_refused(installed: Path, changed: str) -> None:
+    file = installed / nouns_module.PACKAGED_DATA / changed
+    file.write_bytes((file.read_bytes() if file.exists() else b"") + b" ")
+    with pytest.raises(InputError, match=r"not those of spaCy's English model 3\.8\.0; run `pip install --force"):
+        SpacyNounExtractor().extract(["two dogs"])
+
+
+def test_without_an_english_model_the_extra_is_named(installed: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(nouns_module, "find_spec", lambda name: None)
+    with pytest.raises(InputError, match=r"not installed; run `pip install 'ovseg\[english\]'`, or `python -m spacy"):
+        SpacyNounExtractor().extract(["two dogs"])
+
+
+def test_ones_own_english_model_comes_first(installed: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(spacy, "load", lambda name, exclude: spacy.blank("en", meta={"name": f"own_{name}"}))
+    assert "own_en_core_web_sm" in SpacyNounExtractor().identity

