@@ -1,4 +1,4 @@
-"""Where what can be made again is kept: `$OVSEG_CACHE`, or else `~/.cache/ovseg`."""
+"""Where what can be made again is kept: `$OVSEG_CACHE`, else `$XDG_CACHE_HOME/ovseg`, else `~/.cache/ovseg`."""
 
 from __future__ import annotations
 
@@ -12,4 +12,7 @@ def cache_folder(part: str) -> Path:
     Raises:
         RuntimeError: the user has no home.
     """
-    return Path(os.environ.get("OVSEG_CACHE") or "~/.cache/ovseg").expanduser() / part
+    caches = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache")
+    if not caches.is_absolute():  # XDG's specification has relative ones ignored
+        caches = Path("~/.cache")
+    return Path(os.environ.get("OVSEG_CACHE") or caches / "ovseg").expanduser() / part

@@ -21,6 +21,7 @@ from ovseg.data.benchmarks import (
     PascalVOC20DataModule,
     PascalVOC21DataModule,
 )
+from ovseg.data.benchmarks.base import by_name
 from ovseg.images import read_image, to_tensor
 from ovseg.structures import InputError
 from tests.data import layouts
@@ -219,3 +220,16 @@ def test_names_may_be_others_of_the_same_classes(tmp_path: Path) -> None:
     assert (own.synonyms[0], more.synonyms[1]) == (("aeroplane",), ("bicycle", "bicycles", "bike", "bikes"))
     with pytest.raises(InputError, match="cat, dog names 2 classes but pascal_voc_20 has 20; name each of them"):
         PascalVOC20DataModule(str(tmp_path), vocabulary="cat, dog")
+
+
+def test_no_benchmark_takes_the_place_of_another_with_its_classes() -> None:
+    class Outdoors(ADE20K150DataModule):
+        pass
+
+    with pytest.raises(ValueError, match="ADE20K150DataModule and Outdoors are both called ade20k_150; give one a"):
+        by_name([ADE20K150DataModule, Outdoors])
+    Outdoors.layout = ADE20K150DataModule.layout._replace(name="ade20k_150_outdoors")
+    assert by_name([ADE20K150DataModule, Outdoors]) == {
+        "ade20k_150": ADE20K150DataModule,
+        "ade20k_150_outdoors": Outdoors,
+    }

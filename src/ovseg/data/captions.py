@@ -30,8 +30,8 @@ SHARD_IMAGES = 512
 class CaptionDataModule(LightningDataModule):
     """Images with the nouns of their captions, or with labelled masks, to be mined by `trainer.predict`.
 
-    Nouns are extracted once and kept in the user's cache (`$OVSEG_CACHE`, else `~/.cache/ovseg`) under a hash of the
-    captions and the extractor. Images whose captions have no noun are left out, and an image that cannot be read is
+    Nouns are extracted once and kept in the user's cache (see `ovseg.cache`) under a hash of the captions and the
+    extractor. Images whose captions have no noun are left out, and an image that cannot be read is
     reported in its batch. Batches belong to shards, see `ovseg.data.shards`, of which a process reads its own.
 
     Args:

@@ -1,4 +1,4 @@
-"""Text features on disk: in the folder `text` of the user's cache, `$OVSEG_CACHE` or else `~/.cache/ovseg`.
+"""Text features on disk: in the folder `text` of the user's cache, see `ovseg.cache`.
 
 Any file there may be deleted at any time; it is made anew when needed.
 """
@@ -22,7 +22,7 @@ from ovseg.cache import cache_folder
 from ovseg.checkpoint import tensor_digest, tensor_digests
 from ovseg.models.clip_adapter import CLIPAdapter
 
-FORMAT = 1  # raise it when the same key would stand for other features
+FORMAT = 2  # raise it when the same key would stand for other features
 
 
 def key_of(clip: CLIPAdapter, tokens: Tensor) -> str:

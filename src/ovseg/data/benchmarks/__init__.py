@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from ovseg.data.benchmarks.ade20k import ADE20K150DataModule, ADE20K847DataModule
-from ovseg.data.benchmarks.base import Benchmark, EvalDataModule
+from ovseg.data.benchmarks.base import Benchmark, EvalDataModule, by_name
 from ovseg.data.benchmarks.coco_stuff import COCOStuff171DataModule
 from ovseg.data.benchmarks.folder import SegmentationBenchmark
 from ovseg.data.benchmarks.pascal import (
@@ -39,4 +39,4 @@ _PUBLISHED: tuple[type[Benchmark], ...] = (
     PascalVOC20bDataModule,
     PascalVOC21DataModule,
 )
-BENCHMARKS = {benchmark.layout.classes: benchmark for benchmark in _PUBLISHED}  # by the name of the vocabulary
+BENCHMARKS = by_name(_PUBLISHED)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import ClassVar, NamedTuple
@@ -28,6 +28,7 @@ class Layout(NamedTuple):
     labels: tuple[str, ...] = ()  # none where they lie beside the images
     split: tuple[str, ...] = ()  # text files that list the images; none where all count
     source: str = ""  # end of a sentence that says where the data comes from
+    name: str = ""  # of the benchmark, where it is not that of its classes
 
 
 class EvalDataModule(LightningDataModule):
@@ -132,6 +133,22 @@ class Benchmark(EvalDataModule, ABC):
                 f"{layout.classes} has {' and '.join(lacks)}{elsewhere if not best else ''}; {layout.source}"
             )
         return best
+
+
+def by_name(benchmarks: Iterable[type[Benchmark]]) -> dict[str, type[Benchmark]]:
+    """The benchmarks by the names that the command line knows them by.
+
+    Raises:
+        ValueError: two have one name.
+    """
+    found: dict[str, type[Benchmark]] = {}
+    for benchmark in benchmarks:
+        name = benchmark.layout.name or benchmark.layout.classes
+        if (other := found.setdefault(name, benchmark)) is not benchmark:
+            raise ValueError(
+                f"{other.__name__} and {benchmark.__name__} are both called {name}; give one a layout.name"
+            )
+    return found
 
 
 def _first(home: Path, places: Sequence[str]) -> Path | None:
