@@ -10,6 +10,7 @@ from typing import Any
 from pycocotools.coco import COCO
 
 from ovseg.data.masks import read_json
+from ovseg.limits import check_names
 from ovseg.structures import InputError
 
 
@@ -17,7 +18,7 @@ def read_coco_captions(path: Path) -> tuple[dict[int, str], list[dict[str, Any]]
     """Of a COCO captions file the file names of its images by their ids, and the annotations in the order of theirs.
 
     Raises:
-        InputError: the file is missing, is not JSON, or has something else in it.
+        InputError: the file is missing, is not JSON, has something else in it, or names files elsewhere.
     """
     advice = "give a file such as annotations/captions_train2017.json"
     content = read_json(path, advice)
@@ -28,6 +29,7 @@ def read_coco_captions(path: Path) -> tuple[dict[int, str], list[dict[str, Any]]
         coco.dataset = content
         coco.createIndex()
     names = {image_id: image["file_name"] for image_id, image in coco.imgs.items()}
+    check_names(names.values(), path)
     return names, [coco.anns[annotation_id] for annotation_id in sorted(coco.anns)]
 
 

@@ -15,6 +15,7 @@ from ovseg import rle
 from ovseg.data.labels import LabelFiles, coding_of
 from ovseg.data.partners import by_stem
 from ovseg.data.vocabulary import read_vocabulary
+from ovseg.limits import check_names
 from ovseg.structures import InputError
 
 _ADVICE = "give a file such as annotations/instances_train2017.json, or a list of results with run lengths"
@@ -108,6 +109,7 @@ class CocoMasks(GivenMasks):
         except (LookupError, TypeError, AttributeError) as error:
             fault = f"an image or category lacks {error}"
             raise InputError(f"{path} holds no COCO instances: {fault}; {_ADVICE}") from error
+        check_names(self.images.values(), path)
         self.masks: dict[int, list[_Mask]] = {}
         for number, annotation in enumerate(annotations, start=1):
             try:

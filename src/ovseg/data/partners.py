@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from ovseg.images import IMAGE_SUFFIXES
+from ovseg.limits import check_names
 from ovseg.structures import InputError
 
 _SHOWN = 5  # missing files that are named
@@ -44,12 +45,13 @@ def by_list(split: Path, images: Path, labels: Path, suffix: str, source: str) -
     """Image (.jpg) → label file of the stems in a text file, one a line.
 
     Raises:
-        InputError: the list names no image, or one that is missing or has no label file.
+        InputError: the list names no image, one elsewhere, or one that is missing or has no label file.
     """
     try:
         stems = split.read_text(encoding="utf-8").split()
     except UnicodeDecodeError as error:
         raise InputError(f"{split} is not a text file in UTF-8; {source}") from error
+    check_names(stems, split)
     files = {images / f"{stem}.jpg": labels / f"{stem}{suffix}" for stem in stems}
     if not files:
         raise InputError(f"{split} names no image; {source}")

@@ -14,6 +14,7 @@ from ovseg.data.pairs.mapped import map_tables, open_mapped
 from ovseg.data.pairs.released import read_released
 from ovseg.data.pairs.store import SCHEMA_VERSION, missing_shards, read_begun, shard_name
 from ovseg.data.pairs.table import SCHEMA, Pairs
+from ovseg.limits import check_names
 from ovseg.structures import InputError
 
 
@@ -24,7 +25,8 @@ def read_pairs(path: str | Path) -> Pairs:
     only what is asked for is read.
 
     Raises:
-        InputError: there is no store, it is unfinished, empty, or not one of ours; there is no room for the copy.
+        InputError: there is no store, it is unfinished, empty, or not one of ours, or names files elsewhere; there is
+            no room for the copy.
     """
     path = Path(path)
     if path.is_file():
@@ -82,7 +84,10 @@ def _read_shard(shard: Path, columns: Sequence[str]) -> pa.Table:
     try:
         schema = pq.read_schema(shard)
         if (schema.metadata or {}).get(b"ovseg_schema") == str(SCHEMA_VERSION).encode() and schema.equals(SCHEMA):
-            return pq.read_table(shard, columns=list(columns)).replace_schema_metadata(None)
+            table = pq.read_table(shard, columns=list(columns)).replace_schema_metadata(None)
+            if "file_name" in columns:
+                check_names(table["file_name"].unique().to_pylist(), shard)
+            return table
     except (pa.ArrowException, OSError) as error:
         raise InputError(f"{shard} cannot be read ({str(error).splitlines()[0]}); {advice}") from error
     raise InputError(f"{shard} does not hold pairs as this version writes them; {advice}")

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from ovseg.data.pairs.table import SCHEMA
+from ovseg.limits import check_names
 from ovseg.structures import InputError
 
 FILL = (124, 116, 103)
@@ -45,6 +46,7 @@ def read_released(path: Path) -> pa.Table:
         raise InputError(f"{path} has no column {' and no column '.join(map(repr, missing))}; {advice}")
     if not table.num_rows:
         raise InputError(f"{path} holds no pairs; {advice}")
+    check_names(table[FILE].to_pylist(), path)
     empty = pc.equal(pc.utf8_trim_whitespace(table[TEXT]), "")
     if pc.any(empty).as_py():
         line = pc.index(empty, True).as_py() + 2  # the header is line 1
