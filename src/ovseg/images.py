@@ -125,7 +125,7 @@ def check_tensor(image: Tensor) -> None:
         raise InputError(f"an image of {shape[1]} × {shape[2]} pixels is smaller than {patch}; enlarge or leave it out")
     if not image.is_floating_point():
         raise InputError(f"an image is a tensor of floats in [0, 1], got {image.dtype}; divide bytes by 255")
-    low, high = (float(bound) for bound in image.aminmax())
+    low, high = torch.stack(image.aminmax()).tolist()  # one transfer
     if not -0.5 <= low <= high <= 1.5:  # bicubic resizing overshoots; not so with what is no number
         raise InputError(f"an image is a tensor of floats in [0, 1], got {low:g} … {high:g}; divide bytes by 255")
 

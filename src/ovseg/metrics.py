@@ -29,6 +29,7 @@ class MeanIoU(Metric):
     higher_is_better = True
     full_state_update = False
     confusion: Tensor
+    outside: Tensor  # pixels that no class could count
 
     def __init__(
         self, class_names: Sequence[str], ignore_index: int = IGNORE_INDEX, seen: Sequence[bool] | None = None
@@ -39,6 +40,7 @@ class MeanIoU(Metric):
         self.seen = None if seen is None else torch.tensor([bool(flag) for flag in seen])
         k = len(self.class_names)
         self.add_state("confusion", torch.zeros((k, k), dtype=torch.int64), dist_reduce_fx="sum")  # [target, pred]
+        self.add_state("outside", torch.zeros((), dtype=torch.int64), dist_reduce_fx="sum")
 
     def update(self, preds: Tensor, target: Tensor) -> None:
         """Count pixels.
@@ -48,17 +50,24 @@ class MeanIoU(Metric):
             target: class indices or `ignore_index`, the shape of `preds`.
 
         Raises:
-            ValueError: shapes differ, or a label that is counted lies outside 0 … K − 1.
+            ValueError: shapes differ, or a label that is counted lies outside 0 … K − 1; on a GPU, for which nothing
+                here waits, when the result is asked for.
         """
         if preds.shape != target.shape:
             raise ValueError(f"predictions {tuple(preds.shape)} and labels {tuple(target.shape)} differ in shape")
         k = len(self.class_names)
-        keep = target.long() != self.ignore_index  # 65535 would be 255 among bytes
-        preds, target = preds[keep].long(), target[keep].long()
-        for name, labels in (("prediction", preds), ("label", target)):
-            if labels.numel() and not 0 <= int(labels.min()) <= int(labels.max()) < k:
-                raise ValueError(f"a {name} lies outside the {k} classes: {int(labels.min())} … {int(labels.max())}")
-        self.confusion.view(-1).index_add_(0, target * k + preds, torch.ones_like(target))
+        preds, target = preds.flatten().long(), target.flatten().long()  # 65535 would be 255 among bytes
+        keep = target != self.ignore_index
+        counts = keep & (preds >= 0) & (preds < k) & (target >= 0) & (target < k)
+        outside = keep.sum() - counts.sum()
+        if outside.device.type == "cpu" and outside:
+            raise self._refusal(outside)
+        self.outside += outside
+        # what does not count adds nothing to the first cell; to leave it out, the host would have to know its number
+        self.confusion.view(-1).index_add_(0, (target * k + preds).where(counts, 0), counts.long())
+
+    def _refusal(self, outside: Tensor) -> ValueError:
+        return ValueError(f"{int(outside)} labels or predictions lie outside the {len(self.class_names)} classes")
 
     def per_class(self) -> dict[str, Tensor]:
         """Per class, each (K,): `iou` and `accuracy` (NaN where it is not in the ground truth), `pixels`, `predicted`.
@@ -109,6 +118,8 @@ class MeanIoU(Metric):
 
     def _counts(self) -> tuple[Tensor, Tensor, Tensor]:
         """Pixels right, in the ground truth, and predicted, each (K,) double."""
+        if self.outside:
+            raise self._refusal(self.outside)
         counts = self.confusion.diagonal(), self.confusion.sum(dim=1), self.confusion.sum(dim=0)
         hit, in_target, in_pred = (count.double() for count in counts)  # not all of it, which is large
         return hit, in_target, in_pred
@@ -137,8 +148,8 @@ class MaskAccuracy(Metric):
 
     def update(self, preds: Tensor, target: Tensor) -> None:
         """Count regions: their predicted and their true classes, (S,) each."""
-        self.regions += torch.bincount(target, minlength=len(self.regions))
-        self.right += torch.bincount(target[preds == target], minlength=len(self.right))
+        self.regions.index_add_(0, target, torch.ones_like(target))  # unlike bincount, without a wait for a GPU
+        self.right.index_add_(0, target, (preds == target).long())
 
     def per_class(self) -> dict[str, Tensor]:
         """Per class `regions` and `mask_accuracy` (NaN without any), each (K,); every process has to ask under DDP."""
@@ -206,11 +217,10 @@ def segment_ious(
     overlap = torch.zeros((len(classes), len(proposals)), dtype=torch.float64, device=labels.device)
     areas = torch.zeros(len(proposals), dtype=torch.float64, device=labels.device)
     for start in range(0, height, step := max(pixels // width, 1)):
-        band = labels[start : start + step]
-        counted = band != ignore_index
-        # in double, which autocast leaves alone
-        masks = proposals[:, down[start : start + step]][:, :, across][:, counted].double()
-        segments = (band[counted] == classes[:, None]).double()
+        band = labels[start : start + step].flatten()
+        # in double, which autocast leaves alone; ignored pixels are in no segment
+        masks = (proposals[:, down[start : start + step]][:, :, across].flatten(1) & (band != ignore_index)).double()
+        segments = (band == classes[:, None]).double()
         overlap += segments @ masks.T
         areas += masks.sum(dim=1)
     sizes = (labels.flatten() == classes[:, None]).sum(dim=1)

@@ -17,7 +17,13 @@ RGB = tuple[float, float, float]
 
 # CLIP's mean colour as the paper fills with it, rounded as the paper rounds it; not CLIP's exact normalisation mean.
 CLIP_MEAN: RGB = (122.7709383 / 255, 116.7460125 / 255, 104.09373615 / 255)
-BAND_VALUES = 2**24  # scores in memory at once, 64 MiB: larger bands are no faster, smaller ones overlap more
+BAND_VALUES = 2**24  # floats in memory at once, 64 MiB: on a CPU larger bands are no faster, smaller ones overlap more
+BAND_VALUES_OF_GPU = 2**27  # 512 MiB: each band is a wait for the device, and most images are one
+
+
+def band_values(device: torch.device) -> int:
+    """Floats in memory at once, where a whole would be too large."""
+    return BAND_VALUES if device.type == "cpu" else BAND_VALUES_OF_GPU
 
 
 def masks_to_boxes(masks: Tensor) -> Tensor:
@@ -53,11 +59,10 @@ def expand_boxes(boxes: Tensor, ratio: float, height: int, width: int) -> Tensor
     """
     start, end = boxes[:, :2].double(), boxes[:, 2:].double()
     centre, half = (start + end) / 2, (end - start) * ratio / 2
-    limit = torch.tensor([width, height], device=boxes.device)
-    scaled = [
-        edge.trunc().long().clamp(min=torch.zeros_like(limit), max=limit) for edge in (centre - half, centre + half)
-    ]
-    return torch.cat(scaled, dim=1)
+    scaled = torch.cat([centre - half, centre + half], dim=1).trunc().long().clamp(min=0)
+    scaled[:, 0::2].clamp_(max=width)
+    scaled[:, 1::2].clamp_(max=height)
+    return scaled
 
 
 def crop_regions(
@@ -79,14 +84,14 @@ def crop_regions(
         regions (N, 3, size, size), region_masks (N, size, size) bool and valid (N,) bool. Every mask keeps its row;
         an empty mask, or one whose scaled box has no pixel, is invalid and its region is plain fill.
     """
-    colour = image.new_tensor(fill)[:, None, None]
+    colour = torch.stack([image.new_full((1, 1), channel) for channel in fill])
     regions = colour.expand(len(masks), 3, size, size).clone()
     region_masks = torch.zeros((len(masks), size, size), dtype=torch.bool, device=image.device)
     boxes = expand_boxes(masks_to_boxes(masks), expand_ratio, *image.shape[1:])
     valid = (boxes[:, 2:] > boxes[:, :2]).all(dim=1)
-    boxes_on_host: list[list[int]] = boxes.tolist()  # one transfer, not four a region
-    for index in valid.nonzero()[:, 0].tolist():
-        x0, y0, x1, y1 = boxes_on_host[index]
+    for index, (x0, y0, x1, y1) in enumerate(boxes.tolist()):  # one transfer, not four a region
+        if x0 >= x1 or y0 >= y1:
+            continue
         mask = masks[index, y0:y1, x0:x1]
         region = torch.where(mask, image[:, y0:y1, x0:x1], colour)
         regions[index] = F.interpolate(region[None], (size, size), mode="bicubic", align_corners=False)[0]
@@ -167,7 +172,7 @@ def semantic_rows(scores: Tensor, mask_probs: Tensor) -> Tensor:
         return (mask_probs.flatten(1).T @ scores).view(*mask_probs.shape[1:], -1)
 
 
-def semantic_labels(scores: Tensor, mask_probs: Tensor, size: tuple[int, int], values: int = BAND_VALUES) -> Tensor:
+def semantic_labels(scores: Tensor, mask_probs: Tensor, size: tuple[int, int], values: int | None = None) -> Tensor:
     """Most likely class of every pixel; the whole (K, H, W) is never in memory.
 
     Equal to resizing `semantic_scores` bilinearly to `size` and taking the argmax, but for ties within rounding.
@@ -176,7 +181,7 @@ def semantic_labels(scores: Tensor, mask_probs: Tensor, size: tuple[int, int], v
         scores: (Q, K).
         mask_probs: (Q, h, w) at network resolution.
         size: (H, W) of the answer.
-        values: scores in memory at once, about.
+        values: scores in memory at once, about; by the device where not given.
 
     Returns:
         (H, W) int64.
@@ -187,7 +192,8 @@ def semantic_labels(scores: Tensor, mask_probs: Tensor, size: tuple[int, int], v
     def band(first: int, last: int) -> Tensor:
         return semantic_rows(scores, mask_probs[:, first:last])
 
-    return labels_in_bands(band, (*mask_probs.shape[1:], scores.shape[1]), size, values)
+    shape = (*mask_probs.shape[1:], scores.shape[1])
+    return labels_in_bands(band, shape, size, values or band_values(scores.device))
 
 
 def labels_in_bands(
@@ -213,14 +219,17 @@ def labels_in_bands(
         return torch.cat([band(row, min(row + rows, size[0])).argmax(dim=2) for row in range(0, size[0], rows)])
     answer = []
     step = max((rows - 1) * size[0] // shape[0], 1)
-    for start in range(0, size[0], step):
-        top, bottom, down = _bilinear_taps(shape[0], size[0], range(start, min(start + step, size[0])))
-        left, right, across = _bilinear_taps(shape[1], size[1], range(size[1]))
-        first, last = int(top[0]), int(bottom[-1]) + 1
+    (upper_rows, lower_rows, weights), (left, right, across) = map(_bilinear_taps, shape[:2], size)
+    parts = [slice(start, start + step) for start in range(0, size[0], step)]
+    bands = [(int(upper_rows[part][0]), int(lower_rows[part][-1]) + 1) for part in parts]  # while these are on the host
+    for part, (first, last) in zip(parts, bands, strict=True):
         scores = band(first, last)
-        # to the scores' device, rows counted from the first of the band
-        top, bottom, left, right = (index.to(scores.device) for index in (top - first, bottom - first, left, right))
-        down, across = down.to(scores), across.to(scores)
+        # to the scores' device, where they are from the second band on
+        upper_rows, lower_rows, left, right = (
+            index.to(scores.device) for index in (upper_rows, lower_rows, left, right)
+        )
+        weights, across = weights.to(scores), across.to(scores)
+        top, bottom, down = upper_rows[part] - first, lower_rows[part] - first, weights[part]
         best = scores.argmax(dim=2)
         labels = best[top][:, left]
         y, x = (~_agreement(best)[top][:, left]).nonzero(as_tuple=True)
@@ -241,8 +250,8 @@ def _agreement(labels: Tensor) -> Tensor:
     return level & level[below] & (labels == labels[below])
 
 
-def _bilinear_taps(source: int, target: int, wanted: range) -> tuple[Tensor, Tensor, Tensor]:
+def _bilinear_taps(source: int, target: int) -> tuple[Tensor, Tensor, Tensor]:
     """Both source indices and the weight of the second, per target index, as `interpolate(align_corners=False)`."""
-    position = ((torch.tensor(wanted) + 0.5) * (source / target) - 0.5).clamp(min=0)
+    position = ((torch.arange(target) + 0.5) * (source / target) - 0.5).clamp(min=0)
     low = position.long().clamp(max=source - 1)
     return low, (low + 1).clamp(max=source - 1), position - low

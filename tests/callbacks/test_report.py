@@ -35,8 +35,8 @@ def test_iou_of_an_image_by_hand() -> None:
     labels = torch.tensor([[0, 0, 2], [2, 2, 255]])
     found = torch.tensor([[0, 3, 2], [2, 0, 1]])
     # 0: 1 of 3 pixels, 2: 2 of 3, 3: 0 of 1; 1 is where nothing is labelled
-    assert image_iou(found, labels, 255) == pytest.approx((1 / 3 + 2 / 3 + 0) / 3)
-    assert math.isnan(image_iou(found, torch.full((2, 3), 65535), 65535))
+    assert float(image_iou(found, labels, 4, 255)) == pytest.approx((1 / 3 + 2 / 3 + 0) / 3)
+    assert math.isnan(image_iou(found, torch.full((2, 3), 65535), 4, 65535))
 
 
 @pytest.mark.parametrize(

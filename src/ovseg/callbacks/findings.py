@@ -76,15 +76,19 @@ class Findings(NamedTuple):
         return f"{self.data}, oracle {oracle}" if oracle else self.data
 
 
-def image_iou(found: Tensor, labels: Tensor, ignore_index: int) -> float:
-    """Mean IoU of one image over the classes in its labels or its answer, where it is labelled; NaN without labels."""
-    counted = labels != ignore_index
-    found, labels = found[counted], labels[counted]
-    if not len(labels):
-        return math.nan
-    hit = torch.bincount(labels[found == labels], minlength=int(max(found.max(), labels.max())) + 1)
-    union = torch.bincount(found, minlength=len(hit)) + torch.bincount(labels, minlength=len(hit)) - hit
-    return float((hit[union > 0].double() / union[union > 0]).mean())
+def image_iou(found: Tensor, labels: Tensor, classes: int, ignore_index: int) -> Tensor:
+    """Mean IoU of one image over the classes in its labels or its answer, where it is labelled; NaN without labels.
+
+    A number on the images' device, for which the host does not wait.
+    """
+    counted = labels.flatten() != ignore_index
+    found, labels = found.flatten().where(counted, 0), labels.flatten().where(counted, 0)
+    hit, in_found, in_labels = (
+        torch.zeros(classes, dtype=torch.int64, device=labels.device).index_add_(0, places, (counted & chosen).long())
+        for places, chosen in ((labels, found == labels), (found, counted), (labels, counted))
+    )
+    union = in_found + in_labels - hit
+    return (hit.double() / union.clamp(min=1)).sum() / (union > 0).sum()
 
 
 def choose(scores: Sequence[ImageScore], count: int = 3) -> dict[str, list[ImageScore]]:

@@ -52,7 +52,8 @@ class ReportWriter(Callback):
             raise InputError(f"a test scores a SegmentationTask, not a {type(pl_module).__name__}; see conf/test.yaml")
 
     def on_test_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        self.scores: list[ImageScore] = []
+        self.names: list[str] = []
+        self.ious: list[Tensor] = []  # still on the device
         self.began = self.ended = perf_counter()
         if pl_module.device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(pl_module.device)
@@ -66,10 +67,11 @@ class ReportWriter(Callback):
         batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:
-        ignored = _task(pl_module).vocabulary.ignore_index
+        vocabulary = _task(pl_module).vocabulary
         answers: list[Segmentation] = outputs["answers"]
         for answer, labels in zip(answers, batch.labels, strict=True):
-            self.scores.append(ImageScore(answer.name, image_iou(answer.labels, labels, ignored)))
+            self.names.append(answer.name)
+            self.ious.append(image_iou(answer.labels, labels, len(vocabulary.scored_names), vocabulary.ignore_index))
         self.ended = perf_counter()
 
     def on_test_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
@@ -92,7 +94,9 @@ class ReportWriter(Callback):
     def _findings(self, trainer: L.Trainer, task: SegmentationTask) -> Findings:
         names, seen = task.vocabulary.scored_names, task.vocabulary.seen
         per_class, regions, counts = task.miou.per_class(), task.mask_accuracy.per_class(), task.miou.counts()
-        parts = gathered((self.scores, self.ended - self.began, _peak_memory(task.device)))
+        ious: list[float] = torch.stack(self.ious).tolist() if self.ious else []
+        own = list(map(ImageScore, self.names, ious))
+        parts = gathered((own, self.ended - self.began, _peak_memory(task.device)))
         scores = [score for found, _, _ in parts for score in found]
         columns = {name: column.tolist() for name, column in {**per_class, **regions}.items()}
         classes = [

@@ -231,12 +231,13 @@ class OpenVocabSegmenter(nn.Module):
             masks: (Q, h, w) bool.
         """
         regions, region_masks, valid = crop_regions(image, masks, self.clip.image_size, FILLS[self.fill])
-        features = self.clip.encode_regions(regions[valid], region_masks[valid]).float()
+        visible = valid.nonzero()[:, 0]  # once, and not at each use of a mask
+        features = self.clip.encode_regions(regions[visible], region_masks[visible])
         texts = self.proposer.text_features
         assert texts is not None and self.class_of_phrase is not None
         logits = regions.new_zeros((len(masks), texts.shape[0]))
         with torch.autocast(image.device.type, enabled=False):  # half precision is too coarse for logits up to 100
-            logits[valid] = LOGIT_SCALE * features @ texts.float().T
+            logits[visible] = LOGIT_SCALE * features @ texts.float().T
         return RegionLogits(self._best_synonym(logits, no_object=False), valid)
 
     def _best_synonym(self, logits: Tensor, no_object: bool = True) -> Tensor:

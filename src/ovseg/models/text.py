@@ -87,7 +87,7 @@ class TextClassifier:
         order = sorted(range(len(sentences)), key=lambda index: len(sentences[index]))
         batches = [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
         ordered = torch.cat([self.clip.encode_text([sentences[index] for index in batch]) for batch in batches])
-        features = ordered[torch.tensor(order).argsort()]
+        features = ordered[torch.tensor(order).argsort().to(ordered.device)]
         return F.normalize(features.view(len(names), len(self.templates), -1).mean(dim=1), dim=-1)
 
     def cached(self, names: Sequence[str]) -> Tensor:

@@ -10,7 +10,7 @@ from typing import NamedTuple
 from torch import Tensor
 
 from ovseg.images import check_tensor
-from ovseg.ops import labels_in_bands, semantic_labels, semantic_rows, semantic_scores
+from ovseg.ops import band_values, labels_in_bands, semantic_labels, semantic_rows, semantic_scores
 from ovseg.structures import InputError
 
 
@@ -88,7 +88,8 @@ def mean_labels(answers: Sequence[ViewAnswer], image_size: tuple[int, int], size
     """Best class of every pixel, (H, W) at `size`: the argmax of resized `mean_scores`, without its memory."""
     if len(answers) == 1:
         return semantic_labels(answers[0].scores, answers[0].mask_probs, size)
-    return labels_in_bands(_band(answers, image_size), (*image_size, answers[0].scores.shape[1]), size)
+    like = answers[0].scores
+    return labels_in_bands(_band(answers, image_size), (*image_size, like.shape[1]), size, band_values(like.device))
 
 
 def _band(answers: Sequence[ViewAnswer], size: tuple[int, int]) -> Callable[[int, int], Tensor]:

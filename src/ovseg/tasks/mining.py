@@ -13,7 +13,7 @@ from torch import Tensor
 from ovseg import rle
 from ovseg.checkpoint import network_digest
 from ovseg.models import CLIPAdapter, MaskProposer, TextClassifier
-from ovseg.ops import BAND_VALUES, crop_regions, mask_probabilities, masks_to_boxes
+from ovseg.ops import band_values, crop_regions, mask_probabilities, masks_to_boxes
 from ovseg.structures import CaptionBatch, InputError, RegionTextPair
 from ovseg.tasks.pair_filters import PairFilters
 
@@ -111,7 +111,8 @@ class MiningTask(L.LightningModule):
         found = []
         for index, (image, size) in enumerate(zip(batch.images, batch.sizes, strict=True)):
             probs = mask_probabilities(answer.mask_logits[index].float(), (image.shape[1], image.shape[2]))
-            parts = [_full_size(few, size, self.mask_threshold) for few in torch.split(probs, _at_once(size))]
+            few_at_once = torch.split(probs, _at_once(size, probs.device))
+            parts = [_full_size(few, size, self.mask_threshold) for few in few_at_once]
             masks, scores = (torch.cat(part) for part in zip(*parts, strict=True))
             found.append((masks, scores if answer.objectness is None else scores * answer.objectness[index]))
         return found
@@ -122,11 +123,12 @@ class MiningTask(L.LightningModule):
         size = (image.shape[1], image.shape[2])
         resized = masks.new_zeros((0, *size))
         if len(indices):
-            parts = torch.split(indices, _at_once((masks.shape[1], masks.shape[2])))
+            parts = torch.split(indices, _at_once((masks.shape[1], masks.shape[2]), masks.device))
             resized = torch.cat([F.interpolate(masks[None, few].float(), size, mode="nearest")[0] > 0 for few in parts])
         crops, crop_masks, valid = crop_regions(image, resized, self.clip.image_size)
-        indices = indices[valid]
-        return Regions(masks[indices], scores[indices], indices, crops[valid], crop_masks[valid])
+        visible = valid.nonzero()[:, 0]
+        indices = indices[visible]
+        return Regions(masks[indices], scores[indices], indices, crops[visible], crop_masks[visible])
 
     def _embed(self, regions: list[Regions]) -> Tensor:
         """CLIP's features of the regions of all images, (N, D)."""
@@ -137,9 +139,9 @@ class MiningTask(L.LightningModule):
         return torch.cat(features) if features else crops.new_zeros((0, self.clip.dim))
 
 
-def _at_once(size: tuple[int, int]) -> int:
+def _at_once(size: tuple[int, int], device: torch.device) -> int:
     """How many masks of an image's own size (H, W) are floats at once, so that photographs do not fill the memory."""
-    return max(BAND_VALUES // (size[0] * size[1]), 1)
+    return max(band_values(device) // (size[0] * size[1]), 1)
 
 
 def _full_size(probs: Tensor, size: tuple[int, int], threshold: float) -> tuple[Tensor, Tensor]:
@@ -161,20 +163,22 @@ def _pairs_of(batch: CaptionBatch, index: int, similarity: Tensor, regions: Regi
     Args:
         similarity: (nouns, regions) cosines.
     """
-    count = similarity.shape[1]
+    count, similarity, scores = (
+        similarity.shape[1],
+        similarity.cpu(),
+        regions.scores.cpu(),
+    )  # small, and read one by one
     if batch.labelled:
-        nouns, chosen = regions.indices, torch.arange(count, device=similarity.device)
+        nouns, chosen = regions.indices.cpu(), torch.arange(count)
     else:
-        nouns, chosen = torch.arange(len(similarity), device=similarity.device), similarity.argmax(dim=1)
+        nouns, chosen = torch.arange(len(similarity)), similarity.argmax(dim=1)
     own = similarity[nouns, chosen]
     others = similarity[nouns].scatter(1, chosen[:, None], -torch.inf).max(dim=1).values
     margins = own - others if count > 1 else own
     used, places = torch.unique(chosen, return_inverse=True)  # a region may be the best of several nouns
-    masks = regions.masks[used].cpu()
+    masks = regions.masks[used.to(regions.masks.device)].cpu()
     boxes, counts = masks_to_boxes(masks).tolist(), rle.encode(masks)
-    rows = zip(
-        nouns.tolist(), places.tolist(), own.tolist(), margins.tolist(), regions.scores[chosen].tolist(), strict=True
-    )
+    rows = zip(nouns.tolist(), places.tolist(), own.tolist(), margins.tolist(), scores[chosen].tolist(), strict=True)
     return [
         RegionTextPair(
             image_id=batch.image_ids[index],

@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass
 import torch
 from torch import Tensor
 
-from ovseg.ops import BAND_VALUES
+from ovseg.ops import band_values
 from ovseg.structures import InputError, RegionTextPair
 
 
@@ -49,12 +49,12 @@ class PairFilters:
         kept = keep.nonzero()[:, 0]
         if self.max_overlap is None or not len(kept):
             return kept
-        overlaps = mask_overlaps(masks[kept]) > self.max_overlap
+        overlaps = (mask_overlaps(masks[kept]) > self.max_overlap).cpu()  # at once, and not a question a region
         best: list[int] = []
         for index in scores[kept].argsort(descending=True, stable=True).tolist():
             if not overlaps[index, best].any():
                 best.append(index)
-        return kept[sorted(best)]
+        return kept[torch.tensor(sorted(best), device=kept.device)]
 
     def keeps(self, pair: RegionTextPair) -> bool:
         """Whether a pair is similar and distinct enough."""
@@ -66,7 +66,8 @@ def mask_overlaps(masks: Tensor) -> Tensor:
     """(N, N) intersection over union of masks (N, H, W), none of them empty."""
     flat = masks.flatten(1)
     shared = torch.zeros((len(flat), len(flat)), dtype=torch.float64, device=masks.device)
-    for pixels in torch.split(flat, max(BAND_VALUES // len(flat), 1), dim=1):  # photographs would fill the memory
+    at_once = max(band_values(masks.device) // len(flat), 1)
+    for pixels in torch.split(flat, at_once, dim=1):  # photographs would fill the memory
         with torch.autocast(masks.device.type, enabled=False):  # counts of pixels need all digits
             shared += pixels.float() @ pixels.float().T
     areas = flat.sum(dim=1)

@@ -24,9 +24,10 @@ def segment_masks(labels: Tensor, size: tuple[int, int], ignore_index: int) -> t
     down = ((torch.arange(rows, device=labels.device) + 0.5) * (height / rows)).long()
     across = ((torch.arange(columns, device=labels.device) + 0.5) * (width / columns)).long()
     masks = labels[down][:, across] == classes[:, None, None]
-    for lost in (~masks.flatten(1).any(dim=1)).nonzero()[:, 0]:
-        y, x = (labels == classes[lost]).nonzero()[0].tolist()
-        masks[lost, y * rows // height, x * columns // width] = True
+    lost = (~masks.flatten(1).any(dim=1)).nonzero()[:, 0]
+    if len(lost):
+        first = torch.stack([(labels == index).flatten().byte().argmax() for index in classes[lost]])  # pixel of each
+        masks[lost, first // width * rows // height, first % width * columns // width] = True
     return classes, masks
 
 
@@ -38,10 +39,10 @@ def named_segments(labels: Tensor, classes: Tensor, names: Tensor) -> Tensor:
         classes: (S,) of the segments, in ascending order.
         names: (S,) the predicted classes.
     """
-    found = torch.zeros_like(labels)
-    for label, name in zip(classes, names, strict=True):
-        found[labels == label] = name
-    return found
+    if not len(classes):
+        return torch.zeros_like(labels)
+    places = torch.searchsorted(classes, labels).clamp(max=len(classes) - 1)
+    return torch.where(classes[places] == labels, names[places], 0)
 
 
 def oracle_scores(proposals: Tensor, labels: Tensor, ignore_index: int) -> Tensor:
