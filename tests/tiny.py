@@ -20,6 +20,9 @@ CLIP: dict[str, Any] = {
     "text_cfg": {"context_length": 16, "vocab_size": 916, "width": 64, "heads": 2, "layers": 1},
 }
 
+RN: dict[str, Any] = {"image_size": 32, "layers": [1, 1, 1, 1], "width": 8, "head_width": 8}
+"""The image tower of a CLIP without patch tokens."""
+
 STAGES = ["stage1", "stage2", "stage3", "stage4"]
 RESNET: dict[str, Any] = {
     "model_type": "resnet",

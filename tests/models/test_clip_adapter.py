@@ -14,7 +14,7 @@ from safetensors.torch import save_file
 from ovseg.models import CLIPAdapter
 from ovseg.structures import InputError
 from tests import tiny
-from tests.models.clips import REGIONS, equals_open_clip, same_features
+from tests.models.clips import PLAIN, REGIONS, equals_open_clip, same_features
 
 
 @pytest.mark.usefixtures("names")
@@ -136,3 +136,21 @@ def test_without_prompts_masks_change_nothing_and_new_prompts_are_no_zeros(tmp_p
 def test_no_regions_have_no_features(tmp_path: Path) -> None:
     features = tiny.clip(tmp_path, prompt_depth=1).encode_regions(torch.zeros(0, 3, 32, 32), torch.zeros(0, 32, 32))
     assert features.shape == (0, 32)
+
+
+def test_a_clip_without_patch_tokens_does_all_but_prompts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(open_clip.factory._MODEL_CONFIGS, "tiny-rn", PLAIN | {"vision_cfg": tiny.RN})
+    torch.manual_seed(0)
+    adapter = CLIPAdapter("tiny-rn")
+    torch.manual_seed(0)
+    equals_open_clip(adapter, open_clip.create_model("tiny-rn"), open_clip.get_tokenizer("tiny-rn"))
+    assert (adapter.image_size, adapter.dim) == (32, 32)
+    adapter.save_pretrained(tmp_path / "saved")
+    same_features(adapter, CLIPAdapter(str(tmp_path / "saved")))
+    for model in ("tiny-rn", str(tmp_path / "saved")):
+        with pytest.raises(
+            InputError, match=r"ModifiedResNet, which has no patch tokens that mask prompts could repla"
+        ):
+            CLIPAdapter(model, prompt_depth=1)
+    with pytest.raises(InputError, match="regions of 32 × 48 pixels do not fit this image tower, which takes 32 × 32;"):
+        adapter.encode_regions(torch.rand(2, 3, 32, 48))

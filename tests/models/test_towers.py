@@ -200,3 +200,22 @@ def test_what_has_no_patch_tokens_is_refused(vision: dict[str, Any], reason: str
     with pytest.raises(InputError, match=reason) as caught:
         take_apart(visual)
     assert "\n" not in str(caught.value)
+    with pytest.raises(InputError, match=reason):
+        MaskPromptedViT(visual, 1)
+    if "pool its tokens" in reason:  # nor is there a feature without prompts
+        with pytest.raises(InputError, match=reason):
+            MaskPromptedViT(visual, 0)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize(
+    "vision",
+    [
+        tiny.RN,
+        {"image_size": 32, "timm_model_name": "convnext_atto", "timm_pool": "", "timm_proj": "linear"},
+        OWN | {"patch_dropout": 0.5},
+    ],
+)
+def test_without_prompts_a_tower_is_taken_as_a_whole(vision: dict[str, Any]) -> None:
+    visual = random_tower({"vision_cfg": vision})
+    assert torch.equal(MaskPromptedViT(visual, 0).eval()(images(), half()), public(visual, images()))

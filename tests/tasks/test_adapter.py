@@ -103,6 +103,21 @@ def test_thirty_steps_halve_the_loss_of_a_batch_and_move_only_what_they_should(t
     assert len(changed) > 0.9 * len(expected)
 
 
+def test_a_tower_without_patch_tokens_is_fine_tuned(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    clip = CLIPAdapter(tiny.clip_folder(tmp_path / "new", vision_cfg=tiny.RN))
+    task = AdapterTask(clip, "visual", lr=2e-3, warmup_steps=1)
+    losses = Losses()
+    run = trainer(12, losses)
+    run.fit(task.train(), loader(4))
+    assert losses.values[-1] < losses.values[0] / 2
+    run.save_checkpoint(tmp_path / "last.ckpt")
+    again = CLIPAdapter(str(tmp_path / "last.ckpt")).eval()
+    assert torch.equal(again.encode_regions(batch().regions), clip.eval().encode_regions(batch().regions))
+    with pytest.raises(InputError, match="train: prompt needs mask prompts and this CLIP has none"):
+        AdapterTask(clip, "prompt")
+
+
 def test_prompts_alone_leave_clip_as_it_was_for_everything_else(tmp_path: Path) -> None:
     clip = tiny.clip(tmp_path, prompt_depth=1)
     regions = torch.stack(tiny.images((32, 32), (32, 32)))

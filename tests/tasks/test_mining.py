@@ -76,8 +76,10 @@ def check(pairs: list[RegionTextPair], cosines: list[torch.Tensor], masks: list[
             assert (pair.size, pair.caption_id) == (data.sizes[index], data.caption_ids[index][noun])
 
 
-def test_each_noun_takes_the_best_ground_truth_mask(tmp_path: Path) -> None:
-    clip, data = tiny.clip(tmp_path), batch()
+@pytest.mark.parametrize("vision", [tiny.CLIP["vision_cfg"], tiny.RN])
+def test_each_noun_takes_the_best_ground_truth_mask(tmp_path: Path, vision: dict[str, Any]) -> None:
+    torch.manual_seed(0)
+    clip, data = CLIPAdapter(tiny.clip_folder(tmp_path, vision_cfg=vision)).eval(), batch()
     assert data.masks is not None
     pairs = mine(MiningTask(clip), data)
     masks = [data.masks[0][:2], data.masks[1]]  # an empty mask is nobody's region

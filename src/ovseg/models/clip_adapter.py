@@ -25,7 +25,7 @@ from ovseg.models.clip_files import (
     write_architecture,
 )
 from ovseg.models.clip_tokenizer import MERGES, TOKENIZER, create_tokenizer
-from ovseg.models.mask_prompt import MaskPromptedViT, check_regions
+from ovseg.models.mask_prompt import MaskPromptedViT
 from ovseg.models.text_tower import encode_tokens
 from ovseg.structures import InputError
 
@@ -34,6 +34,8 @@ IMAGENET_TEMPLATES: tuple[str, ...] = tuple(sentence("{}") for sentence in open_
 
 class CLIPAdapter(nn.Module):
     """A CLIP model of open_clip whose image tower takes a mask beside each region.
+
+    One without a vision transformer, such as RN50, has no place for mask prompts and does all else.
 
     Args:
         model: name of an open_clip model, `hf-hub:` name, a folder with `open_clip_config.json`, a `.ckpt` of adapter
@@ -98,7 +100,7 @@ class CLIPAdapter(nn.Module):
     @property
     def image_size(self) -> int:
         """Side of the regions in pixels."""
-        return int(self.visual.visual.image_size[0])
+        return self.visual.image_size
 
     @property
     def dim(self) -> int:
@@ -125,7 +127,7 @@ class CLIPAdapter(nn.Module):
         Raises:
             InputError: regions are no RGB images, are smaller than a patch, or do not fit their masks.
         """
-        check_regions(regions, region_masks, self.visual.patch_size)
+        self.visual.check(regions, region_masks)
         normalised = ((regions - self.mean) / self.std).to(self.mean.dtype)
         return F.normalize(self.visual(normalised, region_masks).float(), dim=-1)  # half precision is no unit length
 

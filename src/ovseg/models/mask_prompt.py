@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ovseg.models.towers import Tower, resize_grid, take_apart
+from ovseg.models.towers import Tower, check_pooled, resize_grid, take_apart
 from ovseg.ops import patch_coverage
 from ovseg.structures import InputError
 
@@ -48,10 +48,10 @@ class MaskPrompt(nn.Module):
 
 
 class MaskPromptedViT(nn.Module):
-    """A vision transformer of open_clip that takes a mask beside each region.
+    """An image tower of open_clip that takes a mask beside each region: a vision transformer, unless without prompts.
 
-    Without masks, with all-ones masks, or at depth 0 it computes exactly what `visual` computes. Inputs of another
-    resolution than the tower's own are taken: positions and prompts are interpolated bicubically.
+    Without masks, with all-ones masks, or at depth 0 it computes exactly what `visual` computes. A vision transformer
+    takes inputs of another resolution than its own, too: positions and prompts are interpolated bicubically.
 
     Args:
         visual: the image tower of an open_clip model.
@@ -59,12 +59,12 @@ class MaskPromptedViT(nn.Module):
         shared_prompt: one token for all positions.
 
     Raises:
-        InputError: the tower is no vision transformer, see `ovseg.models.towers.take_apart`.
+        InputError: prompts are wanted in a tower that has no place for them, see `ovseg.models.towers.take_apart`.
     """
 
     def __init__(self, visual: nn.Module, prompt_depth: int, shared_prompt: bool = False) -> None:
         super().__init__()
-        take_apart(visual)
+        check_pooled(visual)
         self.visual: Any = visual  # open_clip and timm have no types for what is inside
         self.prompt: MaskPrompt | None = None
         if prompt_depth:
@@ -84,6 +84,34 @@ class MaskPromptedViT(nn.Module):
     def patch_size(self) -> int:
         return self.tower.patch_size
 
+    @property
+    def image_size(self) -> int:
+        """Side of the regions in pixels."""
+        size = self.visual.image_size
+        return int(size if isinstance(size, int) else size[0])
+
+    def check(self, regions: Tensor, region_masks: Tensor | None) -> Tower | None:
+        """The parts that shall work on these regions, None where the tower is taken as a whole.
+
+        Raises:
+            InputError: the shapes are others than `forward` takes.
+        """
+        try:
+            tower = self.tower
+        except InputError:
+            if self.prompt is not None:
+                raise
+            check_regions(regions, region_masks, 1)
+            side = self.image_size
+            if regions.shape[2:] != (side, side):
+                have = " × ".join(map(str, regions.shape[2:]))
+                raise InputError(
+                    f"regions of {have} pixels do not fit this image tower, which takes {side} × {side}; resize them"
+                ) from None
+            return None
+        check_regions(regions, region_masks, tower.patch_size)
+        return tower
+
     def forward(self, regions: Tensor, region_masks: Tensor | None = None) -> Tensor:
         """Features before normalisation.
 
@@ -97,8 +125,10 @@ class MaskPromptedViT(nn.Module):
         Raises:
             InputError: the shapes are others.
         """
-        tower, prompt = self.tower, self.prompt
-        check_regions(regions, region_masks, tower.patch_size)
+        tower, prompt = self.check(regions, region_masks), self.prompt
+        if tower is None:
+            features: Tensor = self.visual(regions)
+            return features
         tokens, grid = tower.patches(regions)
         visible = None
         if region_masks is not None and prompt is not None:

@@ -109,6 +109,7 @@ class TimmTower:
 
 
 Tower = OpenClipTower | TimmTower
+PLAIN = (VisionTransformer, TimmViT, Eva)  # and these types alone: what inherits from them may compute something else
 
 
 def take_apart(visual: nn.Module) -> Tower:
@@ -117,21 +118,32 @@ def take_apart(visual: nn.Module) -> Tower:
     Raises:
         InputError: it has no patch tokens, does not keep them all, or does not pool them into one feature.
     """
-    trunk = visual.trunk if isinstance(visual, TimmModel) else visual
-    kind = type(trunk).__name__
-    if type(trunk) not in (VisionTransformer, TimmViT, Eva):  # what inherits from these may compute something else
+    trunk, kind = _trunk(visual)
+    if type(trunk) not in PLAIN:
         raise InputError(
             f"the image tower is a {kind}, which has no patch tokens that mask prompts could replace; choose a plain "
             "vision transformer of open_clip, such as ViT-B-16, ViT-B-16-SigLIP or EVA02-B-16"
         )
-    if getattr(trunk, "pool_type", None) == "none" or getattr(trunk, "global_pool", None) == "":
-        raise InputError(f"the image tower, a {kind}, does not pool its tokens into one feature; choose one that does")
+    check_pooled(visual)
     if not isinstance(getattr(trunk, "rope", None), RotaryEmbeddingCat | None):
         raise InputError(f"the image tower, a {kind}, has rotary positions of a kind that is not supported")
     dropout = getattr(trunk, "patch_dropout", getattr(trunk, "patch_drop", None))
     if not isinstance(dropout, nn.Identity | None):
         raise InputError("the image tower drops patches in training, mask prompts need them all; set patch_dropout: 0")
-    return TimmTower(visual) if isinstance(visual, TimmModel) else OpenClipTower(visual)
+    return TimmTower(visual) if isinstance(visual, TimmModel) else OpenClipTower(visual)  # type: ignore[arg-type]
+
+
+def check_pooled(visual: nn.Module) -> None:
+    """Refuse a vision transformer that gives its tokens in place of one feature."""
+    trunk, kind = _trunk(visual)
+    pools = (getattr(trunk, "pool_type", None), getattr(trunk, "global_pool", None))
+    if type(trunk) in PLAIN and (pools[0] == "none" or pools[1] == ""):
+        raise InputError(f"the image tower, a {kind}, does not pool its tokens into one feature; choose one that does")
+
+
+def _trunk(visual: nn.Module) -> tuple[Any, str]:
+    trunk = visual.trunk if isinstance(visual, TimmModel) else visual
+    return trunk, type(trunk).__name__
 
 
 def resize_grid(tokens: Tensor, grid: Grid, target: Grid, prefix: int = 0) -> Tensor:
