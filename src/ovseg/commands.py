@@ -49,7 +49,9 @@ def bundle(
         pretrained: weights of a `clip` that is a name of open_clip's, for example `openai`.
     """
     from ovseg.models import CLIPAdapter, MaskProposer, OpenVocabSegmenter
+    from ovseg.models.segmenter import check_segmenter_target
 
+    check_segmenter_target(out)
     proposer, adapter = MaskProposer(proposals), CLIPAdapter(clip, pretrained)
     if not adapter.trained:
         lack = "its weights are not in that folder" if Path(clip).is_dir() else "add --pretrained, for example openai"

@@ -160,6 +160,26 @@ def check_and_load(module: nn.Module, weights: Mapping[str, Tensor], source: str
     module.load_state_dict(weights)
 
 
+def check_target(folder: str | Path, file: str, mark: str = "") -> None:
+    """Refuse to write a model into a folder that holds anything else, before anything is written.
+
+    Args:
+        file: name of a file that every model of this kind has.
+        mark: text in that file, where other projects have files of that name.
+
+    Raises:
+        InputError: it is not empty, and holds no earlier model of this kind.
+    """
+    folder = Path(folder)
+    if not folder.exists():
+        return
+    if not folder.is_dir():
+        raise InputError(f"{folder} is a file; give the folder to write")
+    ours = (folder / file).is_file() and mark in (folder / file).read_text(encoding="utf-8", errors="replace")
+    if not ours and any(folder.iterdir()):
+        raise InputError(f"{folder} holds files that were not written here; give a new folder or an empty one")
+
+
 def first_line(error: Exception) -> str:
     """What an error of a library says, cut to one line; its kind where it says nothing."""
     return shorten((str(error).splitlines() or [type(error).__name__])[0], 200, placeholder=" …")

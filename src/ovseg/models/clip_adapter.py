@@ -13,11 +13,12 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from ovseg.checkpoint import Architecture, check_and_load, hub_or_cache, load_weights, read_state, under
+from ovseg.models.clip_config import TEXT_TOWER
 from ovseg.models.clip_files import (
     PROMPT,
     WEIGHTS,
-    WEIGHTS_OF_OTHERS,
     architecture_of,
+    check_clip_target,
     create_clip,
     folder_of,
     hub_name,
@@ -143,10 +144,15 @@ class CLIPAdapter(nn.Module):
         return architecture_of(self.config, self.merges, self.tokenizer, self.clip)
 
     def save_pretrained(self, folder: str | Path) -> None:
-        """Write a folder that the constructor reads and, but for the prompts, open_clip too."""
+        """Write a folder that the constructor reads and, but for the prompts, open_clip too.
+
+        Raises:
+            InputError: it holds something else than an earlier CLIP of ours; it stays as it is.
+        """
         folder = Path(folder)
+        check_clip_target(folder)
         folder.mkdir(parents=True, exist_ok=True)
-        for name in (*WEIGHTS_OF_OTHERS, MERGES, PROMPT, TOKENIZER):  # of what was there before
+        for name in (WEIGHTS, MERGES, PROMPT, TOKENIZER, TEXT_TOWER):  # of the earlier one
             (folder / name).unlink(missing_ok=True)
         write_architecture(folder, self.architecture())
         weights, prompt = {}, self.visual.prompt

@@ -18,12 +18,24 @@ from open_clip.pretrained import download_pretrained, download_pretrained_from_h
 from open_clip.transformer import QuickGELU
 from torch import Tensor, nn
 
-from ovseg.checkpoint import Architecture, check_and_load, first_line, quiet, read_architecture, read_state, toy_weights
+from ovseg.checkpoint import (
+    Architecture,
+    check_and_load,
+    check_target,
+    first_line,
+    quiet,
+    read_architecture,
+    read_state,
+    toy_weights,
+)
 from ovseg.models.clip_config import CONFIG, TEXT_TOWER, model_config, read_json, text_tower, towers
 from ovseg.models.clip_tokenizer import MERGES, SUFFIXES, is_tokenizer_file, tokenizer_files
 from ovseg.structures import InputError
 
 WEIGHTS, PROMPT = "open_clip_model.safetensors", "mask_prompt.safetensors"  # the first is a name that open_clip knows
+
+WRITTEN_HERE = {"written_by": "ovseg"}
+"""Entry of the config of a folder that is ours to write again: others give their files the same names."""
 
 WEIGHTS_OF_OTHERS = (
     WEIGHTS,
@@ -166,6 +178,11 @@ def architecture_of(config: dict[str, Any], merges: list[str] | None, tokenizer:
     return {"config": config, "merges": merges, **{name: part for name, part in parts.items() if part is not None}}
 
 
+def check_clip_target(folder: Path) -> None:
+    """Refuse a folder that does not hold an earlier CLIP of ours, see `check_target`."""
+    check_target(folder, CONFIG, json.dumps(WRITTEN_HERE)[1:-1])
+
+
 def write_architecture(folder: Path, architecture: Architecture) -> None:
     """Write it as a folder that open_clip reads.
 
@@ -177,7 +194,7 @@ def write_architecture(folder: Path, architecture: Architecture) -> None:
         raise InputError(
             f"a tokenizer of CLIP comes with the file {others[0]!r}, which is not {', '.join(SUFFIXES)}; take it out"
         )
-    _write_json(folder / CONFIG, architecture["config"])
+    _write_json(folder / CONFIG, {**architecture["config"], **WRITTEN_HERE})
     merges = architecture["merges"]
     if merges is not None:  # open_clip's format: a first line that is skipped, then a merge a line
         (folder / MERGES).write_bytes(gzip.compress("\n".join(["#version: 0.2", *merges]).encode(), mtime=0))

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from ovseg.checkpoint import Architecture, first_line, load_weights, read_architecture, toy_weights
+from ovseg.checkpoint import Architecture, check_target, first_line, load_weights, read_architecture, toy_weights
 from ovseg.models.network_values import MASK_NETWORKS, shape_of
 from ovseg.models.proposals_hub import build_network, hidden_size, load_backbone, prepare_swin, read_network
 from ovseg.ops import Classifier
@@ -151,8 +151,13 @@ class MaskProposer(nn.Module):
         return {"model": config, "text_dim": self.text_dim, "head_width": first.out_features}
 
     def save_pretrained(self, folder: str | Path) -> None:
-        """Write a folder that the constructor reads."""
+        """Write a folder that the constructor reads.
+
+        Raises:
+            InputError: it holds something else than an earlier network of ours; it stays as it is.
+        """
         folder = Path(folder)
+        check_target(folder, CONFIG)
         folder.mkdir(parents=True, exist_ok=True)
         (folder / CONFIG).write_text(json.dumps(self.architecture(), indent=2) + "\n", encoding="utf-8")
         state = {key: tensor.contiguous() for key, tensor in self.state_dict().items()}

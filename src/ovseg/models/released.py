@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 from ovseg.checkpoint import UNTOLD, Untold
 from ovseg.models.official import LICENCE, OfficialParts, load_clip, official_parts
-from ovseg.models.segmenter import OpenVocabSegmenter
+from ovseg.models.segmenter import OpenVocabSegmenter, check_segmenter_target
 from ovseg.structures import InputError
 
 
@@ -52,6 +52,7 @@ def import_weights(path: str, out: Path, clip_only: Path | None, untold: Untold)
     Raises:
         InputError: as `import_official`; nothing is written then.
     """
+    check_segmenter_target(out)
     lines = []
     if clip_only is None and Path(path).is_dir():
         raise InputError(f"{path} is a folder, not a released checkpoint; add --clip-only FILE to change its CLIP")

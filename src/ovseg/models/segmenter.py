@@ -11,12 +11,13 @@ import torch.nn.functional as F
 import yaml
 from torch import Tensor, nn
 
-from ovseg.checkpoint import first_line, toy_weights
+from ovseg.checkpoint import check_target, first_line, toy_weights
 from ovseg.images import check_tensor, read_image, resize_short_side, to_tensor
 from ovseg.models.clip_adapter import CLIPAdapter
-from ovseg.models.clip_files import WEIGHTS
+from ovseg.models.clip_files import WEIGHTS, check_clip_target
 from ovseg.models.ensemble import ImageProposals, RegionLogits, clip_speaks, join_branches
 from ovseg.models.official import official_parts
+from ovseg.models.proposals import CONFIG as PROPOSER
 from ovseg.models.proposals import LOGIT_SCALE, MaskProposer
 from ovseg.models.text import TextClassifier
 from ovseg.models.views import ViewAnswer, Views, mean_labels, mean_scores
@@ -108,9 +109,15 @@ class OpenVocabSegmenter(nn.Module):
             raise InputError(f"{folder / SETTINGS} holds no settings ({first_line(error)}); bundle it again") from error
 
     def save_pretrained(self, folder: str | Path) -> None:
-        """Write the networks and settings into a folder; the vocabulary is not part of them."""
+        """Write the networks and settings into a folder; the vocabulary is not part of them.
+
+        Raises:
+            InputError: it holds something else than an earlier segmenter; it stays as it is.
+        """
         folder = Path(folder)
-        (folder / SETTINGS).unlink(missing_ok=True)
+        check_segmenter_target(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / SETTINGS).write_text("", encoding="utf-8")  # without settings it is known to be incomplete
         self.proposer.save_pretrained(folder / "proposer")
         self.clip.save_pretrained(folder / "clip")
         settings = {
@@ -121,7 +128,6 @@ class OpenVocabSegmenter(nn.Module):
             "fill": self.fill,
             "resize": list(self.resize),
         }
-        # last, since a folder without it is known to be incomplete
         (folder / SETTINGS).write_text(yaml.safe_dump(settings, sort_keys=False), encoding="utf-8")
 
     def set_vocabulary(self, vocabulary: Vocabulary | Sequence[str]) -> None:
@@ -249,6 +255,13 @@ class OpenVocabSegmenter(nn.Module):
         classes = logits.new_full((len(logits), len(self.vocabulary)), -torch.inf)
         classes = classes.scatter_reduce(1, self.class_of_phrase.expand_as(phrases), phrases, "amax")
         return torch.cat([classes, logits[:, -1:]], dim=1) if no_object else classes
+
+
+def check_segmenter_target(folder: Path) -> None:
+    """Refuse a folder that does not hold an earlier segmenter, see `check_target`."""
+    check_target(folder, SETTINGS)
+    check_target(folder / "proposer", PROPOSER)
+    check_clip_target(folder / "clip")
 
 
 def _size(image: Tensor) -> tuple[int, int]:

@@ -1,0 +1,116 @@
+"""Where models are written: into new folders and into their own, and over nothing else."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from ovseg.models import CLIPAdapter, MaskProposer, OpenVocabSegmenter
+from ovseg.structures import InputError
+from tests import tiny
+from tests.stages import ovseg, refusal
+
+MODELS = ["clip", "proposer", "segmenter"]
+
+
+def model(kind: str, folder: Path, seed: int = 0) -> Any:
+    if kind == "proposer":
+        return tiny.proposer(seed=seed)
+    return tiny.clip(folder, prompt_depth=2, seed=seed) if kind == "clip" else tiny.segmenter(folder)
+
+
+def content(folder: Path) -> dict[Path, bytes]:
+    return {file.relative_to(folder): file.read_bytes() for file in sorted(folder.rglob("*")) if file.is_file()}
+
+
+def somebodys(kind: str, folder: Path) -> Path:
+    """A folder that looks much like ours."""
+    folder.mkdir()
+    config = {"model_cfg": tiny.CLIP, "preprocess_cfg": {}}
+    names = {"clip": "open_clip_config.json", "proposer": "config.json", "segmenter": "README.md"}
+    (folder / names[kind]).write_text(json.dumps(config))
+    for name in ("model.safetensors", "open_clip_model.safetensors", "open_clip_pytorch_model.bin"):
+        save_file({"weight": torch.ones(1)}, folder / name)
+    return folder
+
+
+@pytest.mark.parametrize("kind", MODELS)
+def test_nothing_is_written_over_what_others_wrote(tmp_path: Path, kind: str) -> None:
+    folder = somebodys(kind, tmp_path / "theirs")
+    before = content(folder)
+    with pytest.raises(InputError, match="theirs holds files that were not written here; give a new folder or an empt"):
+        model(kind, tmp_path / "new").save_pretrained(folder)
+    assert content(folder) == before
+    file = tmp_path / "file"
+    file.touch()
+    with pytest.raises(InputError, match="file is a file; give the folder to write"):
+        model(kind, tmp_path / "new").save_pretrained(file)
+
+
+@pytest.mark.parametrize("part", ["clip", "proposer"])
+def test_a_segmenter_is_not_written_over_half_of_another(tmp_path: Path, part: str) -> None:
+    (tmp_path / "theirs").mkdir()
+    (tmp_path / "theirs" / "segmenter.yaml").touch()
+    somebodys(part, tmp_path / "theirs" / part)
+    before = content(tmp_path / "theirs")
+    with pytest.raises(InputError, match=f"theirs/{part} holds files that were not written here"):
+        model("segmenter", tmp_path / "new").save_pretrained(tmp_path / "theirs")
+    assert content(tmp_path / "theirs") == before
+
+
+@pytest.mark.parametrize("kind", MODELS)
+def test_a_folder_of_ours_is_written_again(tmp_path: Path, kind: str) -> None:
+    """Whole, or as far as an interrupted one came; and beside what somebody put there since."""
+    first, second = model(kind, tmp_path / "new"), model(kind, tmp_path / "new", seed=1)
+    saved = tmp_path / "saved"
+    saved.mkdir()
+    first.save_pretrained(saved)
+    (saved / "notes.txt").write_text("mine")
+    for file in sorted(saved.rglob("*.safetensors")):
+        file.unlink()
+    second.save_pretrained(saved)
+    second.save_pretrained(tmp_path / "fresh")
+    assert content(saved) == content(tmp_path / "fresh") | {Path("notes.txt"): b"mine"}
+    source: Any = {"clip": CLIPAdapter, "proposer": MaskProposer, "segmenter": OpenVocabSegmenter.from_pretrained}[kind]
+    again, state = source(str(saved)).state_dict(), second.state_dict()
+    assert all(torch.equal(again[key], value) for key, value in state.items())
+
+
+def test_prompts_that_are_gone_leave_no_file(tmp_path: Path) -> None:
+    tiny.clip(tmp_path / "new", prompt_depth=2).save_pretrained(tmp_path / "saved")
+    assert CLIPAdapter(str(tmp_path / "saved")).visual.prompt is not None
+    tiny.clip(tmp_path / "new").save_pretrained(tmp_path / "saved")
+    assert CLIPAdapter(str(tmp_path / "saved")).visual.prompt is None
+
+
+def test_an_interrupted_segmenter_is_not_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Neither half of the new one nor half of the old."""
+    segmenter = tiny.segmenter(tmp_path / "new")
+    segmenter.save_pretrained(tmp_path / "saved")
+
+    def interrupted(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(segmenter.clip, "save_pretrained", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        segmenter.save_pretrained(tmp_path / "saved")
+    with pytest.raises(InputError, match=r"segmenter\.yaml holds no settings .*; bundle it again"):
+        OpenVocabSegmenter.from_pretrained(tmp_path / "saved")
+
+
+def test_commands_look_before_they_read_weights(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = somebodys("segmenter", tmp_path / "theirs")
+    before = content(folder)
+    told = "theirs holds files that were not written here; give a new folder or an empty one"
+    bundle = ["bundle", "--proposals", "toy", "--clip", "toy", "--out"]
+    assert refusal(capsys, *bundle, folder).endswith(told)
+    assert refusal(capsys, "bundle", "--proposals", "missing.ckpt", "--clip", "x", "--out", folder).endswith(told)
+    assert refusal(capsys, "import", "missing.pth", "--out", folder).endswith(told)
+    assert content(folder) == before
+    ovseg(*bundle, tmp_path / "new")
+    ovseg(*bundle, tmp_path / "new")
