@@ -130,7 +130,7 @@ def take_apart(visual: nn.Module) -> Tower:
     dropout = getattr(trunk, "patch_dropout", getattr(trunk, "patch_drop", None))
     if not isinstance(dropout, nn.Identity | None):
         raise InputError("the image tower drops patches in training, mask prompts need them all; set patch_dropout: 0")
-    return TimmTower(visual) if isinstance(visual, TimmModel) else OpenClipTower(visual)  # type: ignore[arg-type]
+    return TimmTower(visual) if isinstance(visual, TimmModel) else OpenClipTower(visual)
 
 
 def check_pooled(visual: nn.Module) -> None:
