@@ -106,6 +106,9 @@ def test_thirty_steps_halve_the_loss_of_a_batch_and_move_only_what_they_should(t
 def test_a_tower_without_patch_tokens_is_fine_tuned(tmp_path: Path) -> None:
     torch.manual_seed(0)
     clip = CLIPAdapter(tiny.clip_folder(tmp_path / "new", vision_cfg=tiny.RN))
+    with torch.no_grad():
+        for _ in range(30):  # a trained CLIP brings statistics of its batch norms
+            clip.visual.visual.train()(batch().regions)
     task = AdapterTask(clip, "visual", lr=2e-3, warmup_steps=1)
     losses = Losses()
     run = trainer(12, losses)
@@ -116,6 +119,15 @@ def test_a_tower_without_patch_tokens_is_fine_tuned(tmp_path: Path) -> None:
     assert torch.equal(again.encode_regions(batch().regions), clip.eval().encode_regions(batch().regions))
     with pytest.raises(InputError, match="train: prompt needs mask prompts and this CLIP has none"):
         AdapterTask(clip, "prompt")
+
+
+def test_regions_of_a_tower_with_batch_norms_do_not_see_each_other(tmp_path: Path) -> None:
+    clip = CLIPAdapter(tiny.clip_folder(tmp_path / "new", vision_cfg=tiny.RN)).train()
+    before = {name: buffer.clone() for name, buffer in clip.named_buffers()}
+    regions = batch().regions
+    one_by_one = torch.cat([clip.encode_regions(region[None]) for region in regions])
+    torch.testing.assert_close(clip.encode_regions(regions), one_by_one)
+    assert all(torch.equal(buffer, before[name]) for name, buffer in clip.named_buffers())
 
 
 def test_prompts_alone_leave_clip_as_it_was_for_everything_else(tmp_path: Path) -> None:

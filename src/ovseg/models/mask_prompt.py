@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from ovseg.models.towers import Tower, check_pooled, resize_grid, take_apart
 from ovseg.ops import patch_coverage
@@ -53,6 +54,8 @@ class MaskPromptedViT(nn.Module):
     Without masks, with all-ones masks, or at depth 0 it computes exactly what `visual` computes. A vision transformer
     takes inputs of another resolution than its own, too: positions and prompts are interpolated bicubically.
 
+    Batch norms keep their statistics in training, so that the features of a region depend on no other.
+
     Args:
         visual: the image tower of an open_clip model.
         prompt_depth: 0 for none; depths beyond the number of blocks have no effect.
@@ -69,6 +72,13 @@ class MaskPromptedViT(nn.Module):
         self.prompt: MaskPrompt | None = None
         if prompt_depth:
             self.add_prompt(prompt_depth, shared_prompt)
+
+    def train(self, mode: bool = True) -> MaskPromptedViT:
+        super().train(mode)
+        for part in self.visual.modules():
+            if isinstance(part, _BatchNorm):
+                part.eval()
+        return self
 
     def add_prompt(self, depth: int, shared: bool = False) -> None:
         """Start with new prompts, whatever was there before."""
