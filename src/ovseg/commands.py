@@ -49,7 +49,7 @@ def bundle(
         pretrained: weights of a `clip` that is a name of open_clip's, for example `openai`.
     """
     from ovseg.models import CLIPAdapter, MaskProposer, OpenVocabSegmenter
-    from ovseg.models.segmenter import check_segmenter_target
+    from ovseg.models.segmenter_folder import check_segmenter_target
 
     check_segmenter_target(out)
     proposer, adapter = MaskProposer(proposals), CLIPAdapter(clip, pretrained)

@@ -8,7 +8,8 @@ from typing import Any, Literal
 
 from ovseg.checkpoint import UNTOLD, Untold
 from ovseg.models.official import LICENCE, OfficialParts, load_clip, official_parts
-from ovseg.models.segmenter import OpenVocabSegmenter, check_segmenter_target
+from ovseg.models.segmenter import OpenVocabSegmenter
+from ovseg.models.segmenter_folder import check_segmenter_target
 from ovseg.structures import InputError
 
 

@@ -11,20 +11,19 @@ import torch.nn.functional as F
 import yaml
 from torch import Tensor, nn
 
-from ovseg.checkpoint import check_target, first_line, toy_weights
+from ovseg.checkpoint import first_line, toy_weights
 from ovseg.images import check_tensor, read_image, resize_short_side, to_tensor
 from ovseg.models.clip_adapter import CLIPAdapter
-from ovseg.models.clip_files import WEIGHTS, check_clip_target
+from ovseg.models.clip_files import WEIGHTS
 from ovseg.models.ensemble import ImageProposals, RegionLogits, clip_speaks, join_branches
 from ovseg.models.official import official_parts
-from ovseg.models.proposals import CONFIG as PROPOSER
 from ovseg.models.proposals import LOGIT_SCALE, MaskProposer
+from ovseg.models.segmenter_folder import SETTINGS, check_segmenter_target
 from ovseg.models.text import TextClassifier
 from ovseg.models.views import ViewAnswer, Views, mean_labels, mean_scores
 from ovseg.ops import CLIP_MEAN, Classifier, crop_regions, mask_probabilities
 from ovseg.structures import InputError, Vocabulary, names_of
 
-SETTINGS = "segmenter.yaml"
 FILLS = {"mean": CLIP_MEAN, "zero": (0.0, 0.0, 0.0)}
 
 
@@ -109,11 +108,7 @@ class OpenVocabSegmenter(nn.Module):
             raise InputError(f"{folder / SETTINGS} holds no settings ({first_line(error)}); bundle it again") from error
 
     def save_pretrained(self, folder: str | Path) -> None:
-        """Write the networks and settings into a folder; the vocabulary is not part of them.
-
-        Raises:
-            InputError: it holds something else than an earlier segmenter; it stays as it is.
-        """
+        """Write the networks and settings, without the vocabulary, into a new folder or over an earlier segmenter."""
         folder = Path(folder)
         check_segmenter_target(folder)
         folder.mkdir(parents=True, exist_ok=True)
@@ -255,13 +250,6 @@ class OpenVocabSegmenter(nn.Module):
         classes = logits.new_full((len(logits), len(self.vocabulary)), -torch.inf)
         classes = classes.scatter_reduce(1, self.class_of_phrase.expand_as(phrases), phrases, "amax")
         return torch.cat([classes, logits[:, -1:]], dim=1) if no_object else classes
-
-
-def check_segmenter_target(folder: Path) -> None:
-    """Refuse a folder that does not hold an earlier segmenter, see `check_target`."""
-    check_target(folder, SETTINGS)
-    check_target(folder / "proposer", PROPOSER)
-    check_clip_target(folder / "clip")
 
 
 def _size(image: Tensor) -> tuple[int, int]:
