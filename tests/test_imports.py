@@ -15,6 +15,7 @@ BELOW = {
     "rle": {"structures", "limits"},
     "images": {"structures", "limits"},
     "cache": set(),
+    "stopping": set(),
 }
 BELOW["losses"] = BELOW["metrics"] = BELOW["optim"] = BELOW["checkpoint"] = {
     "structures",
@@ -25,8 +26,8 @@ BELOW["losses"] = BELOW["metrics"] = BELOW["optim"] = BELOW["checkpoint"] = {
 }
 BELOW["models"] = BELOW["losses"] | {"cache", "losses", "metrics", "optim", "checkpoint"}
 BELOW["tasks"] = BELOW["models"] | {"models"}
-BELOW["data"] = {"structures", "limits", "ops", "rle", "images", "cache"}
-BELOW["callbacks"] = BELOW["tasks"] | {"tasks", "data"}
+BELOW["data"] = {"structures", "limits", "ops", "rle", "images", "cache", "stopping"}
+BELOW["callbacks"] = BELOW["tasks"] | {"tasks", "data", "stopping"}
 BELOW["trainer"] = BELOW["callbacks"] | {"callbacks"}
 
 # the only files that may import a dependency

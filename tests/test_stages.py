@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import csv
 import json
+import multiprocessing
 import os
 import resource
 import shutil
 import signal
-from collections.abc import Iterator
+import subprocess
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -99,13 +101,6 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Runs:
     return runs
 
 
-@pytest.fixture(autouse=True)
-def _interrupts_stay() -> Iterator[None]:
-    """Lightning ignores further interrupts after the first, for good."""
-    yield
-    signal.signal(signal.SIGINT, signal.default_int_handler)
-
-
 class Interrupt(Callback):
     """The user presses Ctrl-C when a step is done."""
 
@@ -125,6 +120,38 @@ class Press(Interrupt):
     def on_before_optimizer_step(self, trainer: L.Trainer, *args: Any) -> None:
         if trainer.global_step == self.step - 1:
             os.kill(os.getpid(), signal.SIGINT)
+
+
+class Terminate(Press):
+    """A scheduler ends the job there: it sends SIGTERM to all its processes."""
+
+    def on_before_optimizer_step(self, trainer: L.Trainer, *args: Any) -> None:
+        if trainer.global_step == self.step - 1:
+            terminate()
+
+
+class TerminateElsewhere(Callback):
+    """The same after the first batch of anything but training."""
+
+    def _terminate(self, trainer: L.Trainer, *args: Any) -> None:
+        if not trainer.sanity_checking:
+            terminate()
+
+    on_validation_batch_end = on_test_batch_end = on_predict_batch_end = _terminate
+
+
+def terminate() -> None:
+    """To all processes of the job, and from another one, since a worker obeys its parent."""
+    processes = [*multiprocessing.active_children(), multiprocessing.current_process()]
+    subprocess.run(["kill", "-TERM", *(str(process.pid) for process in processes)], check=True)
+
+
+class Requeue(Callback):
+    """SLURM announces in the second step that the time is up, and ends the job in the fourth."""
+
+    def on_before_optimizer_step(self, trainer: L.Trainer, *args: Any) -> None:
+        if trainer.global_step in (1, 3):
+            os.kill(os.getpid(), {1: signal.SIGUSR1, 3: signal.SIGTERM}[trainer.global_step])
 
 
 class Full(Interrupt):
@@ -266,7 +293,8 @@ def test_segment_writes_labels_and_an_overlay(runs: Runs) -> None:
 def test_saved_config_runs_the_same_run(runs: Runs) -> None:
     run = runs.root / "proposals"
     again = runs.root / "proposals-again"
-    ovseg("fit", "--config", run / "fit.yaml", "--trainer.default_root_dir", again)
+    last = ["--ckpt_path", "last"]  # which is not there yet
+    ovseg("fit", "--config", run / "fit.yaml", "--trainer.default_root_dir", again, *last)
     assert same(weights(run), weights(again))
 
 
@@ -285,19 +313,98 @@ def test_validate_scores_a_checkpoint_as_fit_did(runs: Runs) -> None:
     assert (out / "validate.yaml").is_file() and not (out / "last.ckpt").exists()
 
 
-@pytest.mark.parametrize("how", ["Interrupt", "Press"])
-@pytest.mark.parametrize("step", [2, 3])  # in an epoch, and at its end
-def test_proposals_go_on_exactly_after_an_interrupt(runs: Runs, step: int, how: str) -> None:
+STOPS = [("Interrupt", 2, 130), ("Press", 2, 130), ("Press", 3, 130), ("Terminate", 2, 143), ("Terminate", 3, 143)]
+
+
+@pytest.mark.parametrize(("how", "step", "code"), STOPS)  # in an epoch, and at its end
+def test_proposals_go_on_exactly_after_a_signal(
+    runs: Runs, how: str, step: int, code: int, capsys: pytest.CaptureFixture[str]
+) -> None:
     out = f"stopped-{how}-{step}"
     stop = ["--trainer.callbacks", f"tests.test_stages.{how}", "--trainer.callbacks.step", step]
-    with pytest.raises(SystemExit) as stopped:
-        runs.fit_proposals(out, *UNLOGGED, *stop)
-    assert stopped.value.code == 1
-    checkpoint = runs.root / out / "last.ckpt"
-    assert torch.load(checkpoint, weights_only=True)["global_step"] == step
-
-    run = runs.fit_proposals(out, *UNLOGGED, "--ckpt_path", checkpoint)
+    workers = ["--data.num_workers", 2 if how == "Terminate" else 0]
+    assert stopped(runs.fit_proposals, out, *UNLOGGED, *workers, *stop) == code
+    assert torch.load(runs.root / out / "last.ckpt", weights_only=True)["global_step"] == step
+    name = "SIGTERM" if code == 143 else "SIGINT"
+    last = capsys.readouterr().err.splitlines()[-1]
+    assert last.startswith(f"ovseg: stopped by {name}; to go on: ovseg fit --config ") and last.endswith(
+        f" --trainer.callbacks.step {step} --ckpt_path last"
+    )
+    run = runs.fit_proposals(out, *UNLOGGED, "--ckpt_path", "last")
     assert same(weights(runs.root / "proposals"), weights(run))
+
+
+def stopped(run: Callable[..., object], *words: object) -> object:
+    """The exit code of what is stopped; the signals do what they did before."""
+    before = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)]
+    with pytest.raises(SystemExit) as end:
+        run(*words)
+    assert [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)] == before
+    return end.value.code
+
+
+ELSEWHERE = ["--trainer.callbacks", "tests.test_stages.TerminateElsewhere"]
+
+
+def test_proposals_go_on_exactly_after_a_signal_in_a_validation(runs: Runs) -> None:
+    assert stopped(runs.fit_proposals, "ended", *UNLOGGED, *ELSEWHERE) == 143
+    assert torch.load(runs.root / "ended" / "last.ckpt", weights_only=True)["global_step"] == 3
+    run = runs.fit_proposals("ended", *UNLOGGED, "--ckpt_path", "last")
+    assert same(weights(runs.root / "proposals"), weights(run))
+
+
+def test_what_ends_in_mine_test_and_segment_is_kept(runs: Runs, capsys: pytest.CaptureFixture[str]) -> None:
+    masks = ["--model.proposals", "null", "--data.masks", runs.world / "annotations" / "regions_train2017.json"]
+    words = [*masks, "--shard_images", 4, "--data.batch_size", 4, "--data.num_workers", 1]
+    assert stopped(runs.mine, "ended-pairs", *words, *ELSEWHERE) == 143
+    assert "ovseg: stopped by SIGTERM; the same command goes on after what is finished\n" in capsys.readouterr().err
+    out = runs.root / "ended-pairs"
+    assert len(list(out.glob("pairs-*.parquet"))) <= 1 and not list(out.glob(".*"))
+    runs.mine("ended-pairs", *words)
+    keys = [
+        [(pair.image_id, pair.noun, pair.counts) for pair in read_pairs(runs.root / name)] for name in ("pairs", out)
+    ]
+    assert keys[0] == keys[1]
+
+    assert stopped(runs.test, "ended-test", *ELSEWHERE) == 143
+    assert "stopped by SIGTERM; nothing of it is kept, run the same command again\n" in capsys.readouterr().err
+    assert not list((runs.root / "ended-test").rglob("report*"))
+
+    place = ["--images", runs.world / "val2017", "--vocabulary", ", ".join(WORDS), "--out", runs.root / "ended-out"]
+    words = ["segment", "--model", runs.root / "segmenter", *place, "--trainer.enable_progress_bar", "false"]
+    assert stopped(ovseg, *words, *ELSEWHERE) == 143
+    assert "the same command goes on after what is finished\n" in capsys.readouterr().err
+    finished = len(list((runs.root / "ended-out").glob("*_segments.json")))
+    assert finished <= 1
+    ovseg(*words)
+    before = ", 1 were there already" if finished else ""
+    assert f"{VAL - finished} images segmented into {runs.root / 'ended-out'}{before}" in capsys.readouterr().out
+
+
+def test_a_job_that_slurm_requeues_goes_on_from_the_newest_state(
+    runs: Runs, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    script = tmp_path / "scontrol"
+    script.write_text(f"#!/bin/sh\necho $* >> {tmp_path}/calls\n")
+    script.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=":")
+    slurm = {"JOB_ID": "7", "JOB_NAME": "fit", "NTASKS": "1", "NTASKS_PER_NODE": "1", "NNODES": "1"}
+    for name, value in {**slurm, "PROCID": "0", "LOCALID": "0", "NODEID": "0"}.items():
+        monkeypatch.setenv(f"SLURM_{name}", value)
+    job = [*UNLOGGED, "--trainer.callbacks", "tests.test_stages.Requeue"]
+    folder = runs.root / "requeued"
+
+    def steps() -> dict[str, int]:
+        return {file.stem: torch.load(file, weights_only=True)["global_step"] for file in folder.glob("[hl]*.ckpt")}
+
+    assert stopped(runs.fit_proposals, folder.name, *job) == 143
+    assert (tmp_path / "calls").read_text() == "requeue 7\n"
+    assert steps() == {"hpc_ckpt_1": 2, "last": 4}  # the end of each step
+    (folder / "last.ckpt").unlink()  # a node that is lost leaves what it has saved in time
+    assert stopped(runs.fit_proposals, folder.name, *job) == 143
+    assert steps() == {"hpc_ckpt_1": 2, "last": 4}
+    monkeypatch.setenv("SLURM_RESTART_COUNT", "1")
+    assert same(weights(runs.root / "proposals"), weights(runs.fit_proposals(folder.name, *job)))
 
 
 def test_adapter_repeats_the_step_that_failed(runs: Runs) -> None:
@@ -312,9 +419,8 @@ def test_adapter_repeats_the_step_that_failed(runs: Runs) -> None:
 
 def test_adapter_goes_on_exactly_after_an_interrupt(runs: Runs) -> None:
     stop = ["--trainer.callbacks", "tests.test_stages.Interrupt", "--trainer.callbacks.step", 3]
-    with pytest.raises(SystemExit):
-        runs.fit_adapter("adapter-stopped", *UNLOGGED, *stop)
-    run = runs.fit_adapter("adapter-stopped", *UNLOGGED, "--ckpt_path", runs.root / "adapter-stopped" / "last.ckpt")
+    assert stopped(runs.fit_adapter, "adapter-stopped", *UNLOGGED, *stop) == 130
+    run = runs.fit_adapter("adapter-stopped", *UNLOGGED, "--ckpt_path", "last")
     assert "ckpt_path: null" in (run / "fit.yaml").read_text()  # so that the file can be run again, elsewhere
     first, second = weights(runs.root / "adapter"), weights(run)
     for name, value in first.items():  # a text's features depend in the last bit on what was encoded with it
@@ -388,7 +494,7 @@ def test_training_over_another_run_is_refused(runs: Runs, capsys: pytest.Capture
     before = {file: file.stat().st_mtime_ns for file in run.rglob("*")}
     sentence = refusal(capsys, "fit", "--config", run / "fit.yaml")
     assert f"{run} holds a run already" in sentence
-    assert f"--ckpt_path {run}/last.ckpt" in sentence
+    assert "add --ckpt_path last to go on, or choose another --trainer.default_root_dir" in sentence
     assert {file: file.stat().st_mtime_ns for file in run.rglob("*")} == before
 
 

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import re
+import shlex
+import signal
 import sys
 from collections.abc import Sequence
 from inspect import signature
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NoReturn
 
 from ovseg import __version__
+from ovseg.stopping import stoppable
 
 if TYPE_CHECKING:
     from ovseg.lightning_cli import OVSegCLI
@@ -37,7 +41,8 @@ def main(args: Sequence[str] | None = None) -> None:
         args: words after `ovseg`; those of the process where not given.
 
     Raises:
-        SystemExit: 2 after one sentence about unusable input, or as the verb ends.
+        SystemExit: 2 after one sentence about unusable input; 130 after Ctrl-C and 143 after SIGTERM, as shells have
+            it; or as the verb ends.
     """
     words = list(sys.argv[1:] if args is None else args)
     debug = "--debug" in words
@@ -56,12 +61,19 @@ def main(args: Sequence[str] | None = None) -> None:
     from ovseg.structures import InputError
 
     try:
-        if words[0] in COMMANDS:
-            from ovseg.commands import run
+        with stoppable():
+            if words[0] in COMMANDS:
+                from ovseg.commands import run
 
-            run(words)
-        else:
-            run_trainer_verb(words)
+                run(words)
+            else:
+                run_trainer_verb(words)
+    except KeyboardInterrupt as interrupt:
+        _stopped(words, interrupt)
+    except SystemExit as end:
+        if isinstance(end.__context__, KeyboardInterrupt):  # what Lightning makes of it
+            _stopped(words, end.__context__)
+        raise
     except Exception as error:
         refusal = _refusal(error, (InputError, ArgumentError))
         if isinstance(error, OSError) and error.filename and not debug:  # no permission, no space, a file for a folder
@@ -79,6 +91,20 @@ def run_trainer_verb(words: list[str]) -> OVSegCLI:
     from ovseg.lightning_cli import OVSegCLI
 
     return OVSegCLI.launch(["segment", *words[1:]] if words[0] == "predict" else words)
+
+
+def _stopped(words: list[str], interrupt: KeyboardInterrupt) -> NoReturn:
+    """Say how to go on, in the first of several processes, and exit as shells expect it of a signal."""
+    number = getattr(interrupt, "number", signal.SIGINT)
+    again = "the same command goes on after what is finished" if words[0] in ("mine", "segment", "predict") else ""
+    if words[0] == "fit":
+        rest = re.sub(r" --ckpt_path[ =](\S+|'[^']*')", "", shlex.join(words))
+        again = f"to go on: ovseg {rest} --ckpt_path last"
+    lightning = sys.modules.get("lightning.pytorch.utilities")
+    if not lightning or getattr(lightning.rank_zero_only, "rank", 0) == 0:
+        text = again or "nothing of it is kept, run the same command again"
+        print(f"ovseg: stopped by {signal.Signals(number).name}; {text}", file=sys.stderr)
+    raise SystemExit(128 + number)
 
 
 def _usage() -> str:

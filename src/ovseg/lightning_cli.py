@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import re
 import shlex
 import warnings
@@ -12,6 +13,7 @@ from typing import Any, Literal
 
 import jsonargparse
 import torch
+from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.accelerators import CUDAAccelerator, MPSAccelerator
@@ -81,7 +83,7 @@ class OVSegCLI(LightningCLI):
         jsonargparse.set_parsing_settings(docstring_parse_attribute_docstrings=False)
         warnings.filterwarnings("ignore", message="LightningCLI's args parameter")  # words may differ from sys.argv
         warnings.filterwarnings("ignore", message=".*LeafSpec")  # Lightning's own use of what torch renamed
-        warnings.filterwarnings("ignore", message=".*exists and is not empty")  # see _check_run
+        warnings.filterwarnings("ignore", message=".*exists and is not empty")  # see _check_start
         for part in ("pytorch.utilities.rank_zero", "fabric.utilities.seed"):  # lists of absent devices; in the config
             logging.getLogger(f"lightning.{part}").setLevel(logging.WARNING)
         options: dict[str, Any] = {"parser_mode": "omegaconf+", "exit_on_error": False}
@@ -115,8 +117,11 @@ class OVSegCLI(LightningCLI):
         super().parse_arguments(parser, args)
         self.command = self.save_config_kwargs["command"]
         verb = self.config["subcommand"]
-        _check_run(verb, self.config[verb])
+        _check_data(verb, self.config[verb])
         self.folder = _run_folder(verb, self.config[verb])
+        if "ckpt_path" in self.config[verb]:
+            self.config[verb]["ckpt_path"] = _start(verb, self.folder, self.config[verb]["ckpt_path"])
+            _check_start(verb, self.folder, self.config[verb])
         _check_results(verb, self.folder, self.command)
         if self.config[verb].get("weights_only", True) is None:  # Lightning would execute what a checkpoint brings
             self.config[verb]["weights_only"] = True
@@ -143,10 +148,11 @@ class OVSegCLI(LightningCLI):
             if config["enable_checkpointing"] is not False:  # beside others that the user asks for
                 has_last = any(isinstance(callback, LastCheckpoint) for callback in callbacks)
                 callbacks[:0] = [BestCheckpoint(folder)]
-                callbacks += [] if has_last else [LastCheckpoint(folder)]
-            callbacks += [StepSeed(), StopAfterStep()]
+                callbacks += [] if has_last else [LastCheckpoint(folder, self.config[self.subcommand]["ckpt_path"])]
+            callbacks.append(StepSeed())
             if config["logger"]:
                 callbacks.append(LearningRateMonitor("step"))
+        callbacks.append(StopAfterStep())
         if self.subcommand == "test":
             callbacks.append(ReportWriter(folder, self.command))
             self.config_init["test"]["verbose"] = False  # the report has a better table
@@ -183,25 +189,46 @@ def _segment_words(words: list[str]) -> list[str]:
     return [verb, *([] if {"--config", "-c"} & set(rest) else SEGMENT_DEFAULTS), *rest]
 
 
-def _check_run(verb: str, config: Mapping[str, Any]) -> None:
-    """Refuse a run without data, from a checkpoint that is not there, or over what an earlier run left."""
+def _check_data(verb: str, config: Mapping[str, Any]) -> None:
+    """Refuse a run without data."""
     if not config.get("data"):
         raise InputError(
             f"{verb} needs data; give --data a file such as conf/data/ade20k_150.yaml, or a --config with it"
         )
-    checkpoint, trainer = config.get("ckpt_path"), config["trainer"]
-    if checkpoint:
-        if checkpoint not in ("best", "last") and "://" not in checkpoint:
-            if not Path(checkpoint).is_file():
-                raise InputError(f"ckpt_path {checkpoint} does not exist; give the last.ckpt of a run, or leave it out")
-            read_state(checkpoint)  # refuses what is damaged, or more than values
-    elif verb == "fit" and not trainer["fast_dev_run"]:
-        folder = _run_folder(verb, config)
-        if (folder / "last.ckpt").is_file():
-            raise InputError(
-                f"{folder} holds a run already (last.ckpt); add --ckpt_path {folder}/last.ckpt to go on, "
-                "or choose another --trainer.default_root_dir"
-            )
+
+
+def _start(verb: str, folder: Path, given: str | None) -> str | None:
+    """The checkpoint that a run starts from; None for the beginning.
+
+    `best` and `last` are those of its folder. `last` is the newest, be it what Lightning saved when SLURM was about to
+    end the job; where there is none yet, `fit` begins. The same command requeued by SLURM goes on, whatever it says.
+    """
+    of_slurm = list(folder.glob("hpc_ckpt_*.ckpt"))
+    states = [file for file in [folder / "last.ckpt", *of_slurm] if file.is_file()]
+    if verb == "fit" and "SLURM_JOB_ID" in os.environ and SLURMEnvironment.detect():
+        requeued = int(os.environ.get("SLURM_RESTART_COUNT") or 0) > 0
+        given = "last" if states and (requeued or (of_slurm and given is None)) else given
+    if given == "last" and states:
+        return str(max(states, key=lambda file: file.stat().st_mtime_ns))
+    if given == "last" and verb == "fit":
+        return None
+    return str(folder / f"{given}.ckpt") if given in ("best", "last") else given
+
+
+def _check_start(verb: str, folder: Path, config: Mapping[str, Any]) -> None:
+    """Refuse a checkpoint that is not there or cannot be used, and to train over an earlier run."""
+    checkpoint = config["ckpt_path"]
+    if checkpoint and "://" not in checkpoint:
+        if not Path(checkpoint).is_file():
+            raise InputError(f"ckpt_path {checkpoint} does not exist; give the last.ckpt of a run, or leave it out")
+        read_state(checkpoint)  # refuses what is damaged, or more than values
+    elif (
+        not checkpoint and verb == "fit" and (folder / "last.ckpt").is_file() and not config["trainer"]["fast_dev_run"]
+    ):
+        raise InputError(
+            f"{folder} holds a run already (last.ckpt); add --ckpt_path last to go on, or choose another "
+            "--trainer.default_root_dir"
+        )
 
 
 def _check_results(verb: str, folder: Path, command: str) -> None:

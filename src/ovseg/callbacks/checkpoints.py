@@ -15,6 +15,8 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.strategies import DDPStrategy
 from lightning.pytorch.utilities import rank_zero_warn
 
+from ovseg.callbacks.gather import gathered
+from ovseg.stopping import Stopped
 from ovseg.structures import InputError
 
 
@@ -66,15 +68,28 @@ class LastCheckpoint(ModelCheckpoint):
     `Trainer.save_checkpoint` ends in a barrier. Where one of several processes fails, it would wait there for the
     others, which wait for it elsewhere, and its error would not be seen: the first process then saves without one, if
     Lightning, which ends all when one has ended, leaves it the time.
+
+    Args:
+        folder: of the run.
+        start: checkpoint that this process goes on from.
+
+    Raises:
+        InputError: processes go on from different ones.
     """
 
     _begun = False  # before, what a run goes on from is not all there, and must not be saved
 
-    def __init__(self, folder: str | Path) -> None:
+    def __init__(self, folder: str | Path, start: str | None = None) -> None:
         super().__init__(folder, "last", save_on_exception=True, enable_version_counter=False)
+        self.start = start
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         super().setup(trainer, pl_module, stage)
+        if len(starts := set(gathered(self.start))) > 1:  # some would go on, with their own moments, and some begin
+            raise InputError(
+                f"not every process sees the checkpoint to go on from ({' or '.join(map(str, starts))}); give a "
+                "--trainer.default_root_dir that all nodes share"
+            )
         if type(trainer.strategy.checkpoint_io) is TorchCheckpointIO:  # not another that the user has chosen
             trainer.strategy.checkpoint_io = WholeCheckpointIO()
 
@@ -86,7 +101,7 @@ class LastCheckpoint(ModelCheckpoint):
         if not self._begun or not self._should_save_on_exception(trainer):
             return
         try:
-            if trainer.world_size == 1:
+            if trainer.world_size == 1 or (isinstance(exception, Stopped) and exception.together):
                 super().on_exception(trainer, pl_module, exception)
             elif trainer.is_global_zero and type(trainer.strategy) is DDPStrategy:  # others have a part in each process
                 # private of Lightning 2.x, as is the check above: no other way to a checkpoint has no barrier

@@ -8,6 +8,7 @@ import torch
 from torch import distributed
 from torch.utils.data import DataLoader, Dataset, DistributedSampler
 
+from ovseg.stopping import outlive_signals
 from ovseg.structures import EvalBatch, InputError
 
 
@@ -47,6 +48,7 @@ def eval_loader(dataset: Dataset[EvalBatch], num_workers: int, may_idle: bool = 
         num_workers=num_workers,
         collate_fn=_only,
         pin_memory=torch.cuda.is_available(),
+        worker_init_fn=outlive_signals,
     )
 
 

@@ -22,6 +22,7 @@ from ovseg.data.coco_captions import check_images, read_coco_captions
 from ovseg.data.masks import ClassMasks, CocoMasks, GivenMasks, LabelMaps
 from ovseg.data.nouns import SpacyNounExtractor
 from ovseg.data.shards import ShardBatches, Shards
+from ovseg.stopping import outlive_signals
 from ovseg.structures import CaptionBatch, InputError
 
 SHARD_IMAGES = 512
@@ -160,6 +161,7 @@ class CaptionDataModule(LightningDataModule):
             num_workers=self.num_workers,
             collate_fn=_as_it_is,
             pin_memory=torch.cuda.is_available(),
+            worker_init_fn=outlive_signals,
         )
 
     def statistics(self) -> dict[str, int]:

@@ -23,6 +23,7 @@ from lightning import LightningDataModule
 from torch import Tensor, distributed
 from torch.utils.data import DataLoader, Dataset, DistributedSampler
 
+from ovseg.stopping import outlive_signals
 from ovseg.structures import InputError
 
 Item = TypeVar("Item")
@@ -233,6 +234,7 @@ def train_loader(
         collate_fn=collate,
         drop_last=whole > 0,
         pin_memory=torch.cuda.is_available(),
+        worker_init_fn=outlive_signals,
         persistent_workers=num_workers > 0,
     )
 
