@@ -31,6 +31,14 @@ def test_labels_stay_with_their_pixels(monkeypatch: pytest.MonkeyPatch) -> None:
         assert error.max() < 12.5
 
 
+def test_labels_are_reduced_as_the_release_does() -> None:
+    labels = torch.arange(64).view(8, 8)
+    with seeded(0):
+        _, target = SegmentationTransform(4, [4], 1000)(Image.new("RGB", (8, 8)), labels)
+    first = labels[::2, ::2]  # of two rows or columns the first
+    assert torch.equal(target, first) or torch.equal(target, first.flip(-1))
+
+
 def test_small_images_are_padded_right_and_bottom_and_ignored_there() -> None:
     image, labels = scene()
     for key in range(10):

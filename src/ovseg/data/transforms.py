@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
@@ -36,13 +35,14 @@ class SegmentationTransform:
         """An RGB image and its (H, W) int64 labels → (3, c, c) in [0, 1] and (c, c) int64."""
         short_side = self.short_sides[int(torch.randint(len(self.short_sides), ()))]
         image = resize_short_side(image, short_side, self.long_side)
-        label_image = Image.fromarray(labels.numpy().astype(np.int32)).resize(image.size, Image.Resampling.NEAREST)
+        # torch's nearest takes the first pixel of those that become one, as the release does, and not the middle one
+        labels = F.interpolate(labels[None, None].float(), image.size[::-1], mode="nearest")[0, 0].long()
 
         left, top = (int(torch.randint(max(side - self.crop_size, 0) + 1, ())) for side in image.size)
         right, bottom = min(left + self.crop_size, image.width), min(top + self.crop_size, image.height)
         image = SSDJitter.draw()(image.crop((left, top, right, bottom)))
         pixels = to_tensor(image)
-        target = torch.from_numpy(np.array(label_image.crop((left, top, right, bottom)))).long()
+        target = labels[top:bottom, left:right]
 
         if torch.rand(()) < 0.5:
             pixels, target = pixels.flip(-1), target.flip(-1)
