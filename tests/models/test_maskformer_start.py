@@ -25,7 +25,7 @@ UNIFORM = {  # parameters outside the backbone → standard deviation of a unifo
     r"^mask_head\.\d\.0\.(weight|bias)|query_head\.0\.(weight|bias)": (3 * 256) ** -0.5,
     r"query_head\.2\.(weight|bias)": (3 * 1024) ** -0.5,
 }
-NORMAL = {r"queries_embedder\.weight": 1.0, r"no_object_embedding": 0.02}
+NORMAL = {r"queries_embedder\.weight": 1.0, r"no_object_embedding": 512**-0.5}
 ZERO = r"_proj\.bias|mask_projection\.bias|input_projection\.bias|norm\.bias|(stem|proj|block)\.1\.bias"
 ONE = r"norm\.weight|(stem|proj|block)\.1\.weight"
 

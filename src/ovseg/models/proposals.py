@@ -72,7 +72,7 @@ class MaskProposer(nn.Module):
             load_weights(self, trained["weights"])  # before there are embeddings: it was saved without
         hidden = hidden_size(self.model)
         self.query_head = nn.Sequential(nn.Linear(hidden, head_width), nn.ReLU(), nn.Linear(head_width, text_dim))
-        self.no_object_embedding = nn.Parameter(torch.randn(1, text_dim) * 0.02)
+        self.no_object_embedding = nn.Parameter(torch.randn(1, text_dim) * text_dim**-0.5)  # of the length of texts
         self.register_buffer("image_mean", torch.tensor(IMAGE_MEAN)[:, None, None], persistent=False)
         self.register_buffer("image_std", torch.tensor(IMAGE_STD)[:, None, None], persistent=False)
         self.register_buffer("text_features", None, persistent=False)
