@@ -16,6 +16,7 @@ import yaml
 
 from ovseg.cli import TRAINER_VERBS, run_trainer_verb
 from ovseg.data.region_transform import RegionTransform
+from ovseg.data.regions import PairSampling
 from ovseg.lightning_cli import OVSegCLI
 from ovseg.losses import MaskLossWeights
 from ovseg.trainer import OVSegTrainer
@@ -238,6 +239,7 @@ def test_adapter(model: Model, stage: str, build: Build, shallow_clip: Callable[
         assert groups == {(0.05, 0.0)}
     assert (task.warmup_steps, task.loss.repeated_texts, cli.trainer.max_epochs) == (100, "negatives", 5)
     assert (data.total_batch_size, data.transform) == (model.batch, RegionTransform(resize="release"))
+    assert data.sampling == PairSampling(by_image=False)
     assert task.clip.dim == model.text_dim
 
 
