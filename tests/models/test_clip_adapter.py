@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import open_clip
 import pytest
@@ -97,6 +98,15 @@ def test_the_config_in_the_folder_says_how_colours_are_normalised(tmp_path: Path
     features = adapter.clip.visual.visual((REGIONS - adapter.mean) / torch.tensor([1.0, 2.0, 4.0])[:, None, None])
     torch.testing.assert_close(adapter.encode_regions(REGIONS), F.normalize(features, dim=-1))
     torch.testing.assert_close(adapter.mean.flatten(), torch.tensor([0.1, 0.2, 0.3]))
+
+
+@pytest.mark.parametrize("mean", ["grey", 0.5, [0.5, 0.5], [0.5, None, 0.5]])
+def test_colours_that_are_not_three_numbers_are_refused(tmp_path: Path, mean: Any) -> None:
+    folder = Path(tiny.clip_folder(tmp_path))
+    config = json.loads((folder / "open_clip_config.json").read_text()) | {"preprocess_cfg": {"mean": mean}}
+    (folder / "open_clip_config.json").write_text(json.dumps(config))
+    with pytest.raises(InputError, match=rf"the mean of {tmp_path} is .*; give three numbers"):
+        CLIPAdapter(str(folder))
 
 
 @pytest.mark.parametrize(

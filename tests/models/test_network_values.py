@@ -8,9 +8,10 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import Mask2FormerConfig, Mask2FormerForUniversalSegmentation
+from transformers import CONFIG_MAPPING, Mask2FormerConfig, Mask2FormerForUniversalSegmentation
 
 from ovseg.models import MaskProposer
+from ovseg.models.network_values import MASK_NETWORKS, TEXT_TOWERS, shape_of
 from ovseg.structures import InputError
 from tests import tiny
 
@@ -74,3 +75,19 @@ def test_of_a_config_of_hugging_face_only_the_shape_is_followed(tmp_path: Path) 
     config.write_text(json.dumps(values | {"backbone_config": TIMM}))
     with pytest.raises(InputError, match=r"the config\.json of .* asks for a network of model_type 'timm_backbone'"):
         MaskProposer(str(tmp_path))
+
+
+DECODER = {"model_type": "detr", "d_model": 32, "decoder_layers": 2, "dropout": 0.1, "num_queries": 7}
+MASKFORMER = {"model_type": "maskformer", "backbone_config": tiny.SWIN, "decoder_config": DECODER}
+
+
+@pytest.mark.parametrize("values", [MASKFORMER, tiny.mask2former(tiny.SWIN), tiny.mask2former(), *TEXT_TOWERS])
+def test_the_shape_is_all_of_a_network(values: Any) -> None:
+    """A config of transformers and one made of its shape alone differ in nothing that a class of configs adds."""
+    kind = values if isinstance(values, str) else values.get("model_type", "mask2former")
+    given = {"vocab_size": 9} if isinstance(values, str) else {k: v for k, v in values.items() if k != "model_type"}
+    config = CONFIG_MAPPING[kind](**given)
+    shape = shape_of(config.to_dict(), "this", (kind,), strict=kind in MASK_NETWORKS)
+    again = CONFIG_MAPPING[shape.pop("model_type")](**shape)
+    assert again.to_dict() == config.to_dict()
+    assert shape.items() >= given.items() if isinstance(values, str) else shape.keys() >= given.keys()

@@ -90,8 +90,12 @@ class CLIPAdapter(nn.Module):
         if prompt_depth and not depth:
             self.visual.add_prompt(prompt_depth, shared_prompt)
         preprocess = self.visual.visual.preprocess_cfg
-        self.register_buffer("mean", torch.tensor(preprocess["mean"])[:, None, None], persistent=False)
-        self.register_buffer("std", torch.tensor(preprocess["std"])[:, None, None], persistent=False)
+        for name in ("mean", "std"):
+            try:
+                colour = torch.tensor(preprocess[name], dtype=torch.float32).reshape(3, 1, 1)
+            except (RuntimeError, TypeError, ValueError) as error:
+                raise InputError(f"the {name} of {model} is {preprocess[name]!r}; give three numbers") from error
+            self.register_buffer(name, colour, persistent=False)
 
     @property
     def visual(self) -> MaskPromptedViT:

@@ -57,8 +57,8 @@ SHAPES = {kind: frozenset(names.split()) for kind, names in _SHAPES.items()}
 # what transformers writes beside a shape, and what nothing here follows; the decoder of MaskFormer builds no backbone
 _UNREAD = """model_type _name_or_path architectures backbone_config chunk_size_feed_forward dtype encoder_stride
     hidden_size id2label is_encoder_decoder label2id num_attention_heads num_hidden_layers num_labels num_layers
-    output_attentions output_hidden_states path_norm problem_type return_dict stage_names torch_dtype
-    transformers_version"""
+    output_attentions output_hidden_states path_norm problem_type pruned_heads return_dict stage_names
+    tie_word_embeddings torch_dtype transformers_version use_cache"""
 UNREAD = frozenset(_UNREAD.split())
 
 
