@@ -149,7 +149,7 @@ def adapt(adaptation: Adaptation, flags: Flags, seed: int) -> str:
             words += ["--trainer.max_epochs", -1, "--trainer.max_steps", STEPS, "--trainer.default_root_dir", folder]
             words += ["--model.train", train, "--model.lr", FINE_TUNING_LR, "--model.clip.model", clip]
             words += ["--model.clip.prompt_depth", "null" if train == "visual" else 3]
-            words += ["--data.pairs", OUT / pairs, "--data.images", WORLD / "train2017"]
+            words += ["--data.pairs", OUT / pairs, "--data.images", WORLD / "train2017", "--data.val", "null"]
             words += ["--data.num_workers", 0, "--data.sampling.min_similarity", min_similarity(pairs), *flags]
             if (folder / "last.ckpt").is_file():  # of a run that was stopped
                 words += ["--ckpt_path", folder / "last.ckpt"]

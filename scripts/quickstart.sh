@@ -37,6 +37,7 @@ step before "3/7 Test with plain CLIP" \
     ovseg test --config conf/toy/test.yaml "${data[@]}" --trainer.default_root_dir "$out/before"
 step adapter "4/7 Adapt CLIP to masked regions by mask prompts; CLIP itself stays frozen" \
     ovseg fit --config conf/toy/adapter.yaml --data.pairs "$out/pairs" --data.images "$out/world/train2017" \
+    --data.val.images "$out/world/val2017" --data.val.labels "$out/world/stuffthingmaps/val2017" \
     --trainer.default_root_dir "$out/adapter"
 step segmenter "5/7 Join the proposals and the adapted CLIP into a segmenter" \
     ovseg bundle --proposals toy --clip "$out/adapter/last.ckpt" --out "$out/segmenter" --short_side 128 --ensemble_weight 0.9

@@ -188,6 +188,8 @@ def test_missing_training_data_is_refused_before_logs_are_opened(capsys: Capture
     clip = ("--model.clip.model", tiny.clip_folder(tmp_path / "clip"))
     place = ("--trainer.default_root_dir", tmp_path / "run")
     adapter = ("fit", "--config", CONF / "toy" / "adapter.yaml", *clip, *place, "--data.pairs", tmp_path / "pairs")
+    assert "runs/toy/world/val2017" in refusal(capsys, *adapter)
+    adapter = (*adapter, "--data.val", "null")
     sentence = refusal(capsys, *adapter)
     assert "pairs not found in" in sentence and "ovseg mine" in sentence
     proposals = (*TOY, *clip, *place, "--data", "ovseg.data.COCOStuffDataModule", "--data.root", tmp_path / "coco")

@@ -70,6 +70,8 @@ class Runs(NamedTuple):
 
     def fit_adapter(self, out: str, *words: object) -> Path:
         data = ["--data.pairs", self.root / "pairs", "--data.images", self.world / "train2017"]
+        data += ["--data.val.images", self.world / "val2017"]
+        data += ["--data.val.labels", self.world / "stuffthingmaps" / "val2017", "--data.val.resize", "[64, 256]"]
         place = ["--trainer.default_root_dir", self.root / out, "--model.clip.model", self.clip]
         flags = ["--model.clip.prompt_depth", 2, "--data.total_batch_size", 4, "--trainer.max_epochs", 2, *place, *data]
         ovseg("fit", "--config", CONF / "toy" / "adapter.yaml", *flags, *(words or QUIET))
@@ -234,6 +236,16 @@ def test_adapter_moves_the_prompts_alone(runs: Runs) -> None:
     after = weights(runs.root / "adapter")
     moved = [name for name, value in before["state_dict"].items() if not torch.equal(value, after[name])]
     assert moved == ["clip.clip.visual.prompt.mask_embedding"]
+
+
+def test_adapter_names_true_segments_after_each_epoch(runs: Runs) -> None:
+    """As a test of the CLIP that it leaves does."""
+    rows = [row for row in logged(runs.root / "adapter") if "val/mask_accuracy" in row]
+    assert len(rows) == 2
+    tested = runs.test("tested-adapter")
+    for name in ("mask_accuracy", "mask_accuracy_seen", "mask_accuracy_unseen"):
+        assert rows[-1][f"val/{name}"] == pytest.approx(tested[f"test/{name}"], nan_ok=True)
+    assert (runs.root / "adapter" / "best.ckpt").is_file()
 
 
 def test_bundle_has_the_weights_that_were_trained(runs: Runs) -> None:

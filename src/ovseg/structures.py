@@ -68,9 +68,24 @@ class Vocabulary:
         return len(self.names)
 
     @property
+    def phrases(self) -> tuple[str, ...]:
+        """The synonyms of all classes, in order."""
+        return tuple(phrase for phrases in self.synonyms for phrase in phrases)
+
+    @property
+    def class_of_phrase(self) -> tuple[int, ...]:
+        """The index of the class that each of the `phrases` stands for."""
+        return tuple(index for index, phrases in enumerate(self.synonyms) for _ in phrases)
+
+    @property
     def scored_names(self) -> tuple[str, ...]:
         """The classes of labels and metrics; a prediction beyond the last of them counts as the last."""
         return self.names if self.background_from is None else (*self.names[: self.background_from], "background")
+
+    @property
+    def scored_seen(self) -> tuple[bool, ...] | None:
+        """Of each of the `scored_names` whether the training data has it."""
+        return None if self.seen is None else self.seen[: len(self.scored_names)]
 
     @property
     def ignore_index(self) -> int:

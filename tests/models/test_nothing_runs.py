@@ -249,7 +249,8 @@ def test_a_command_refuses_in_one_sentence(tmp_path: Path, capsys: pytest.Captur
     assert "sets 'trust_remote_code' in tokenizer_kwargs" in refusal(
         capsys, "segment", "--model", tmp_path / "saved", *words
     )
-    fit = ["fit", "--config", CONF / "toy" / "adapter.yaml", "--trainer.default_root_dir", tmp_path / "out"]
+    fit = ["fit", "--config", CONF / "toy" / "adapter.yaml", "--data.val", "null"]
+    fit += ["--trainer.default_root_dir", tmp_path / "out"]
     assert "sets 'trust_remote_code' in tokenizer_kwargs" in refusal(
         capsys, *fit, "--model.clip.model", tmp_path / "saved" / "clip"
     )

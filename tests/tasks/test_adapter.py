@@ -16,16 +16,18 @@ from torch.multiprocessing.reductions import StorageWeakRef
 from torchvision.transforms.v2.functional import to_pil_image
 
 from ovseg import rle
+from ovseg.data.base import eval_loader
 from ovseg.data.pairs import write_pairs
 from ovseg.data.region_transform import RegionTransform
 from ovseg.data.regions import RegionTextDataModule
 from ovseg.models import CLIPAdapter
 from ovseg.ops import masks_to_boxes
-from ovseg.structures import InputError, RegionTextBatch, RegionTextPair
-from ovseg.tasks import AdapterTask
+from ovseg.structures import EvalBatch, InputError, RegionTextBatch, RegionTextPair, Vocabulary
+from ovseg.tasks import AdapterTask, SegmentationTask
 from tests import tiny
 from tests.tasks.data import Batches, Losses, trainer
 
+NAMES = Vocabulary(("cat", "red sky", "grass", "a dog"), seen=(True, False, True, False))
 TEXTS = ["cat", "sofa", "plant", "sky", "cat", "dog", "grass", "a red car"]
 QUIET: dict[str, Any] = {
     "logger": False,
@@ -47,7 +49,7 @@ def batch(count: int = 8) -> RegionTextBatch:
 
 
 class Gradients(L.Callback):
-    """The gradients of every step, in a file each."""
+    """The gradients of every step, and the scores of every validation, in a file each."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -56,20 +58,78 @@ class Gradients(L.Callback):
         found = {name: value.grad for name, value in task.named_parameters() if value.grad is not None}
         torch.save(found, self.folder / f"{trainer.global_step}-{trainer.global_rank}.pt")
 
+    def on_validation_end(self, trainer: L.Trainer, task: L.LightningModule) -> None:
+        scores = {name: value for name, value in trainer.callback_metrics.items() if name.startswith("val/")}
+        torch.save(scores, self.folder / f"scores-{trainer.global_rank}.pt")
+
 
 def gradients(task: AdapterTask, batches: list[RegionTextBatch], folder: Path, **options: Any) -> dict[str, Tensor]:
     """Of the first step, in the first process."""
     folder.mkdir()
     run = L.Trainer(accelerator="cpu", max_steps=1, callbacks=[Gradients(folder)], **QUIET, **options)
-    run.fit(task.train(), Batches(batches))
+    run.fit(task.train(), Validated(batches, NAMES))
     found: dict[str, Tensor] = torch.load(folder / "0-0.pt")
     return found
+
+
+class Validated(Batches):
+    """Batches to train on, and images that the processes share for the validation."""
+
+    def val_dataloader(self) -> Any:
+        generator = torch.Generator().manual_seed(0)
+        sizes = [(40, 30), (32, 50), (45, 45)]
+        labels = [torch.randint(0, 4, size, generator=generator) for size in sizes]
+        labels[1][labels[1] == 3] = 255
+        images = zip(tiny.images(*sizes), sizes, labels, strict=True)
+        data: Any = [EvalBatch([image], [size], ["0.jpg"], [found]) for image, size, found in images]
+        return eval_loader(data, 0)
 
 
 def halves() -> list[RegionTextBatch]:
     """The batch in two, of which both have a cat."""
     whole = batch()
     return [RegionTextBatch(*(field[part] for field in whole)) for part in (slice(4), slice(4, 8))]  # type: ignore[misc]
+
+
+@pytest.mark.parametrize("train", ["visual", "all"])
+def test_validation_names_true_segments_as_a_test_does(tmp_path: Path, train: Any) -> None:
+    """With synonyms and a background, whose classes count as one."""
+    segmenter = tiny.segmenter(tmp_path / "clip")
+    segmenter.save_pretrained(tmp_path / "segmenter")
+    names = Vocabulary(NAMES.names, (("cat", "kitten"), *NAMES.synonyms[1:]), NAMES.seen, background_from=3)
+    data = Validated([batch()], names)
+    data.test_dataloader = data.val_dataloader  # type: ignore[method-assign]
+    quiet = L.Trainer(accelerator="cpu", **QUIET)
+    (expected,) = quiet.test(SegmentationTask(str(tmp_path / "segmenter")), data, verbose=False)
+    (found,) = quiet.validate(AdapterTask(segmenter.clip, train), data, verbose=False)
+    assert 0 < found["val/mask_accuracy"] < 1
+    assert found.keys() == {"val/mask_accuracy", "val/mask_accuracy_seen", "val/mask_accuracy_unseen"}
+    assert found == {name: expected[name.replace("val", "test")] for name in found}
+
+
+def test_words_of_a_validation_are_encoded_once_unless_their_tower_is_trained(tmp_path: Path) -> None:
+    for train, expected in (("visual", 1), ("all", 4)):  # the sanity check, and three epochs
+        task = AdapterTask(tiny.clip(tmp_path / "clip"), train)  # type: ignore[arg-type]
+        found: list[Tensor] = []
+        run = L.Trainer(accelerator="cpu", max_epochs=3, callbacks=[Phrases(found)], **QUIET)
+        run.fit(task.train(), Validated([batch()], NAMES))
+        assert len(found) == 4 and len({id(features) for features in found}) == expected
+
+
+class Phrases(L.Callback):
+    """The features that each validation compares with."""
+
+    def __init__(self, found: list[Tensor]) -> None:
+        self.found = found
+
+    def on_validation_end(self, trainer: L.Trainer, task: L.LightningModule) -> None:
+        self.found.append(task.phrases.features)
+
+
+def test_a_validation_needs_words(tmp_path: Path) -> None:
+    task = AdapterTask(tiny.clip(tmp_path), "visual")
+    with pytest.raises(InputError, match="a validation needs the words of the labels"):
+        L.Trainer(accelerator="cpu", **QUIET).validate(task, Validated([batch()]), verbose=False)
 
 
 def loader(count: int = 8) -> Iterable[RegionTextBatch]:
@@ -198,12 +258,16 @@ def test_two_processes_have_the_gradients_of_one_with_both_batches(tmp_path: Pat
     """And do so in parts, in which each of them uses its weights several times."""
     assert "cat" in halves()[0].texts and "cat" in halves()[1].texts
     expected = gradients(AdapterTask(tiny.clip(tmp_path / "clip", 2), "both"), [batch()], tmp_path / "one")
-    two = AdapterTask(tiny.clip(tmp_path / "clip", 2), "both", regions_per_pass=3)
-    found = gradients(two, halves(), tmp_path / "two", devices=2, strategy="ddp_spawn")
+    task = AdapterTask(tiny.clip(tmp_path / "clip", 2), "both", regions_per_pass=3)
+    found = gradients(task, halves(), tmp_path / "two", devices=2, strategy="ddp_spawn")
     assert found.keys() == expected.keys()
     for name, value in expected.items():
         torch.testing.assert_close(found[name], value, rtol=1e-5, atol=1e-5 * float(value.abs().max()) + 1e-8)
     assert any(float(value.abs().max()) > 1e-3 for value in expected.values())
+    one, two = tmp_path / "one", tmp_path / "two"
+    scores, *others = map(torch.load, (one / "scores-0.pt", two / "scores-0.pt", two / "scores-1.pt"))
+    assert scores.keys() == {"val/mask_accuracy", "val/mask_accuracy_seen", "val/mask_accuracy_unseen"}
+    assert others == [scores, scores]
 
 
 def test_accumulated_batches_have_the_mean_of_their_gradients(tmp_path: Path) -> None:

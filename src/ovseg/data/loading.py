@@ -182,6 +182,10 @@ class ResumableDataModule(LightningDataModule):
         loader.place, self._place, self._loader = self._place, None, loader
         return loader
 
+    def val_dataloader(self) -> Any:
+        """Nothing to validate on, where there is no other."""
+        return []
+
     def state_dict(self) -> dict[str, tuple[int, int] | None]:
         place = self._loader.place if self._loader else None
         if place is not None and self.trainer is not None:  # a batch whose step has failed is to be served again

@@ -9,15 +9,16 @@ from typing import NamedTuple
 import torch
 from PIL import Image
 from torch import Tensor
-from torch.utils.data import Dataset
+from torch.utils.data import DataLoader, Dataset
 
 from ovseg import rle
+from ovseg.data.benchmarks.base import EvalDataModule
 from ovseg.data.loading import ResumableDataModule, ResumableLoader, run_seed, seeded
 from ovseg.data.pairs import Pairs, read_pairs
 from ovseg.data.pairs.released import mask_by_colour
 from ovseg.data.region_transform import RegionTransform
 from ovseg.images import read_image, to_tensor
-from ovseg.structures import InputError, RegionTextBatch, RegionTextPair
+from ovseg.structures import EvalBatch, InputError, RegionTextBatch, RegionTextPair, Vocabulary
 
 
 @dataclass(frozen=True)
@@ -62,6 +63,8 @@ class RegionTextDataModule(ResumableDataModule):
         total_batch_size: pairs of a step, in all processes and accumulated batches.
         num_workers: processes that read images; what they read does not depend on their number.
         seed: of order and augmentation; that of the run where not given.
+        val: a benchmark whose true segments CLIP is to name, after each epoch or `val_check_interval`; its images come
+            at their own size, from which the regions of the training are cut, too, unless it has a `resize`.
 
     Raises:
         InputError: `total_batch_size` is below 1.
@@ -76,8 +79,10 @@ class RegionTextDataModule(ResumableDataModule):
         total_batch_size: int = 32,
         num_workers: int = 0,
         seed: int | None = None,
+        val: EvalDataModule | None = None,
     ) -> None:
         super().__init__(total_batch_size)
+        self.val = val
         self.pairs, self.images, self.transform, self.sampling = Path(pairs), Path(images), transform, sampling
         self.num_workers, self.seed = num_workers, run_seed(seed)
 
@@ -102,6 +107,8 @@ class RegionTextDataModule(ResumableDataModule):
             InputError: there are none.
         """
         self.dataset = RegionTexts(self._read(), self.images, self.transform, self.seed)
+        if self.val is not None:
+            self.val.setup(stage)
 
     def _read(self) -> Pairs:
         least = self.sampling.min_similarity
@@ -109,6 +116,11 @@ class RegionTextDataModule(ResumableDataModule):
         if not pairs:
             raise InputError(f"no pair in {self.pairs} is as similar as {least}; lower sampling.min_similarity")
         return pairs
+
+    @property
+    def vocabulary(self) -> Vocabulary | None:
+        """The words of the validation's labels."""
+        return None if self.val is None else self.val.vocabulary
 
     def configure(self, size: int) -> None:
         """Tell, after `setup`, the resolution of the CLIP of this run; a `transform.size` goes before it."""
@@ -118,6 +130,9 @@ class RegionTextDataModule(ResumableDataModule):
     def train_dataloader(self) -> ResumableLoader:
         images = self.dataset.pairs.image_indices() if self.sampling.by_image else None
         return self.resumable(self.dataset, self.seed, self.num_workers, join_regions, images)
+
+    def val_dataloader(self) -> DataLoader[EvalBatch] | list[DataLoader[EvalBatch]]:
+        return [] if self.val is None else self.val.val_dataloader()
 
 
 class RegionTexts(Dataset[RegionText]):

@@ -17,11 +17,12 @@ from ovseg.models.clip_adapter import CLIPAdapter
 from ovseg.models.clip_files import WEIGHTS
 from ovseg.models.ensemble import ImageProposals, RegionLogits, clip_speaks, join_branches
 from ovseg.models.official import official_parts
-from ovseg.models.proposals import LOGIT_SCALE, MaskProposer
+from ovseg.models.phrases import PhraseFeatures, classify_regions
+from ovseg.models.proposals import MaskProposer
 from ovseg.models.segmenter_folder import SETTINGS, check_segmenter_target
 from ovseg.models.text import TextClassifier
 from ovseg.models.views import ViewAnswer, Views, mean_labels, mean_scores
-from ovseg.ops import CLIP_MEAN, Classifier, crop_regions, mask_probabilities
+from ovseg.ops import CLIP_MEAN, Classifier, mask_probabilities
 from ovseg.structures import InputError, Vocabulary, names_of
 
 FILLS = {"mean": CLIP_MEAN, "zero": (0.0, 0.0, 0.0)}
@@ -132,10 +133,8 @@ class OpenVocabSegmenter(nn.Module):
             InputError: no names, an empty or a repeated one.
         """
         vocabulary = names_of(vocabulary)
-        phrases = [phrase for synonyms in vocabulary.synonyms for phrase in synonyms]
-        owners = [index for index, synonyms in enumerate(vocabulary.synonyms) for _ in synonyms]
-        self.proposer.set_text_features(self.text(phrases))
-        self.class_of_phrase = torch.tensor(owners, device=self.proposer.image_mean.device)
+        self.proposer.set_text_features(self.text(vocabulary.phrases))
+        self.class_of_phrase = torch.tensor(vocabulary.class_of_phrase, device=self.proposer.image_mean.device)
         self.vocabulary = vocabulary
 
     @torch.no_grad()
@@ -217,13 +216,12 @@ class OpenVocabSegmenter(nn.Module):
             ImageProposals(
                 image,
                 mask_probabilities(masks[index].float(), _size(image)),
-                None if logits is None else self._best_synonym(logits[index].float()),
+                None if logits is None else self._best_synonyms(logits[index].float()),
                 None if objectness is None else objectness[index],
             )
             for index, image in enumerate(images)
         ]
 
-    @torch.no_grad()
     def classify_regions(self, image: Tensor, masks: Tensor) -> RegionLogits:
         """Branch B: CLIP's logits of masked regions.
 
@@ -231,25 +229,16 @@ class OpenVocabSegmenter(nn.Module):
             image: (3, h, w) in [0, 1].
             masks: (Q, h, w) bool.
         """
-        regions, region_masks, valid = crop_regions(image, masks, self.clip.image_size, FILLS[self.fill])
-        visible = valid.nonzero()[:, 0]  # once, and not at each use of a mask
-        features = self.clip.encode_regions(regions[visible], region_masks[visible])
-        texts = self.proposer.text_features
-        assert texts is not None and self.class_of_phrase is not None
-        logits = regions.new_zeros((len(masks), texts.shape[0]))
-        with torch.autocast(image.device.type, enabled=False):  # half precision is too coarse for logits up to 100
-            logits[visible] = LOGIT_SCALE * features @ texts.float().T
-        return RegionLogits(self._best_synonym(logits, no_object=False), valid)
+        return classify_regions(self.clip, image, masks, self._phrases(), FILLS[self.fill])
 
-    def _best_synonym(self, logits: Tensor, no_object: bool = True) -> Tensor:
-        """(Q, S [+ 1]) logits of phrases to (Q, K [+ 1]) of classes."""
-        assert self.class_of_phrase is not None and self.vocabulary is not None
-        if len(self.class_of_phrase) == len(self.vocabulary):
-            return logits
-        phrases = logits[:, :-1] if no_object else logits
-        classes = logits.new_full((len(logits), len(self.vocabulary)), -torch.inf)
-        classes = classes.scatter_reduce(1, self.class_of_phrase.expand_as(phrases), phrases, "amax")
-        return torch.cat([classes, logits[:, -1:]], dim=1) if no_object else classes
+    def _phrases(self) -> PhraseFeatures:
+        features = self.proposer.text_features
+        assert features is not None and self.class_of_phrase is not None and self.vocabulary is not None
+        return PhraseFeatures(features, self.class_of_phrase, len(self.vocabulary))
+
+    def _best_synonyms(self, logits: Tensor) -> Tensor:
+        """(Q, S + 1) logits of phrases and no object to (Q, K + 1) of classes."""
+        return torch.cat([self._phrases().best(logits[:, :-1]), logits[:, -1:]], dim=1)
 
 
 def _size(image: Tensor) -> tuple[int, int]:

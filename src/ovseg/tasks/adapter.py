@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from functools import partial
 from typing import Any, ClassVar, Literal
 
 import lightning as L
@@ -13,13 +14,19 @@ from torch.utils.checkpoint import checkpoint
 
 from ovseg.checkpoint import ARCHITECTURES
 from ovseg.losses import RegionTextLoss
+from ovseg.metrics import MaskAccuracy
 from ovseg.models import CLIPAdapter, TextClassifier
+from ovseg.models.phrases import PhraseFeatures, classify_regions
 from ovseg.optim import WarmupCosineLR, param_groups
-from ovseg.structures import InputError, RegionTextBatch
+from ovseg.structures import EvalBatch, InputError, RegionTextBatch, Vocabulary
+from ovseg.tasks.segments import name_segments
 
 
 class AdapterTask(L.LightningModule):
     """Trains a CLIP on region-text pairs with a symmetric contrastive loss.
+
+    Validates, where the datamodule has images with labels and their vocabulary, by how many true segments CLIP names
+    right: `val/mask_accuracy`, which `ovseg test` reports of the same images at the same resolution.
 
     The regions of all processes of a batch are told apart, and equal texts in any of them are one text. Where a device
     cannot hold its share of them, give `regions_per_pass`: with `accumulate_grad_batches`, the regions of each batch
@@ -75,9 +82,13 @@ class AdapterTask(L.LightningModule):
             clip.visual.prompt.requires_grad_(train in ("prompt", "both"))
 
     def setup(self, stage: str) -> None:
-        configure = getattr(self.trainer.datamodule, "configure", None)  # type: ignore[attr-defined]
-        if configure is not None:  # fixed batches, and those that are made in memory, need to know nothing
-            configure(size=self.clip.image_size)
+        data = self.trainer.datamodule  # type: ignore[attr-defined]
+        if hasattr(data, "configure"):  # fixed batches, and those that are made in memory, need to know nothing
+            data.configure(size=self.clip.image_size)
+        self.vocabulary: Vocabulary | None = getattr(data, "vocabulary", None)
+        self.phrases: PhraseFeatures | None = None
+        if self.vocabulary is not None:
+            self.mask_accuracy = MaskAccuracy(len(self.vocabulary.scored_names), self.vocabulary.scored_seen)
 
     def on_fit_start(self) -> None:
         self.text.forget()  # the weights may have come from a checkpoint since
@@ -101,6 +112,30 @@ class AdapterTask(L.LightningModule):
         log = {"train/loss": loss, "train/accuracy": accuracy}
         self.log_dict(log, prog_bar=True, batch_size=len(all_texts))
         return loss
+
+    def on_validation_start(self) -> None:
+        if self.vocabulary is None:
+            raise InputError("a validation needs the words of the labels; give --data.val a benchmark")
+        if self.phrases is None or self.text_trained:
+            classifier = TextClassifier(self.clip)
+            with torch.autocast(self.device.type, enabled=False):
+                # of a tower that changes nothing is kept on disk
+                features = (classifier.encode if self.text_trained else classifier)(self.vocabulary.phrases)
+            owners = torch.tensor(self.vocabulary.class_of_phrase, device=self.device)
+            self.phrases = PhraseFeatures(features, owners, len(self.vocabulary))
+
+    def validation_step(self, batch: EvalBatch, batch_index: int) -> None:
+        assert self.vocabulary is not None and self.phrases is not None  # or the loop would not have started
+        classify = partial(classify_regions, self.clip, phrases=self.phrases)
+        for image, labels in zip(batch.images, batch.labels, strict=True):
+            segments, names = name_segments(image, labels, self.vocabulary, classify)
+            self.mask_accuracy.update(names, segments)
+
+    def on_validation_epoch_end(self) -> None:
+        result = {f"val/{name}": value.float() for name, value in self.mask_accuracy.compute().items()}
+        self.mask_accuracy.reset()
+        # already the same in every process; `sync_dist` says so to Lightning
+        self.log_dict(result, prog_bar=True, sync_dist=True)
 
     def _encode(self, regions: Tensor, region_masks: Tensor) -> Tensor:
         """Features (N, D), of all regions at once or part by part."""

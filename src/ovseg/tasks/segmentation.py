@@ -14,7 +14,7 @@ from ovseg.models import OpenVocabSegmenter
 from ovseg.models.views import ViewAnswer, Views, mean_labels
 from ovseg.ops import Classifier
 from ovseg.structures import EvalBatch, InputError, Vocabulary
-from ovseg.tasks.segments import named_segments, oracle_scores, segment_masks
+from ovseg.tasks.segments import counted, name_segments, named_segments, oracle_scores
 
 Oracle = Literal["masks", "classes"]
 
@@ -79,9 +79,8 @@ class SegmentationTask(L.LightningModule):
         vocabulary: Vocabulary = data.vocabulary
         self.vocabulary = vocabulary
         names = vocabulary.scored_names
-        seen = None if vocabulary.seen is None else vocabulary.seen[: len(names)]
-        self.miou = MeanIoU(names, vocabulary.ignore_index, seen)
-        self.mask_accuracy = MaskAccuracy(len(names), seen)
+        self.miou = MeanIoU(names, vocabulary.ignore_index, vocabulary.scored_seen)
+        self.mask_accuracy = MaskAccuracy(len(names), vocabulary.scored_seen)
         self.recall = MeanBestIoU()
         data.configure(resize=self.segmenter.resize)
 
@@ -118,7 +117,7 @@ class SegmentationTask(L.LightningModule):
 
     def answer(self, image: Tensor, labels: Tensor) -> Answer:
         """The answer to an image (3, h, w) whose labels are (H, W)."""
-        segments, names = self._name_segments(image, labels)
+        segments, names = name_segments(image, labels, self.vocabulary, self.segmenter.classify_regions)
         if self.oracle == "masks":
             return Answer(named_segments(labels, segments, names), segments, names, None)
         oracle = self.oracle == "classes"
@@ -127,7 +126,7 @@ class SegmentationTask(L.LightningModule):
         if oracle and not len(segments):
             return Answer(torch.zeros_like(labels), segments, names, masks)
         found = mean_labels(views, (image.shape[1], image.shape[2]), (labels.shape[0], labels.shape[1]))
-        return Answer(segments[found] if oracle else self._counted(found), segments, names, masks)
+        return Answer(segments[found] if oracle else counted(found, self.vocabulary), segments, names, masks)
 
     def _oracle_views(self, image: Tensor, labels: Tensor) -> list[ViewAnswer]:
         """The views of an image, scored by an oracle that knows classes: (Q, S), S segments."""
@@ -144,14 +143,3 @@ class SegmentationTask(L.LightningModule):
         (top, left), (height, width) = view.corner, view.mask_probs.shape[1:]
         around = (left, image.shape[2] - left - width, top, image.shape[1] - top - height)
         return F.pad(view.mask_probs > self.segmenter.mask_threshold, around)
-
-    def _name_segments(self, image: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-        """The classes of an image's segments and what CLIP takes them for, (S,) each."""
-        size = (image.shape[1], image.shape[2])
-        classes, masks = segment_masks(labels, size, self.vocabulary.ignore_index)
-        logits, _ = self.segmenter.classify_regions(image, masks)
-        return classes, self._counted(logits.argmax(dim=1))
-
-    def _counted(self, classes: Tensor) -> Tensor:
-        """The classes of the vocabulary as those of the labels: all of the background are one."""
-        return classes.clamp(max=len(self.vocabulary.scored_names) - 1)

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from ovseg.metrics import segment_ious
+from ovseg.models.ensemble import RegionLogits
+from ovseg.structures import Vocabulary
 
 
 def segment_masks(labels: Tensor, size: tuple[int, int], ignore_index: int) -> tuple[Tensor, Tensor]:
@@ -29,6 +33,25 @@ def segment_masks(labels: Tensor, size: tuple[int, int], ignore_index: int) -> t
         first = torch.stack([(labels == index).flatten().byte().argmax() for index in classes[lost]])  # pixel of each
         masks[lost, first // width * rows // height, first % width * columns // width] = True
     return classes, masks
+
+
+def name_segments(
+    image: Tensor, labels: Tensor, vocabulary: Vocabulary, classify: Callable[[Tensor, Tensor], RegionLogits]
+) -> tuple[Tensor, Tensor]:
+    """The classes of an image's segments and what CLIP takes them for, (S,) each, as `MaskAccuracy` counts them.
+
+    Args:
+        image: (3, h, w) in [0, 1], at network resolution.
+        labels: (H, W) class indices or the vocabulary's `ignore_index`.
+        classify: `ovseg.models.phrases.classify_regions`, of image and masks.
+    """
+    classes, masks = segment_masks(labels, (image.shape[1], image.shape[2]), vocabulary.ignore_index)
+    return classes, counted(classify(image, masks).logits.argmax(dim=1), vocabulary)
+
+
+def counted(classes: Tensor, vocabulary: Vocabulary) -> Tensor:
+    """The classes of a vocabulary as those of its labels: all of the background are one."""
+    return classes.clamp(max=len(vocabulary.scored_names) - 1)
 
 
 def named_segments(labels: Tensor, classes: Tensor, names: Tensor) -> Tensor:

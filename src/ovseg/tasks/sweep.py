@@ -15,6 +15,7 @@ from ovseg.models import OpenVocabSegmenter
 from ovseg.models.ensemble import RegionLogits, clip_speaks, join_branches
 from ovseg.models.views import Views, mean_labels
 from ovseg.structures import EvalBatch, InputError, Vocabulary
+from ovseg.tasks.segments import counted
 
 
 class Setting(NamedTuple):
@@ -55,9 +56,8 @@ class SweepTask(L.LightningModule):
         data = self.trainer.datamodule  # type: ignore[attr-defined]
         vocabulary: Vocabulary = data.vocabulary
         self.vocabulary = vocabulary
-        names = vocabulary.scored_names
-        seen = None if vocabulary.seen is None else vocabulary.seen[: len(names)]
-        self.mious = [MeanIoU(names, vocabulary.ignore_index, seen) for _ in self.settings]
+        options = (vocabulary.scored_names, vocabulary.ignore_index, vocabulary.scored_seen)
+        self.mious = [MeanIoU(*options) for _ in self.settings]
         self._modules_of_metrics = nn.ModuleList(self.mious)  # for Lightning to move and synchronise
         data.configure(resize=self.segmenter.resize)
 
@@ -69,7 +69,7 @@ class SweepTask(L.LightningModule):
             size = (labels.shape[0], labels.shape[1])
             answers = labels_of_grid(self.segmenter, image, size, self.thresholds, self.weights)
             for miou, found in zip(self.mious, answers, strict=True):
-                miou.update(found.clamp(max=len(self.vocabulary.scored_names) - 1), labels)
+                miou.update(counted(found, self.vocabulary), labels)
 
     def on_test_epoch_end(self) -> None:
         computed = [miou.compute() for miou in self.mious]  # the same in every process
