@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import builtins
+import importlib.util
 import json
 import shutil
 from pathlib import Path
@@ -200,6 +201,14 @@ def test_what_does_not_shape_a_clip_is_refused(tmp_path: Path, values: dict[str,
     folder = spoken(tmp_path / "new")
     change(folder / CONFIG, model_cfg=PLAIN | {"text_cfg": TEXT} | values)
     with pytest.raises(InputError, match=rf"^[^\n]*new {reason}[^\n]*$"):
+        CLIPAdapter(str(folder))
+
+
+@pytest.mark.skipif(importlib.util.find_spec("sentencepiece") is not None, reason="then nothing is missing")
+def test_a_tokenizer_that_needs_another_library_names_it(tmp_path: Path) -> None:
+    folder = spoken(tmp_path / "new")
+    change(folder / "tokenizer_config.json", tokenizer_class="SiglipTokenizer")
+    with pytest.raises(InputError, match=r"the tokenizer of CLIP .* could not be loaded \(.*SentencePiece"):
         CLIPAdapter(str(folder))
 
 

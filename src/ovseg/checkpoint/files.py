@@ -182,4 +182,4 @@ def check_target(folder: str | Path, file: str, mark: str = "") -> None:
 
 def first_line(error: Exception) -> str:
     """What an error of a library says, cut to one line; its kind where it says nothing."""
-    return shorten((str(error).splitlines() or [type(error).__name__])[0], 200, placeholder=" …")
+    return shorten((str(error).strip().splitlines() or [type(error).__name__])[0], 200, placeholder=" …")

@@ -97,7 +97,7 @@ def _check_class(name: Any, source: str) -> None:
     bare = re.sub("(Fast)+$", "", str(name))  # transformers tries a name with and without it
     for known in (str(name), bare, f"{bare}Fast"):
         found = getattr(transformers, known, None)
-        if found is not None and not (
-            isinstance(found, type) and issubclass(found, transformers.PreTrainedTokenizerBase)
-        ):
+        if found is None or getattr(found, "_backends", None):  # a stand-in, which says what has to be installed for it
+            continue
+        if not (isinstance(found, type) and issubclass(found, transformers.PreTrainedTokenizerBase)):
             raise InputError(f"{source} has the tokenizer_class {name!r}, which is no tokenizer; correct it")
