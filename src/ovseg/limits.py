@@ -1,8 +1,11 @@
-"""What files may ask for: images of a size that can be meant, and names that stay in their folder."""
+"""What files may ask for: sizes that can be meant, and names that stay in their folder."""
 
 from __future__ import annotations
 
+import gzip
 import os
+import zipfile
+import zlib
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -10,6 +13,7 @@ from ovseg.structures import InputError
 
 MAX_MEGAPIXELS = 100.0  # of an image, its labels or masks
 VARIABLE = "OVSEG_MAX_MEGAPIXELS"  # read from the environment each time, so that it reaches workers, too
+SLACK = 2**26  # bytes that any file may unpack to, however small it is
 
 
 def check_size(width: int, height: int, what: str) -> None:
@@ -44,3 +48,46 @@ def check_names(names: Iterable[str | None], source: Path) -> None:
                 f"{source} names the image {name!r}, which may lie outside the image folder; write names relative to "
                 "it, with / and without '..'"
             )
+
+
+def check_unpacked(size: int, packed: int, ratio: int = 1) -> None:
+    """Refuse a file that unpacks to more bytes than what it holds can take.
+
+    Args:
+        size: bytes unpacked, as the file says.
+        packed: bytes of the file.
+        ratio: how much smaller honest content may get.
+
+    Raises:
+        ValueError: it does.
+    """
+    if size > ratio * packed + SLACK:
+        raise ValueError(f"it would unpack from {packed:,} to {size:,} bytes")
+
+
+def check_archive(path: Path) -> None:
+    """Refuse a zip of weights, which do not get smaller by packing, that would unpack to much more than it is.
+
+    `zipfile` gives no more bytes of a member than its size in the directory.
+
+    Raises:
+        ValueError: it would.
+    """
+    with zipfile.ZipFile(path) as archive:
+        check_unpacked(sum(member.file_size for member in archive.infolist()), path.stat().st_size)
+
+
+def read_gzip(path: Path) -> str:
+    """The text of a small file.
+
+    Raises:
+        InputError: it is damaged, no text, or unpacks to more than `SLACK` bytes.
+    """
+    try:
+        with gzip.open(path) as file:
+            content = file.read(SLACK + 1)
+        if len(content) > SLACK:
+            raise ValueError(f"it unpacks to more than {SLACK:,} bytes")
+        return content.decode()
+    except (OSError, EOFError, ValueError, zlib.error) as error:
+        raise InputError(f"{path} cannot be read ({error}); fetch or save it again") from error

@@ -11,6 +11,8 @@ from numpy.typing import NDArray
 from pycocotools import mask as coco_mask
 from torch import Tensor
 
+from ovseg.limits import check_size
+
 
 def encode(masks: Tensor) -> list[bytes]:
     """Compressed run lengths of each mask.
@@ -26,6 +28,7 @@ def decode(counts: Sequence[bytes], size: tuple[int, int]) -> Tensor:
     """(N, H, W) bool masks from what `encode` gave for masks of `size` (H, W)."""
     if not counts:
         return torch.zeros((0, *size), dtype=torch.bool)
+    check_size(size[1], size[0], "a mask")
     columns = coco_mask.decode([{"size": list(size), "counts": runs} for runs in counts])
     return torch.from_numpy(np.ascontiguousarray(columns.transpose(2, 0, 1))).bool()
 
@@ -42,6 +45,7 @@ def decode_box(counts: bytes, size: tuple[int, int], box: tuple[int, int, int, i
         ValueError: the run lengths are not those of a mask of this size, or the box is not inside.
     """
     (height, width), (x0, y0, x1, y1) = size, box
+    check_size(width, height, "a mask")
     lengths = _run_lengths(counts)
     fits = lengths.sum() == height * width and lengths.min() >= 0
     if not (fits and 0 <= x0 < x1 <= width and 0 <= y0 < y1 <= height):
@@ -88,12 +92,14 @@ def from_coco(segmentation: Any, size: tuple[int, int] | None = None) -> tuple[b
         if isinstance(segmentation, list):
             if size is None:
                 raise ValueError("polygons need the image's height and width")
+            _check_polygons(segmentation, size)
             runs = coco_mask.merge(coco_mask.frPyObjects(segmentation, *size))
         elif isinstance(segmentation["counts"], list):
             runs = coco_mask.frPyObjects(segmentation, *segmentation["size"])
         else:
             runs = segmentation
         height, width = runs["size"]
+        check_size(width, height, "a mask")
         counts = runs["counts"]
         encoded: bytes = counts.encode("ascii") if isinstance(counts, str) else bytes(counts)
         if coco_mask.area({"size": [height, width], "counts": encoded}) > height * width:
@@ -103,3 +109,13 @@ def from_coco(segmentation: Any, size: tuple[int, int] | None = None) -> tuple[b
     except Exception as error:  # pycocotools raises the bare class, and whatever Python does on odd input
         raise ValueError(f"a segmentation is neither polygons nor run lengths ({error})") from error
     return encoded, (int(height), int(width))
+
+
+def _check_polygons(polygons: list[Any], size: tuple[int, int]) -> None:
+    """pycocotools walks along their edges in steps of a fifth of a pixel, also where there is no image."""
+    check_size(size[1], size[0], "a mask")
+    side = max(size)
+    for polygon in polygons:
+        points = np.asarray(polygon, dtype=np.float64)
+        if not ((points >= -side) & (points <= 2 * side)).all():
+            raise ValueError(f"a polygon lies far outside its image of {size[1]} x {size[0]} pixels")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import os
 import time
@@ -237,3 +238,10 @@ def test_a_tokenizer_of_transformers_stays_with_its_model(tmp_path: Path) -> Non
     again = CLIPAdapter(str(tmp_path / "last.ckpt"))
     same_features(adapter, again)
     assert again.state_dict()["clip.logit_bias"] == -10
+
+
+def test_merges_that_unpack_to_very_much_are_refused(tmp_path: Path) -> None:
+    folder = tiny.clip_folder(tmp_path / "clip")
+    (tmp_path / "clip" / "merges.txt.gz").write_bytes(gzip.compress(b"a b\n" * (2**24 + 1)))
+    with pytest.raises(InputError, match=r"clip.merges\.txt\.gz cannot be read \(it unpacks to more than"):
+        CLIPAdapter(folder)

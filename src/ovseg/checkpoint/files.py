@@ -20,6 +20,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from ovseg.checkpoint.torchscript import is_torchscript, read_torchscript
+from ovseg.limits import check_archive
 from ovseg.structures import InputError
 
 Architecture = dict[str, Any]
@@ -85,6 +86,8 @@ def read_state(path: str | Path) -> dict[str, Any]:
     try:
         if path.suffix == ".safetensors":
             return dict(load_file(path))
+        if zipfile.is_zipfile(path):
+            check_archive(path)
         if is_torchscript(path):
             return read_torchscript(path)
         with path.open("rb") as file:

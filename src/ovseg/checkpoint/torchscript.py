@@ -7,6 +7,7 @@ nothing in the place of every module.
 
 from __future__ import annotations
 
+import math
 import pickle
 import re
 import zipfile
@@ -101,6 +102,8 @@ class _Reader(pickle.Unpickler):
 
 
 def _tensor(storage: Tensor, offset: int, size: tuple[int, ...], stride: tuple[int, ...], *_: Any) -> Tensor:
+    if math.prod(size) > storage.numel():  # a stride of 0 would make a large tensor of a number
+        raise ValueError(f"a tensor of {size} has {storage.numel():,} values")
     return storage.as_strided(size, stride, offset)
 
 

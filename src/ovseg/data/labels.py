@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import struct
 import zlib
 from collections.abc import Callable, Collection, Mapping, Sequence
@@ -16,6 +17,7 @@ from torch import Tensor
 
 from ovseg.data.vocabulary import read_dataset_ids
 from ovseg.images import open_image, read_image
+from ovseg.limits import check_size
 from ovseg.structures import IGNORE_INDEX, WIDE_IGNORE_INDEX, InputError, Vocabulary
 
 _REFUSED = 2**16  # where values that labels cannot have are looked up
@@ -42,13 +44,17 @@ def read_ade20k_full(path: Path) -> NDArray[Any]:
 
 def read_label_map(path: Path) -> NDArray[Any]:
     """(H, W) `LabelMap` of a MATLAB file of PASCAL Context."""
-    from scipy.io import loadmat
+    from scipy.io import loadmat, whosmat
     from scipy.io.matlab import MatReadError
 
     # one of these, NotImplementedError, is what scipy raises for files of MATLAB 7.3
     broken = (OSError, ValueError, TypeError, KeyError, NotImplementedError, MatReadError, zlib.error, struct.error)
     try:
-        values: NDArray[Any] = loadmat(path)["LabelMap"]
+        height, *others = {name: shape for name, shape, _ in whosmat(path)}["LabelMap"]
+        check_size(math.prod(others), height, str(path))
+        values: NDArray[Any] = loadmat(path, variable_names=["LabelMap"])["LabelMap"]
+    except InputError:
+        raise
     except broken as error:
         raise InputError(f"{path} has no LabelMap that can be read ({error}); unpack trainval.tar.gz anew") from error
     return values

@@ -28,6 +28,7 @@ from ovseg.checkpoint import (
     read_state,
     toy_weights,
 )
+from ovseg.limits import read_gzip
 from ovseg.models.clip_config import CONFIG, TEXT_TOWER, model_config, read_json, text_tower, towers
 from ovseg.models.clip_tokenizer import MERGES, SUFFIXES, is_tokenizer_file, tokenizer_files
 from ovseg.structures import InputError
@@ -169,7 +170,7 @@ def read_config(folder: Path | None, model: dict[str, Any], clip: nn.Module) -> 
     stored = read_json(folder / CONFIG)
     config = {"model_cfg": model, **{key: stored[key] for key in ("preprocess_cfg",) if key in stored}}
     file = folder / MERGES
-    return config, gzip.decompress(file.read_bytes()).decode().splitlines()[1:] if file.is_file() else None
+    return config, read_gzip(file).splitlines()[1:] if file.is_file() else None
 
 
 def architecture_of(config: dict[str, Any], merges: list[str] | None, tokenizer: Any, clip: nn.Module) -> Architecture:

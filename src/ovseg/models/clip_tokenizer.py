@@ -17,6 +17,7 @@ from huggingface_hub import snapshot_download
 from open_clip.tokenizer import HFTokenizer
 
 from ovseg.checkpoint import first_line
+from ovseg.limits import read_gzip
 from ovseg.models.clip_config import CONFIG, TEXT_TOWER, read_json
 from ovseg.structures import InputError
 
@@ -35,6 +36,7 @@ def create_tokenizer(folder: Path | None, name: str, model: dict[str, Any]) -> A
     context, options = text.get("context_length", 77), text.get("tokenizer_kwargs") or {}
     try:
         if folder is not None and (folder / MERGES).is_file():
+            read_gzip(folder / MERGES)  # which refuses what unpacks to too much
             return open_clip.SimpleTokenizer(str(folder / MERGES), context_length=context)
         repository = text.get("hf_tokenizer_name")
         if not repository:

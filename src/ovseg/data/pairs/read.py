@@ -12,10 +12,12 @@ import pyarrow.parquet as pq
 
 from ovseg.data.pairs.mapped import map_tables, open_mapped
 from ovseg.data.pairs.released import read_released
-from ovseg.data.pairs.store import SCHEMA_VERSION, missing_shards, read_begun, shard_name
+from ovseg.data.pairs.store import ROW_GROUP_PAIRS, SCHEMA_VERSION, missing_shards, read_begun, shard_name
 from ovseg.data.pairs.table import SCHEMA, Pairs
-from ovseg.limits import check_names
+from ovseg.limits import check_names, check_unpacked
 from ovseg.structures import InputError
+
+PACKED = 100  # times that a shard may be smaller than its pairs; masks hardly get smaller by packing
 
 
 def read_pairs(path: str | Path) -> Pairs:
@@ -56,6 +58,7 @@ def _mapped(
 ) -> Pairs:
     copy = map_tables(sources, path.stem if path.is_file() else "pairs", tables)
     table = open_mapped(copy)
+    check_names(table["file_name"].unique().to_pylist(), path)  # once more: the copy may have come with the store
     if not table.num_rows:
         raise _no_pairs(path)
     return Pairs(table, provenance, reopen=partial(open_mapped, copy, check=False))
@@ -84,10 +87,26 @@ def _read_shard(shard: Path, columns: Sequence[str]) -> pa.Table:
     try:
         schema = pq.read_schema(shard)
         if (schema.metadata or {}).get(b"ovseg_schema") == str(SCHEMA_VERSION).encode() and schema.equals(SCHEMA):
-            table = pq.read_table(shard, columns=list(columns)).replace_schema_metadata(None)
+            table = _unpacked(shard, columns)
             if "file_name" in columns:
                 check_names(table["file_name"].unique().to_pylist(), shard)
             return table
-    except (pa.ArrowException, OSError) as error:
+    except InputError:
+        raise
+    except (pa.ArrowException, OSError, ValueError) as error:
         raise InputError(f"{shard} cannot be read ({str(error).splitlines()[0]}); {advice}") from error
     raise InputError(f"{shard} does not hold pairs as this version writes them; {advice}")
+
+
+def _unpacked(shard: Path, columns: Sequence[str]) -> pa.Table:
+    """The columns of a shard, unless a small file holds very much."""
+    with pq.ParquetFile(shard) as file:
+        packed, groups = shard.stat().st_size, [file.metadata.row_group(i) for i in range(file.num_row_groups)]
+        check_unpacked(sum(group.total_byte_size for group in groups), packed, PACKED)
+        batches, unpacked = [], 0
+        # in portions, since a value that repeats is stored once
+        for batch in file.iter_batches(ROW_GROUP_PAIRS, columns=list(columns)):
+            check_unpacked(unpacked := unpacked + batch.nbytes, packed, PACKED)
+            batches.append(batch)
+        schema = pa.schema([SCHEMA.field(name) for name in columns])
+        return pa.Table.from_batches([batch.select(columns) for batch in batches], schema)

@@ -35,11 +35,12 @@ def read_released(path: Path) -> pa.Table:
     """
     advice = f"give the folder of a store, or a tab-separated file with the header {FILE!r}, {TEXT!r}"
     try:
-        table = pyarrow.csv.read_csv(
-            path,
-            parse_options=pyarrow.csv.ParseOptions(delimiter="\t"),
-            convert_options=pyarrow.csv.ConvertOptions(column_types={FILE: pa.string(), TEXT: pa.string()}),
-        )
+        with path.open("rb") as file:  # by a name such as pairs.csv.gz it would be unpacked
+            table = pyarrow.csv.read_csv(
+                file,
+                parse_options=pyarrow.csv.ParseOptions(delimiter="\t"),
+                convert_options=pyarrow.csv.ConvertOptions(column_types={FILE: pa.string(), TEXT: pa.string()}),
+            )
     except (pa.ArrowException, OSError) as error:
         raise InputError(f"{path} cannot be read as a table ({str(error).splitlines()[0]}); {advice}") from error
     if missing := [name for name in (FILE, TEXT) if name not in table.column_names]:
