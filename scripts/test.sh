@@ -18,6 +18,9 @@ if [ $# -eq 0 ]; then
     python -m ruff format --check .
     python -m mypy
     echo "Tests …"
-    set -- -n 2  # as many processes as the smallest machine has cores
+    # as many processes as the smallest machine has cores
+    python -m pytest -q -n 2 -m "not slow"
+    echo "Slow tests …"
+    set -- -m slow
 fi
 exec python -m pytest -q "$@"

@@ -300,6 +300,17 @@ def test_images_without_labels_count_nowhere(folder: str, kind: Oracle | None) -
             )
 
 
+def test_true_segments_are_named_only_where_wanted(folder: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With the proposals alone, CLIP then has nothing to do."""
+    named = trainer().test(SegmentationTask(folder, classifier="proposals"), Batches(batches(), VOCABULARY))[0]
+    monkeypatch.setattr(OpenVocabSegmenter, "classify_regions", None)
+    task = SegmentationTask(folder, classifier="proposals", name_segments=False)
+    (plain,) = trainer().test(task, Batches(batches(), VOCABULARY))
+    assert plain == {name: value for name, value in named.items() if "mask_accuracy" not in name} != named
+    with pytest.raises(InputError, match="with oracle masks the answer is the names of the true segments"):
+        SegmentationTask(folder, oracle="masks", name_segments=False)
+
+
 def test_oracles_are_refused_where_they_mean_nothing(folder: str) -> None:
     with pytest.raises(InputError, match="with oracle masks CLIP alone names the masks; leave classifier ensemble out"):
         SegmentationTask(folder, oracle="masks", classifier="ensemble")

@@ -118,6 +118,10 @@ class CLIPAdapter(nn.Module):
         scale: nn.Parameter = self.clip.logit_scale  # type: ignore[assignment]
         return scale
 
+    def compile_visual(self) -> None:
+        """Compile the image tower at its first use, for any number of regions; no weight changes its name."""
+        self.visual.compile()
+
     def encode_regions(self, regions: Tensor, region_masks: Tensor | None = None) -> Tensor:
         """L2-normalised features of masked regions.
 

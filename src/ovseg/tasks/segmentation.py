@@ -14,7 +14,7 @@ from ovseg.models import OpenVocabSegmenter
 from ovseg.models.views import ViewAnswer, Views, mean_labels
 from ovseg.ops import Classifier
 from ovseg.structures import EvalBatch, InputError, Vocabulary
-from ovseg.tasks.segments import counted, name_segments, named_segments, oracle_scores
+from ovseg.tasks.segments import counted, name_segments, named_segments, oracle_scores, segment_masks
 
 Oracle = Literal["masks", "classes"]
 
@@ -31,7 +31,7 @@ class Answer(NamedTuple):
 
     labels: Tensor  # (H, W) int64
     segments: Tensor  # (S,) the classes of the ground-truth segments
-    names: Tensor  # (S,) what CLIP takes them for
+    names: Tensor  # (S,) what CLIP takes them for; none where it is not asked
     proposals: Tensor | None  # (Q, h, w) bool, of all views; None where the masks are the oracle's
 
 
@@ -46,6 +46,11 @@ class SegmentationTask(L.LightningModule):
         oracle: what the test takes from ground truth, to see where the bottleneck is: `masks`, which CLIP alone then
             names, or `classes`, of which each proposal gets that of the segment it overlaps best.
         views: mirrored images and windows to be averaged; the whole image alone where not given.
+        name_segments: whether CLIP names the true segments, too, for the mask accuracy of a test.
+        compile: whether CLIP's image tower is compiled at its first use, for speed over many images.
+
+    Raises:
+        InputError: a number means nothing, or options contradict each other.
     """
 
     def __init__(
@@ -56,8 +61,12 @@ class SegmentationTask(L.LightningModule):
         classifier: Classifier | None = None,
         oracle: Oracle | None = None,
         views: Views | None = None,
+        name_segments: bool = True,
+        compile: bool = False,
     ) -> None:
         super().__init__()
+        if oracle == "masks" and not name_segments:
+            raise InputError("with oracle masks the answer is the names of the true segments; leave name_segments out")
         if oracle and (classifier or "clip") != "clip":
             told = "CLIP alone names the masks" if oracle == "masks" else "no classifier is asked"
             raise InputError(f"with oracle {oracle} {told}; leave classifier {classifier} out")
@@ -69,8 +78,10 @@ class SegmentationTask(L.LightningModule):
         for name in ("ensemble_weight", "mask_threshold"):
             if not 0 <= (value := getattr(self.segmenter, name)) <= 1:
                 raise InputError(f"{name} is {value}; give a number from 0 to 1")
-        self.oracle = oracle
+        self.oracle, self.name_segments = oracle, name_segments
         self.segmenter.views = views or Views()
+        if compile:
+            self.segmenter.clip.compile_visual()
 
     def setup(self, stage: str) -> None:
         if self.oracle and stage == "predict":
@@ -96,14 +107,15 @@ class SegmentationTask(L.LightningModule):
         for name, image, labels in zip(batch.names, batch.images, batch.labels, strict=True):
             answer = self.answer(image, labels)
             self.miou.update(answer.labels, labels)
-            self.mask_accuracy.update(answer.names, answer.segments)
+            if self.name_segments:
+                self.mask_accuracy.update(answer.names, answer.segments)
             if answer.proposals is not None:
                 self.recall.update(answer.proposals, labels, self.vocabulary.ignore_index)
             segmentations.append(Segmentation(name, answer.labels))
         return {"answers": segmentations}
 
     def on_test_epoch_end(self) -> None:
-        result = {**self.miou.compute(), **self.mask_accuracy.compute()}
+        result = {**self.miou.compute(), **(self.mask_accuracy.compute() if self.name_segments else {})}
         if self.oracle != "masks":
             result["proposal_recall"] = self.recall.compute()
         # already the same in every process; `sync_dist` says so to Lightning
@@ -117,7 +129,11 @@ class SegmentationTask(L.LightningModule):
 
     def answer(self, image: Tensor, labels: Tensor) -> Answer:
         """The answer to an image (3, h, w) whose labels are (H, W)."""
-        segments, names = name_segments(image, labels, self.vocabulary, self.segmenter.classify_regions)
+        if self.name_segments:
+            segments, names = name_segments(image, labels, self.vocabulary, self.segmenter.classify_regions)
+        else:
+            segments, _ = segment_masks(labels, (image.shape[1], image.shape[2]), self.vocabulary.ignore_index)
+            names = segments.new_zeros(0)
         if self.oracle == "masks":
             return Answer(named_segments(labels, segments, names), segments, names, None)
         oracle = self.oracle == "classes"
