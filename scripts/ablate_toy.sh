@@ -3,7 +3,7 @@
 # that nothing was ever chosen on. Tables go to runs/ablation/*.md, their numbers beside them; what is finished is not repeated:
 # delete the folder after a change of the shipped weights.
 #   ./scripts/ablate_toy.sh            rows of the paper: prompts, fine-tuning, both, controls
-#   ./scripts/ablate_toy.sh sweeps     prompt depth, shared prompts, ensemble weight and mask threshold
+#   ./scripts/ablate_toy.sh sweeps     prompt depth, shared prompts, how regions are resized, ensemble weight, mask threshold
 #   ./scripts/ablate_toy.sh mining     captions a scene, proposals or true masks, filters: how good pairs are, and CLIP
 set -euo pipefail
 cd "$(dirname "$0")/.."

@@ -1,4 +1,4 @@
-"""Prompt depth and sharing, ensemble weight and mask threshold: run it by `./scripts/ablate_toy.sh sweeps`.
+"""Prompts, resizing of regions, ensemble weight and mask threshold: run it by `./scripts/ablate_toy.sh sweeps`.
 
 World, adaptation and test are those of ablate_toy.py; what is finished, there too, is not repeated.
 """
@@ -22,6 +22,21 @@ def prompts() -> None:
     rows = {"depth 3": (), **rows, "depth 3, shared": ("--model.clip.shared_prompt", "true")}
     found = dict(zip(rows, ablate_toy.scores((PROMPTS, flags) for flags in rows.values()), strict=True))
     ablate_toy.publish("mask prompts", "prompts", dict(sorted(found.items())))
+
+
+def regions() -> None:
+    """The table of how regions are resized in training."""
+    ways: dict[str, ablate_toy.Flags] = {
+        "as inference does": (),
+        "as the release does": ("--data.transform.resize", "release"),
+    }
+    rows = {
+        f"{adaptation}, {way}": (ROWS[adaptation], flags)
+        for adaptation in ("mask prompts", "both at once")
+        for way, flags in ways.items()
+    }
+    found = ablate_toy.scores(rows.values())
+    ablate_toy.publish("regions of training resized", "regions", dict(zip(rows, found, strict=True)))
 
 
 def settings() -> None:
@@ -62,6 +77,7 @@ if __name__ == "__main__":
     try:
         ablate_toy.make_pairs()
         prompts()
+        regions()
         settings()
     except KeyboardInterrupt:
         sys.exit("stopped; the same command goes on")

@@ -33,7 +33,8 @@ class RegionTransform:
         size: side of the regions in pixels; the resolution of the CLIP that is adapted where not given.
         resize: `inference`: as `crop_regions` makes the regions that CLIP is asked about, bicubic without antialiasing,
             outside the mask CLIP's mean colour. `release`: bytes by Pillow's bicubic, which antialiases, outside
-            (124, 116, 103).
+            (124, 116, 103). The first is the default: regions are then the same in training and inference, in half the
+            time, and the toy's CLIP learns as much from either (docs/toy.md).
 
     Raises:
         InputError: the size is below 1, or there is no such way to resize.
