@@ -83,6 +83,14 @@ def test_prompts_of_another_tower_are_refused(tmp_path: Path) -> None:
         CLIPAdapter(str(tmp_path / "saved"))
 
 
+@pytest.mark.parametrize("prompts", [{"mask_embedding": torch.zeros(16, 64)}, {"prompt": torch.zeros(1, 16, 64)}])
+def test_what_is_no_prompt_is_refused(tmp_path: Path, prompts: dict[str, torch.Tensor]) -> None:
+    tiny.clip(tmp_path / "new").save_pretrained(tmp_path / "saved")
+    save_file(prompts, tmp_path / "saved" / "mask_prompt.safetensors")
+    with pytest.raises(InputError, match=r"the mask prompts of .* are not of shape \(depth, patches, width\); save"):
+        CLIPAdapter(str(tmp_path / "saved"))
+
+
 def test_longer_texts_than_the_context_are_cut(tmp_path: Path) -> None:
     adapter = tiny.clip(tmp_path)
     same, cut = adapter.encode_text(["cat " * 200, "cat " * 100]).detach()

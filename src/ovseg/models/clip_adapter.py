@@ -76,7 +76,10 @@ class CLIPAdapter(nn.Module):
                 )
             prompts = read_state(folder / PROMPT) if folder and (folder / PROMPT).is_file() else {}
         prompts = prompts or ({} if checkpoint is None else _prompts_in(checkpoint))
-        depth, positions, _ = prompts["mask_embedding"].shape if prompts else (0, 0, 0)
+        shape: tuple[int, ...] = getattr(prompts.get("mask_embedding"), "shape", ()) if prompts else (0, 0, 0)
+        if len(shape) != 3:
+            raise InputError(f"the mask prompts of {model} are not of shape (depth, patches, width); save it again")
+        depth, positions, _ = shape
         if depth and prompt_depth not in (None, depth):
             raise InputError(f"{model} has mask prompts of depth {depth}, not {prompt_depth}; leave prompt_depth out")
         self.clip.visual = MaskPromptedViT(self.clip.visual, depth, positions == 1)  # type: ignore[arg-type]
@@ -173,4 +176,4 @@ class CLIPAdapter(nn.Module):
 
 
 def _prompts_in(checkpoint: str) -> dict[str, Tensor]:
-    return under(read_state(checkpoint)["state_dict"], "clip.clip.visual.prompt.")
+    return under(read_state(checkpoint).get("state_dict", {}), "clip.clip.visual.prompt.")
