@@ -62,7 +62,7 @@ class RegionTransform:
         """
         top, left, height, width = RandomResizedCrop.get_params(crop, list(SCALE), list(RATIO))
         rows, columns = slice(top, top + height), slice(left, left + width)
-        if not mask[0, rows, columns].any():  # of a long thin box the centre alone is taken
+        if not mask[0, rows, columns].numpy().any():  # of a long thin box the centre alone is taken
             rows = columns = slice(None)
         window = mask[0, rows, columns]
         if self.resize == "release":
@@ -70,9 +70,9 @@ class RegionTransform:
             filled = torch.where(window, levels, levels.new_tensor(FILL)[:, None, None])
             image = Image.fromarray(filled.permute(1, 2, 0).numpy())
             region = to_tensor(image.resize((size, size), Image.Resampling.BICUBIC))
-        else:
-            filled = torch.where(window, crop[:, rows, columns], torch.tensor(CLIP_MEAN)[:, None, None])
-            region = resize_bicubic(filled, size)
+        else:  # the colour outside the mask is added at the end, since resizing leaves a colour as it is
+            fill = torch.tensor(CLIP_MEAN)[:, None, None]
+            region = resize_bicubic((crop[:, rows, columns] - fill).mul_(window), size).add_(fill)
         return region, _resize_nearest(window, size)
 
 
@@ -89,17 +89,21 @@ def resize_bicubic(image: Tensor, size: int) -> Tensor:
     """
     channels, height, width = image.shape
     rows, weights = _bicubic_taps(height, size)
-    rows = rows + height * torch.arange(channels)[:, None, None]
-    # (C * h, w) → (C * size, w); an embedding bag is a weighted sum of rows
-    flat, weights = image.reshape(-1, width), weights.repeat(channels, 1)
-    tall = F.embedding_bag(rows.flatten(0, 1), flat, per_sample_weights=weights, mode="sum")
-    columns, weights = _bicubic_taps(width, size)
+    rows = rows + height * np.arange(channels)[:, None, None]
+    # an embedding bag is a weighted sum of rows: (C * h, w) → (C * size, w)
+    tall = _weighted_rows(image.reshape(-1, width), rows, np.broadcast_to(weights, rows.shape))
     # (w, C * size) → (size, C * size)
-    turned = F.embedding_bag(columns, tall.T.contiguous(), per_sample_weights=weights, mode="sum")
+    turned = _weighted_rows(tall.T.contiguous(), *_bicubic_taps(width, size))
     return turned.T.view(channels, size, size)
 
 
-def _bicubic_taps(source: int, size: int) -> tuple[Tensor, Tensor]:
+def _weighted_rows(table: Tensor, indices: NDArray[np.int64], weights: NDArray[np.float32]) -> Tensor:
+    """(M, W): each the sum of four rows of a table (N, W), for indices and weights (…, 4) of M rows in all."""
+    bags, weights_of_bags = (torch.from_numpy(values.reshape(-1, 4)) for values in (indices, weights))
+    return F.embedding_bag(bags, table, per_sample_weights=weights_of_bags, mode="sum")
+
+
+def _bicubic_taps(source: int, size: int) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
     """Four source indices and their weights for each target index: both (size, 4)."""
     # rounded where torch rounds; in NumPy, which has a fraction of torch's overhead on arrays as small as these
     position = ((np.arange(size) + 0.5) * _scale(source, size) - 0.5).astype(np.float32).astype(np.float64)
@@ -109,14 +113,14 @@ def _bicubic_taps(source: int, size: int) -> tuple[Tensor, Tensor]:
     near = ((a + 2) * near - (a + 3)) * near * near + 1
     far = ((a * far - 5 * a) * far + 8 * a) * far - 4 * a
     weights = np.concatenate([far[:, :1], near, far[:, 1:]], axis=1).astype(np.float32)
-    taps = (first.astype(np.int64)[:, None] + np.arange(-1, 3)).clip(0, source - 1)
-    return torch.from_numpy(taps), torch.from_numpy(weights)
+    taps = first.astype(np.int64)[:, None] + np.arange(-1, 3)
+    return np.minimum(np.maximum(taps, 0), source - 1), weights
 
 
 def _resize_nearest(mask: Tensor, size: int) -> Tensor:
     """`F.interpolate(mode="nearest")` of a bool mask (h, w) to (size, size)."""
     rows, columns = (
-        (np.arange(size, dtype=np.float32) * _scale(side, size)).astype(np.int64).clip(max=side - 1)
+        np.minimum((np.arange(size, dtype=np.float32) * _scale(side, size)).astype(np.int64), side - 1)
         for side in mask.shape
     )
     pixels: NDArray[np.bool_] = mask.numpy()
