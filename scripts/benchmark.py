@@ -10,6 +10,7 @@ from typing import Any
 
 import jsonargparse
 from benchmarks.adapter import adapter
+from benchmarks.loading import loading, loading_memory
 from benchmarks.mining import mining, mining_memory
 from benchmarks.scoring import scoring
 from benchmarks.sweep import sweep
@@ -18,6 +19,8 @@ from benchmarks.text import text
 # one function a file in scripts/benchmarks
 BENCHMARKS: dict[str, Any] = {
     "adapter": adapter,
+    "loading": loading,
+    "loading_memory": loading_memory,
     "mining": mining,
     "mining_memory": mining_memory,
     "scoring": scoring,

@@ -1,0 +1,269 @@
+"""Reading region-text pairs for adapter training: as it is, and as it was; and the memory of processes that read."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from torch import Tensor
+from torchvision.transforms import InterpolationMode
+from torchvision.transforms.v2 import RandomResizedCrop
+from torchvision.transforms.v2.functional import resized_crop
+
+from benchmarks.report import report, seconds
+from ovseg import rle
+from ovseg.data.loading import ResumableLoader, seeded, train_loader
+from ovseg.data.pairs import Pairs, PairStore, ShardLog, read_pairs, write_pairs
+from ovseg.data.region_transform import RATIO, SCALE, RegionTransform
+from ovseg.data.regions import PairSampling, RegionText, RegionTextDataModule, RegionTexts
+from ovseg.images import read_image, to_tensor
+from ovseg.ops import CLIP_MEAN, masks_to_boxes
+from ovseg.structures import RegionTextBatch, RegionTextPair
+
+COCO_SIZE = (480, 640)
+SHARD_PAIRS = 20_000
+
+
+def loading(
+    images: int = 60,
+    pairs_an_image: tuple[float, ...] = (3.7, 11.0),
+    size: int = 224,
+    batch_size: int = 64,
+    workers: int = 0,
+    threads: int = 1,
+    store: Path | None = None,
+    image_folder: Path | None = None,
+) -> None:
+    """Seconds of the processor to read the regions of an epoch, ready for CLIP.
+
+    The images are noise of many scales, 480 x 640, JPEG of quality 95: 160 KB each, as COCO's are. The masks are
+    ellipses with ragged borders, a tenth to nine tenths of the image in width and height. Before, each pair was drawn
+    and its image decoded on its own, run lengths decoded over the whole image, and regions resized by torchvision.
+
+    Args:
+        images: how many.
+        pairs_an_image: regions of each on average, one table for each number; 3.7 is one caption an image, 11 all.
+        size: side of the regions.
+        batch_size: regions a batch.
+        workers: processes that read; none in place of this one.
+        threads: of the processor.
+        store: real pairs in place of these.
+        image_folder: what the names in the store are relative to.
+    """
+    torch.set_num_threads(threads)
+    if store is not None and image_folder is not None:
+        compare(store, image_folder, size, batch_size, workers, str(store))
+        return
+    for number in pairs_an_image:
+        with tempfile.TemporaryDirectory() as folder:
+            write_pairs(Path(folder) / "pairs", write_images(Path(folder), images, number))
+            title = f"{images} images of 480 x 640 with {number} pairs each"
+            compare(Path(folder) / "pairs", Path(folder), size, batch_size, workers, title)
+            print()
+
+
+def compare(store: Path, images: Path, size: int, batch_size: int, workers: int, title: str) -> None:
+    """Print the table of one store, and whether the regions are the same."""
+    transform, pairs = RegionTransform(size), read_pairs(store)
+    data = RegionTextDataModule(store, images, transform, total_batch_size=batch_size, num_workers=workers)
+    single = RegionTextDataModule(
+        store, images, transform, PairSampling(by_image=False), total_batch_size=batch_size, num_workers=workers
+    )
+    for module in (data, single):
+        module.setup("fit")
+    plain = PlainRegions(pairs, images, size)
+    loaders = {
+        "before: each pair's image decoded": train_loader(plain, batch_size, 0, workers, join_regions),
+        "each pair drawn on its own": single.train_dataloader(),
+        "pairs of an image together": data.train_dataloader(),
+    }
+    for loader in loaders.values():  # workers are started, files are in the page cache
+        list(loader)
+    measured = {name: sum(batches) for name, batches in batch_seconds(loaders, workers).items()}
+    number = len(pairs) // batch_size * batch_size
+    report(f"{number} of {len(pairs)} regions, {title}, {workers or 'no'} workers", measured)
+    rates = [1000 * time / number for time in measured.values()]
+    print(f"\n{', '.join(f'{rate:.2f}' for rate in rates)} ms a region")
+    differences = [(plain[key].region - data.dataset[key].region).abs().max().item() for key in range(number)]
+    print(f"regions differ by at most {max(differences):.1e}")
+
+
+def batch_seconds(loaders: dict[str, ResumableLoader], workers: int) -> dict[str, list[float]]:
+    """Best of five of each batch of an epoch; of the processor, so that other work of the machine counts less."""
+    clock = time.perf_counter if workers else time.process_time
+    best = {name: [float("inf")] * len(loader) for name, loader in loaders.items()}
+    for _ in range(5):
+        for name, loader in loaders.items():
+            loader.place, batches = None, iter(loader)
+            for index in range(len(loader)):
+                start = clock()
+                next(batches)
+                best[name][index] = min(best[name][index], clock() - start)
+            next(batches, None)
+    return best
+
+
+class PlainRegions(torch.utils.data.Dataset[RegionText]):
+    """What `RegionTexts` gives, without its haste."""
+
+    def __init__(self, pairs: Pairs, images: Path, size: int) -> None:
+        self.pairs, self.images, self.size = pairs, images, size
+
+    def __len__(self) -> int:
+        return len(self.pairs)
+
+    def __getitem__(self, key: int) -> RegionText:
+        pair = self.pairs[key % len(self)]
+        x0, y0, x1, y1 = pair.box
+        crop = to_tensor(read_image(self.images / pair.file_name).crop(pair.box))
+        mask = rle.decode([pair.counts], pair.size)[:, y0:y1, x0:x1]
+        with seeded(0, key):
+            top, left, height, width = RandomResizedCrop.get_params(crop, list(SCALE), list(RATIO))
+            if not mask[:, top : top + height, left : left + width].any():
+                top, left, (height, width) = 0, 0, mask.shape[1:]
+            filled = torch.where(mask, crop, torch.tensor(CLIP_MEAN)[:, None, None])
+            window, square = (top, left, height, width), [self.size, self.size]
+            region = resized_crop(filled, *window, square, InterpolationMode.BICUBIC, antialias=False)
+            small = resized_crop(mask.float(), *window, square, InterpolationMode.NEAREST, antialias=False)[0] > 0
+        return RegionText(region, small, pair.noun)
+
+
+def join_regions(samples: list[RegionText]) -> RegionTextBatch:
+    """One batch of samples."""
+    regions, masks, texts = zip(*samples, strict=True)
+    return RegionTextBatch(torch.stack(regions), torch.stack(masks), list(texts))
+
+
+def write_images(folder: Path, images: int, pairs_an_image: float) -> list[RegionTextPair]:
+    """JPEG files, and their pairs."""
+    pairs: list[RegionTextPair] = []
+    for number in range(images):
+        generator = torch.Generator().manual_seed(number)
+        name = f"{number:06d}.jpg"
+        picture(generator).save(folder / name, quality=95)
+        while len(pairs) < round((number + 1) * pairs_an_image):
+            pairs.append(region(generator, number, name, f"noun {len(pairs)}"))
+    return pairs
+
+
+def picture(generator: torch.Generator) -> Image.Image:
+    """Noise of many scales."""
+    pixels = 3 * torch.randn(3, *COCO_SIZE, generator=generator) + 128
+    for rows, contrast in ((4, 60), (16, 40), (64, 25), (240, 12)):
+        noise = torch.randn(1, 3, rows, rows * 4 // 3, generator=generator)
+        pixels += contrast * F.interpolate(noise, COCO_SIZE, mode="bicubic")[0]
+    return Image.fromarray(pixels.clamp(0, 255).byte().permute(1, 2, 0).numpy())
+
+
+def region(generator: torch.Generator, image: int, name: str, noun: str) -> RegionTextPair:
+    """A pair whose mask is a ragged ellipse."""
+    height, width = COCO_SIZE
+    sides = (0.1 + 0.8 * torch.rand(2, generator=generator)) * torch.tensor(COCO_SIZE)
+    top, left = ((torch.tensor(COCO_SIZE) - sides) * torch.rand(2, generator=generator)).tolist()
+    y = (torch.arange(height) - top)[:, None] / sides[0] * 2 - 1
+    x = (torch.arange(width) - left)[None] / sides[1] * 2 - 1
+    border = F.interpolate(torch.randn(1, 1, 60, 80, generator=generator), COCO_SIZE, mode="bilinear")[0, 0]
+    mask: Tensor = (y**2 + x**2 + 0.1 * border < 0.9)[None]
+    x0, y0, x1, y1 = masks_to_boxes(mask)[0].tolist()
+    return RegionTextPair(image, name, COCO_SIZE, rle.encode(mask)[0], (x0, y0, x1, y1), noun, image, 0.25, 0.1, 1.0)
+
+
+def loading_memory(
+    pairs: int = 1_300_000, workers: tuple[int, ...] = (1, 4), read: int = 200_000, start: str = "fork"
+) -> None:
+    """Memory of this process and its workers when they have read many pairs, mapped and as one table in memory.
+
+    Images are not read. *Own* is what a process shares with no other; *in all* counts what is shared once.
+
+    Args:
+        pairs: in the store, each with the run lengths of a mask of 480 x 640.
+        workers: how many, one line for each number.
+        read: pairs that are read in all before memory is looked at.
+        start: how workers are started: `fork`, or `forkserver`, which Python 3.14 does.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        store = Path(folder)
+        size = write_many(store, pairs)
+        print(f"{pairs:,} pairs, {size} bytes of run lengths each; MiB; workers started by {start}\n")
+        print(f"{'':22}  {'workers':>7}  {'this, own':>9}  {'peak':>6}  {'a worker, own':>13}  {'in all':>6}  seconds")
+        spawn = multiprocessing.get_context("spawn")  # a fresh process for each line
+        spawn.Process(target=read_pairs, args=(store,)).start()
+        for child in multiprocessing.active_children():
+            child.join()
+        for name, open_pairs in (("before: in memory", read_whole), ("mapped", read_pairs)):
+            for number in workers:
+                line = spawn.Process(target=measure, args=(name, open_pairs, store, number, read, start))
+                line.start()
+                line.join()
+
+
+def measure(name: str, open_pairs: Callable[[Path], Pairs], store: Path, workers: int, read: int, start: str) -> None:
+    """Print a line of `loading_memory`."""
+    began: list[Pairs] = []
+    opening = seconds(lambda: began.append(open_pairs(store)))
+    dataset = OnlyPairs(began[0], store, RegionTransform(32), 0)
+    loader = train_loader(dataset, 64, 0, workers, sum, dataset.pairs.image_indices())  # type: ignore[arg-type]
+    loader.multiprocessing_context = start
+    batches = iter(loader)
+    for _ in range(read // 64):
+        next(batches)
+    own, shared = zip(*(memory(process.pid) for process in multiprocessing.active_children()), strict=True)
+    mine, part = memory(os.getpid())
+    peak = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM"))
+    print(
+        f"{name:22}  {workers:7}  {mine:9.0f}  {int(peak.split()[1]) / 1024:6.0f}  {sum(own) / len(own):13.0f}  "
+        f"{part + sum(shared):6.0f}  {opening:7.1f}",
+        flush=True,
+    )
+
+
+class OnlyPairs(RegionTexts):
+    """Reads the pairs, and how long their run lengths are."""
+
+    def __getitems__(self, keys: list[int]) -> list[Any]:
+        return [len(self.pairs[key % len(self)].counts) for key in keys]
+
+
+def read_whole(store: Path) -> Pairs:
+    """All pairs as one table, a copy of which was made for want of a filter."""
+    table = pa.concat_tables(pq.read_table(shard) for shard in sorted(store.glob("*.parquet"))).combine_chunks()
+    table = table.take(pa.array(range(table.num_rows)))
+    pa.default_memory_pool().release_unused()
+    return Pairs(table, {})
+
+
+def write_many(folder: Path, pairs: int) -> int:
+    """A store of one shard under many names; returns the mean length of run lengths."""
+    generator = torch.Generator().manual_seed(0)
+    masks = [region(generator, 0, "", "") for _ in range(200)]
+    shard = [
+        masks[index % 200]._replace(
+            image_id=index // 11, file_name=f"{index // 11:012d}.jpg", noun=f"noun {index % 997}"
+        )
+        for index in range(SHARD_PAIRS)
+    ]
+    store = PairStore(folder, {})
+    shards = pairs // SHARD_PAIRS
+    store.begin(shards)
+    store.write(0, shard, ShardLog(SHARD_PAIRS // 11, []))
+    first = folder / "pairs-00000.parquet"
+    for number in range(1, shards):
+        os.link(first, folder / f"pairs-{number:05d}.parquet")
+    return sum(len(mask.counts) for mask in masks) // len(masks)
+
+
+def memory(pid: int | None) -> tuple[float, float]:
+    """What only this process has, and its part of what is shared, both in MiB."""
+    lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()[1:]
+    kilobytes = {line.partition(":")[0]: int(line.split()[1]) for line in lines}
+    return (kilobytes["Private_Clean"] + kilobytes["Private_Dirty"]) / 1024, kilobytes["Pss"] / 1024
