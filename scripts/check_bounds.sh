@@ -1,0 +1,14 @@
+#!/usr/bin/env bash
+# Runs the test suite on the lowest versions that setup.cfg allows, to show that its lower bounds are true.
+#   ./scripts/check_bounds.sh                   everything; makes an environment of some 7 GB in build/bounds
+#   ./scripts/check_bounds.sh tests/models      only these tests; all arguments go to pytest
+set -euo pipefail
+cd "$(dirname "$0")/.."
+
+environment=$PWD/build/bounds
+[ -x "$environment/bin/python" ] || python3.11 -m venv "$environment"  # 3.11 is the lowest, too
+export VIRTUAL_ENV=$environment PATH="$environment/bin:$PATH"
+python -m pip install --quiet --disable-pip-version-check uv  # pip itself cannot take the lowest
+uv pip install --quiet --resolution lowest-direct --editable '.[dev]'
+uv pip freeze | grep -iE '^(torch|lightning|transformers|open.clip.torch|timm|numpy|spacy)'
+exec python -m pytest -q "$@"
