@@ -27,7 +27,8 @@ def command_lines(text: str) -> list[list[str]]:
 
 DOCS = [page.read_text(encoding="utf-8") for page in sorted((REPOSITORY / "docs").glob("*.md"))]
 COMMAND_LINES = [words for page in (README, *DOCS) for words in command_lines(page)]
-OVSEG = [words[1:] for words in COMMAND_LINES if words[0] == "ovseg"]
+LAUNCHERS = {"ovseg", "srun", "torchrun"}
+OVSEG = [words[words.index("ovseg") + 1 :] for words in COMMAND_LINES if words[0] in LAUNCHERS]
 SCRIPTS = [words[0] for words in COMMAND_LINES if words[0].startswith("./")]
 
 

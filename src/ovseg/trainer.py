@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
-import time
+import signal
 from importlib.metadata import version
 
 import lightning as L
 
 from ovseg import __version__
 from ovseg.callbacks import PairsWriter, SegmentationWriter, SweepWriter
+from ovseg.callbacks.pairs import wait_for_others
 from ovseg.callbacks.sweep import Metric
 from ovseg.data.pairs import LOG, PairStore, describe, read_logs
 from ovseg.structures import InputError
 from ovseg.tasks import MiningTask, SweepTask
+
+PATIENCE = 600.0  # seconds to wait for a shard of another process, or ten times as long as the slowest of one's own
 
 
 class OVSegTrainer(L.Trainer):
@@ -46,11 +49,12 @@ class OVSegTrainer(L.Trainer):
         made_by = {name: version(name) for name in ("torch", "transformers", "open_clip_torch")}
         settings = {**model.settings(), **datamodule.settings(), "precision": str(self.precision)}
         store = PairStore(out, {**settings, "ovseg": __version__, **made_by}, datamodule.images)
-        if not store.complete:
-            self._write(model, datamodule, PairsWriter(store))
+        writer = PairsWriter(store)
+        if self.num_nodes > 1 or not store.complete:  # of two nodes each may see a store of its own
+            self._write(model, datamodule, writer)
         if self.is_global_zero:
-            while self.world_size > 1 and isinstance(self.limit_predict_batches, float) and not store.complete:
-                time.sleep(1)  # and no barrier, since the slowest process may take longer than those wait
+            if self.world_size > 1 and isinstance(self.limit_predict_batches, float):
+                self._wait(store, max(PATIENCE, 10 * writer.longest))
             report(store)
 
     def segment(self, model: L.LightningModule, datamodule: L.LightningDataModule, out: str = "out") -> None:
@@ -88,6 +92,14 @@ class OVSegTrainer(L.Trainer):
             raise InputError(f"sweep needs a SweepTask, not {type(model).__name__}; see conf/sweep.yaml")
         self.callbacks.append(SweepWriter(out, metric))  # type: ignore[attr-defined]
         self.test(model, datamodule=datamodule, verbose=False)
+
+    def _wait(self, store: PairStore, patience: float) -> None:
+        try:
+            wait_for_others(store, patience)
+        except BaseException:
+            if self.strategy.launcher:  # Lightning ends what it has started only while it runs
+                self.strategy.launcher.kill(signal.SIGKILL)
+            raise
 
     def _write(self, model: L.LightningModule, datamodule: L.LightningDataModule, writer: L.Callback) -> None:
         self.callbacks.append(writer)  # type: ignore[attr-defined]

@@ -103,6 +103,8 @@ class LastCheckpoint(ModelCheckpoint):
         try:
             if trainer.world_size == 1 or (isinstance(exception, Stopped) and exception.together):
                 super().on_exception(trainer, pl_module, exception)
+                if not trainer.is_global_zero:
+                    time.sleep(5)  # as long as Lightning takes to kill the first process when another has ended
             elif trainer.is_global_zero and type(trainer.strategy) is DDPStrategy:  # others have a part in each process
                 # private of Lightning 2.x, as is the check above: no other way to a checkpoint has no barrier
                 checkpoint = trainer._checkpoint_connector.dump_checkpoint()

@@ -17,6 +17,7 @@ import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
+from uuid import uuid4
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -68,8 +69,18 @@ class PairStore:
 
     @property
     def complete(self) -> bool:
+        return self.missing() == []
+
+    def missing(self) -> list[int] | None:
+        """The shards that are still to come; None before the store is begun."""
         begun = read_begun(self.folder)
-        return begun is not None and not missing_shards(self.folder, begun["shards"])
+        return None if begun is None else missing_shards(self.folder, begun["shards"])
+
+    def leave_mark(self) -> str:
+        """The name of a new file, by which other processes tell whether they write to the same folder."""
+        name = f".{uuid4().hex}.tmp"  # a name never asked for is in no cache of a network's file system
+        self._write(name, b"")
+        return name
 
     def begin(self, shards: int) -> list[int]:
         """Say how many shards there will be; one process does, before any writes.
