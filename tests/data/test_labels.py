@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
+from threading import Barrier
+from typing import Any
 
 import numpy as np
 import pytest
+from lightning.pytorch.utilities import rank_zero_only
+from numpy.typing import NDArray
 from PIL import Image
 from scipy.io import savemat
 
@@ -152,3 +156,35 @@ def test_what_is_wrong_with_the_first_files_is_told_at_once(tmp_path: Path) -> N
     assert faults[0].startswith(f"{images[4]} cannot be used")
     assert sum(fault.startswith(f"{bad} has the value 7") for fault in faults) == 2
     assert faults[-1] == "and 2 more of the 30 looked at"
+
+
+def test_files_are_looked_at_side_by_side(tmp_path: Path) -> None:
+    together = Barrier(2)
+
+    def read_together(path: Path) -> NDArray[Any]:
+        together.wait(timeout=10)  # raises where nobody else reads
+        return read_png(path)
+
+    images = [tmp_path / f"{number}.jpg" for number in range(2)]
+    for image in images:
+        Image.new("RGB", (2, 1)).save(image)
+    label = save(tmp_path / "label.png", [[0, 1]])
+    LabelFiles(dict.fromkeys(images, label), Coding([0, 1], [], read_together), "words")
+
+
+def test_the_first_process_looks_for_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    label, read = save(tmp_path / "bad.png", [[0, 7]]), []
+
+    def read_and_tell(path: Path) -> NDArray[Any]:
+        read.append(path)
+        return read_png(path)
+
+    coding = Coding([0, 1], [], read_and_tell)
+    monkeypatch.setattr(rank_zero_only, "rank", 1)
+    labels = label_files(label, coding)
+    assert read == []
+    monkeypatch.setattr(rank_zero_only, "rank", 0)
+    with pytest.raises(InputError, match=r"bad\.png has the value 7"):
+        label_files(label, coding)
+    assert read == [label]
+    assert labels.fault(labels.images[0]) is not None  # the others find it when they read it

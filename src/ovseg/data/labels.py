@@ -6,12 +6,14 @@ import math
 import struct
 import zlib
 from collections.abc import Callable, Collection, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from lightning.pytorch.utilities import rank_zero_only
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -22,6 +24,7 @@ from ovseg.structures import IGNORE_INDEX, WIDE_IGNORE_INDEX, InputError, Vocabu
 
 _REFUSED = 2**16  # where values that labels cannot have are looked up
 _LOOKED_AT = 50  # files that are read before work starts
+_THREADS = 8  # that read them: a folder on the network answers late
 _SHOWN = 3  # faults that one message spells out
 
 
@@ -100,7 +103,7 @@ class LabelFiles:
         vocabulary: what to call the classes in a message.
 
     Raises:
-        InputError: of 50 pairs spread over the files, some cannot be used.
+        InputError: of 50 pairs spread over the files, some cannot be used. The first process of a run looks for all.
     """
 
     def __init__(self, files: Mapping[Path, Path], coding: Coding, vocabulary: str) -> None:
@@ -115,8 +118,14 @@ class LabelFiles:
         self.table = np.full(_REFUSED + 1, -1)  # value → class index; -1 for values that are refused
         self.table[list(coding.unlabelled)] = self.ignore_index
         self.table[list(coding.values)] = np.arange(classes)
-        some = self.images[:: -(-len(files) // _LOOKED_AT) or 1]
-        if faults := [fault for image in some if (fault := self.fault(image))]:
+        self._look_at_some()
+
+    @rank_zero_only
+    def _look_at_some(self) -> None:
+        some = self.images[:: -(-len(self.files) // _LOOKED_AT) or 1]
+        with ThreadPoolExecutor(_THREADS) as threads:
+            faults = [fault for fault in threads.map(self.fault, some) if fault]
+        if faults:
             more = f"; and {len(faults) - _SHOWN} more of the {len(some)} looked at" if len(faults) > _SHOWN else ""
             raise InputError(f"{'; '.join(faults[:_SHOWN])}{more}")
 
