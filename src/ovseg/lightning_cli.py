@@ -84,6 +84,7 @@ class OVSegCLI(LightningCLI):
         warnings.filterwarnings("ignore", message="LightningCLI's args parameter")  # words may differ from sys.argv
         warnings.filterwarnings("ignore", message=".*LeafSpec")  # Lightning's own use of what torch renamed
         warnings.filterwarnings("ignore", message=".*exists and is not empty")  # see _check_start
+        warnings.filterwarnings("ignore", message=".*across ranks is zero")  # no images to validate on, or none left
         for part in ("pytorch.utilities.rank_zero", "fabric.utilities.seed"):  # lists of absent devices; in the config
             logging.getLogger(f"lightning.{part}").setLevel(logging.WARNING)
         options: dict[str, Any] = {"parser_mode": "omegaconf+", "exit_on_error": False}
