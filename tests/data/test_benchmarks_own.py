@@ -110,7 +110,7 @@ def test_the_toy_world_is_read_as_it_is_written(tmp_path: Path) -> None:
         stored = np.asarray(Image.open(label_file))
         assert batch.images[0].shape == (3, 32, 32)
         assert (batch.labels[0].numpy() == stored).all()
-    proposals = COCOStuffDataModule(str(tmp_path / "toy"), "toy_train", batch_size=1, num_workers=0, val_split=1)
+    proposals = COCOStuffDataModule(str(tmp_path / "toy"), "toy_train", total_batch_size=1, num_workers=0, val_split=1)
     proposals.setup("fit")
     assert len(proposals.train_dataset) == 2
 
