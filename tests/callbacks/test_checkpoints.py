@@ -67,6 +67,21 @@ def test_the_best_is_kept_over_a_restart(tmp_path: Path) -> None:
     assert {file.name for file in tmp_path.iterdir()} == {"best.ckpt", "last.ckpt"}
 
 
+class Look(L.Callback):
+    """Reads in the third step what a run killed there would go on from."""
+
+    def on_train_batch_start(self, trainer: L.Trainer, *args: Any) -> None:
+        if trainer.global_step == 2:
+            last = torch.load(Path(str(trainer.checkpoint_callbacks[-1].dirpath), "last.ckpt"), weights_only=True)
+            [self.state] = [state for name, state in last["callbacks"].items() if name.startswith("BestCheckpoint")]
+
+
+def test_the_last_knows_of_the_best_of_the_same_validation(tmp_path: Path) -> None:
+    look = Look()
+    fit(tmp_path, Scored([0.1, 0.5, 0.3]), 3, look)
+    assert float(look.state["best_model_score"]) == pytest.approx(0.5)
+
+
 @pytest.mark.parametrize("monitor", [None, "val/another"])
 def test_there_is_no_best_without_a_score(tmp_path: Path, monitor: str | None) -> None:
     task = Scored([0.1, 0.2])
