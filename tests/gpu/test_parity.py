@@ -50,6 +50,7 @@ def test_regions_equal_the_release(gpu: GPU) -> None:
     golden, mean = test_crops.G2, test_crops.MEAN
     masks = (golden["mask_prob"] > 0.5).to(gpu.device)
     found = crop_regions(test_crops.IMAGE.to(gpu.device), masks, 224, mean)
+    assert {part.device.type for part in found} == {"cuda"}
     regions, region_masks, valid = (part.cpu() for part in found)
     assert torch.equal(valid, golden["A_valid"])
     assert torch.equal(region_masks[valid], goldens.unpack(golden["A_masks_packed"], -1, 224, 224))
