@@ -97,8 +97,8 @@ class SegmentationBatch(NamedTuple):
     """Training images with one class index per pixel."""
 
     images: Tensor  # (B, 3, h, w) in [0, 1]
-    labels: Tensor  # (B, h, w) int64, IGNORE_INDEX where unlabelled
-    regions: Tensor | None = None  # (B, h, w) int64, which region of the image; None: a class has one
+    labels: Tensor  # (B, h, w), IGNORE_INDEX where unlabelled; int16 as it travels, int64 on the device
+    regions: Tensor | None = None  # (B, h, w) likewise, which region of the image; None: a class has one
 
 
 class EvalBatch(NamedTuple):
@@ -107,7 +107,7 @@ class EvalBatch(NamedTuple):
     images: list[Tensor]  # B × (3, h, w) in [0, 1]
     sizes: list[tuple[int, int]]  # B × (H, W)
     names: list[str]  # B image files
-    labels: list[Tensor]  # B × (H, W) int64, empty where there is no ground truth
+    labels: list[Tensor]  # B × (H, W), empty without ground truth; int16 or int32 as it travels, int64 on the device
     faults: tuple[str, ...] = ()  # of images that could not be read and are not among the B
 
 

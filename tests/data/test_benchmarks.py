@@ -91,7 +91,7 @@ def test_ade20k_847_is_reduced_before_the_network_and_the_score(tmp_path: Path) 
     (batch,) = data.test_dataloader()
     assert batch.sizes == [(512, 768)] and batch.images[0].shape == (3, 640, 960)
     expected = torch.tensor([[0, 1, W], [1, 0, 0]]).repeat_interleave(256, 0).repeat_interleave(256, 1)
-    assert torch.equal(batch.labels[0], expected)
+    assert torch.equal(batch.labels[0], expected.int())
     seen = F.interpolate(to_tensor(read_image(scene))[None], (512, 768), mode="bilinear", align_corners=False)
     seen = F.interpolate(seen, (640, 960), mode="bilinear", align_corners=False)[0]
     assert (batch.images[0] - seen).abs().max() < 2.5 / 255  # rounded to bytes twice; not so if seen at full size

@@ -140,7 +140,7 @@ def _examples(trainer: L.Trainer, task: SegmentationTask, findings: Findings) ->
     for group, scores in findings.chosen.items():
         for score in scores:
             batch: EvalBatch = dataset[places[score.name]]
-            labels = batch.labels[0]
+            labels = batch.labels[0].long()
             with trainer.precision_plugin.test_step_context():
                 answer = task.answer(batch.images[0].to(task.device), labels.to(task.device)).labels.cpu()
             image = read_image(score.name).resize((labels.shape[1], labels.shape[0]))  # which may be scored smaller

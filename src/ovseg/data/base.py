@@ -1,15 +1,30 @@
-"""What every loader for evaluation shares: one image a batch, each read by exactly one process."""
+"""What datamodules share: labels that travel small, and loaders for evaluation, which read each image once."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 import torch
+from lightning import LightningDataModule
 from torch import distributed
 from torch.utils.data import DataLoader, Dataset, DistributedSampler
 
 from ovseg.stopping import outlive_signals
-from ovseg.structures import EvalBatch, InputError
+from ovseg.structures import EvalBatch, InputError, SegmentationBatch
+
+
+class LabelsDataModule(LightningDataModule):
+    """Sends labels to the device as the small integers that they are read as; torch indexes with int64 there."""
+
+    def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
+        """The batch, now on the device, with labels in int64."""
+        if isinstance(batch, EvalBatch):
+            return batch._replace(labels=[labels.long() for labels in batch.labels])
+        if isinstance(batch, SegmentationBatch):
+            regions = None if batch.regions is None else batch.regions.long()
+            return batch._replace(labels=batch.labels.long(), regions=regions)
+        return batch
 
 
 class ShardSampler(DistributedSampler[int]):

@@ -59,7 +59,7 @@ class CheckedFiles(Dataset[Looked]):
         present = torch.zeros(len(self.labels.coding.values), dtype=torch.bool)
         try:
             picture = read_image(self.images[index])
-            found = torch.unique(self.labels(self.images[index], (picture.height, picture.width)))
+            found = torch.unique(self.labels(self.images[index], (picture.height, picture.width))).long()
         except InputError as error:
             return Looked(present, str(error))
         present[found[found != self.labels.ignore_index]] = True

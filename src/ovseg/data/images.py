@@ -46,7 +46,7 @@ class EvalImages(Dataset[EvalBatch]):
     Args:
         paths: the image files.
         resize: short and long side in pixels; the image's own size where not given.
-        read_labels: (image file, (H, W) of the image) → (H, W) int64; `EvalBatch.labels` is empty without it.
+        read_labels: (image file, (H, W) of the image) → (H, W) integers; `EvalBatch.labels` is empty without it.
     """
 
     def __init__(

@@ -115,7 +115,9 @@ class LabelFiles:
                 f"hold 0 to {WIDE_IGNORE_INDEX - 1:,}; correct label_offset or take fewer classes"
             )
         self.ignore_index = IGNORE_INDEX if classes <= IGNORE_INDEX else WIDE_IGNORE_INDEX
-        self.table = np.full(_REFUSED + 1, -1)  # value → class index; -1 for values that are refused
+        small = np.int16 if self.ignore_index == IGNORE_INDEX else np.int32
+        # value → class index; -1 for values that are refused
+        self.table: NDArray[np.signedinteger[Any]] = np.full(_REFUSED + 1, -1, small)
         self.table[list(coding.unlabelled)] = self.ignore_index
         self.table[list(coding.values)] = np.arange(classes)
         self._look_at_some()
@@ -134,7 +136,7 @@ class LabelFiles:
         return list(self.files)
 
     def __call__(self, image: Path, size: tuple[int, int]) -> Tensor:
-        """(H, W) int64 with `ignore_index`, for an image of `size` (H, W)."""
+        """(H, W) int16 with `ignore_index`, int32 where 255 is a class, for an image of `size` (H, W)."""
         path = self.files[image]
         values = self.coding.read(path)
         if values.ndim != 2 or values.dtype.kind not in "bui":
@@ -143,7 +145,7 @@ class LabelFiles:
                 f"{path} has {channels} channels of {values.dtype}; labels have one of whole numbers, a class per pixel"
             )
         places = np.where(values < 0, _REFUSED, values) if values.dtype.kind == "i" else values
-        indices: NDArray[np.int64] = self.table.take(places, mode="clip")
+        indices: NDArray[np.signedinteger[Any]] = self.table.take(places, mode="clip")
         if (indices < 0).any():
             raise InputError(
                 f"{path} has the value {values[indices < 0][0]}, no class of {self.vocabulary}; use the label files "

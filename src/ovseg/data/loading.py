@@ -19,10 +19,10 @@ from typing import Any, TypeVar
 
 import numpy as np
 import torch
-from lightning import LightningDataModule
 from torch import Tensor, distributed
 from torch.utils.data import DataLoader, Dataset, DistributedSampler
 
+from ovseg.data.base import LabelsDataModule
 from ovseg.stopping import outlive_signals
 from ovseg.structures import InputError
 
@@ -119,7 +119,7 @@ class ResumableLoader(DataLoader[Any]):
         self.place = state["place"]
 
 
-class ResumableDataModule(LightningDataModule):
+class ResumableDataModule(LabelsDataModule):
     """Has the place of its training loader in checkpoints.
 
     Lightning restores the place that a loader keeps itself only if it has not built the loader before it reads the

@@ -32,17 +32,17 @@ class SegmentationTransform:
     long_side: int = 2560
 
     def __call__(self, image: Image.Image, labels: Tensor) -> tuple[Tensor, Tensor]:
-        """An RGB image and its (H, W) int64 labels → (3, c, c) in [0, 1] and (c, c) int64."""
+        """An RGB image and its (H, W) labels → (3, c, c) in [0, 1] and (c, c) labels of the same type."""
         short_side = self.short_sides[int(torch.randint(len(self.short_sides), ()))]
         image = resize_short_side(image, short_side, self.long_side)
         # torch's nearest takes the first pixel of those that become one, as the release does, and not the middle one
-        labels = F.interpolate(labels[None, None].float(), image.size[::-1], mode="nearest")[0, 0].long()
+        resized = F.interpolate(labels[None, None].float(), image.size[::-1], mode="nearest")[0, 0]
 
         left, top = (int(torch.randint(max(side - self.crop_size, 0) + 1, ())) for side in image.size)
         right, bottom = min(left + self.crop_size, image.width), min(top + self.crop_size, image.height)
         image = SSDJitter.draw()(image.crop((left, top, right, bottom)))
         pixels = to_tensor(image)
-        target = labels[top:bottom, left:right]
+        target = resized[top:bottom, left:right].to(labels.dtype)
 
         if torch.rand(()) < 0.5:
             pixels, target = pixels.flip(-1), target.flip(-1)

@@ -8,10 +8,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import ClassVar, NamedTuple
 
-from lightning import LightningDataModule
 from torch.utils.data import DataLoader
 
-from ovseg.data.base import eval_loader
+from ovseg.data.base import LabelsDataModule, eval_loader
 from ovseg.data.images import EvalImages
 from ovseg.data.labels import LabelFiles
 from ovseg.data.vocabulary import read_vocabulary
@@ -31,7 +30,7 @@ class Layout(NamedTuple):
     name: str = ""  # of the benchmark, where it is not that of its classes
 
 
-class EvalDataModule(LightningDataModule):
+class EvalDataModule(LabelsDataModule):
     """Images to be tested on and the vocabulary that their labels index.
 
     Args:

@@ -29,7 +29,7 @@ class _LabelledScenes(Dataset[tuple[Tensor, Tensor]]):
 
     def __getitem__(self, key: int) -> tuple[Tensor, Tensor]:
         scene = make_scene(self.seed, key, split=SPLIT)
-        target = torch.zeros(scene.image.shape[:2], dtype=torch.int64)
+        target = torch.zeros(scene.image.shape[:2], dtype=torch.int16)
         for number, region in enumerate(scene.regions):
             target[torch.from_numpy(region.mask)] = int(TRAINING_LABELS[region.noun]) + BASE * number
         return to_tensor(Image.fromarray(scene.image)), target
