@@ -47,7 +47,9 @@ def _main(words: list[str], node: int, port: int, log: Path) -> None:
 
     from ovseg.cli import main
 
-    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "NODE_RANK": str(node)}
+    # without the last, Lightning's DDP takes all cores, and sums are added up in another order than by one thread
+    place = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "NODE_RANK": str(node), "OMP_NUM_THREADS": "1"}
+    os.environ |= place
     with log.open("w") as file:
         os.dup2(file.fileno(), 1)
         os.dup2(file.fileno(), 2)
