@@ -192,7 +192,7 @@ def test_groups_stay_together_and_are_shuffled() -> None:
 def test_processes_divide_the_batches_of_one_with_groups(epoch: int) -> None:
     (whole,) = keys_of(1, 8, epoch)
     shares = keys_of(2, 4, epoch)
-    assert len(whole) == 16
+    assert len(whole) == 22
     for step in range(2):
         assert shares[0][4 * step :][:4] + shares[1][4 * step :][:4] == whole[8 * step :][:8]
 
@@ -201,6 +201,14 @@ def test_one_short_batch_of_groups_is_even() -> None:
     shares = keys_of(4, 32, drop_last=False)
     assert [len(share) for share in shares] == [6] * 4  # of 22 samples two come twice
     assert {key for share in shares for key in share} == set(range(22))
+
+
+@pytest.mark.parametrize("groups", [None, GROUPS], ids=["single", "groups"])
+def test_fewer_samples_than_an_accumulated_step_are_all_served_in_every_epoch(groups: Tensor | None) -> None:
+    loader = train_loader(Numbers(), 8, 0, 0, torch.stack, groups, accumulated=4)
+    for epoch in range(2):
+        keys = [int(key) for batch in loader for key in batch[:, 0]]
+        assert sorted(keys) == list(range(22 * epoch, 22 * (epoch + 1)))
 
 
 def test_overfitting_repeats_the_same_batches() -> None:

@@ -75,10 +75,8 @@ class GroupSampler(EpochSampler):
             place = torch.randperm(int(self.groups.max()) + 1)
         order = place[self.groups].argsort(stable=True)
         order = order.repeat(-(-self.total_size // len(order)))[: self.total_size]  # even, where nothing is dropped
-        piece = min(self.batch_size, self.num_samples)
-        steps = self.num_samples // piece
-        pieces = order[: steps * self.num_replicas * piece].view(steps, self.num_replicas, piece)
-        chosen: list[int] = pieces[:, self.rank].flatten().tolist()
+        batches = order.split(self.batch_size * self.num_replicas)  # the last may be smaller
+        chosen: list[int] = torch.cat([batch.view(self.num_replicas, -1)[self.rank] for batch in batches]).tolist()
         return chosen
 
 
