@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import pickle
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -84,6 +85,42 @@ def test_the_copy_is_made_once_and_anew_when_a_shard_changes(tmp_path: Path) -> 
     (anew,) = tmp_path.glob("*.arrow")  # the old one is gone
     assert anew != copy
     assert not list(tmp_path.glob(".*"))
+
+
+def test_a_new_copy_deletes_no_file_but_older_copies_of_its_own_source(tmp_path: Path) -> None:
+    tables = [tmp_path / name for name in ("some.csv", "some.tsv", "some.csv.more")]
+    for table in tables:
+        table.write_text("filepath\ttitle\na.png\tdog\n", encoding="utf-8")
+        read_pairs(table)
+    kept = set(tmp_path.glob("*.arrow"))
+    assert len(kept) == 3
+    mine = tmp_path / "some.csv.mine.arrow"
+    mine.touch()
+    tables[0].write_text("filepath\ttitle\na.png\ta dog\n", encoding="utf-8")
+    assert read_pairs(tables[0])[0].noun == "a dog"
+    left = set(tmp_path.glob("*.arrow"))
+    assert mine in left and len(kept & left) == 2 and len(left) == 4
+
+
+def test_partial_copies_of_killed_processes_leave_the_cache(
+    tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cache.mkdir(parents=True)
+    old, recent = (cache / f".pairs.0123456789abcdef.arrow.host.{pid}.tmp" for pid in (1, 2))
+    for file in (old, recent):
+        file.touch()
+    os.utime(old, (0, 0))
+    write_pairs(tmp_path / "pairs", [pair(0)])
+    write = mapped._write
+
+    def on_a_read_only_disk(path: Path, tables: Iterable[pa.Table]) -> None:
+        if path.parent != cache:
+            raise OSError(errno.EROFS, os.strerror(errno.EROFS))
+        write(path, tables)
+
+    monkeypatch.setattr(mapped, "_write", on_a_read_only_disk)
+    read_pairs(tmp_path / "pairs")
+    assert not old.exists() and recent.exists() and len(list(cache.glob("*.arrow"))) == 1
 
 
 def test_a_copy_that_is_there_is_not_replaced_under_those_who_read_it(tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ import contextlib
 import hashlib
 import json
 import os
+import re
 import socket
 import time
 from collections.abc import Callable, Iterable, Sequence
@@ -57,7 +58,8 @@ def map_tables(sources: Sequence[Path], name: str, tables: Callable[[], Iterable
         except OSError as error:
             faults.append(f"{folder}: {error.strerror or error}")
             continue
-        if folder == folders[0]:
+        _delete_partial(folder)
+        if folder == folders[0]:  # the cache has copies of other stores, too
             _delete_outdated(path, name)
         return path
     raise InputError(
@@ -110,12 +112,17 @@ def _write(path: Path, tables: Iterable[pa.Table]) -> None:
 
 
 def _delete_outdated(path: Path, name: str) -> None:
-    """Copies of what the sources were before, and partial ones of processes that were killed."""
-    outdated = [file for file in path.parent.glob(f"{name}.*.arrow") if file != path]
-    for file in path.parent.glob(f".{name}.*.tmp"):
+    """Copies of what the sources were before."""
+    copies = re.compile(re.escape(name) + r"\.[0-9a-f]{16}\.arrow")
+    for file in path.parent.iterdir():
+        if copies.fullmatch(file.name) and file != path:
+            with contextlib.suppress(OSError):
+                file.unlink()
+
+
+def _delete_partial(folder: Path) -> None:
+    """Partial copies of processes that were killed."""
+    for file in folder.glob(".*.arrow.*.tmp"):
         with contextlib.suppress(OSError):
             if time.time() - file.stat().st_mtime > LEFTOVER_SECONDS:
-                outdated.append(file)
-    for file in outdated:
-        with contextlib.suppress(OSError):
-            file.unlink()
+                file.unlink()

@@ -56,7 +56,7 @@ def read_columns(path: str | Path, columns: Sequence[str]) -> pa.Table:
 def _mapped(
     path: Path, sources: Sequence[Path], tables: Callable[[], Iterable[pa.Table]], provenance: Mapping[str, Any]
 ) -> Pairs:
-    copy = map_tables(sources, path.stem if path.is_file() else "pairs", tables)
+    copy = map_tables(sources, path.name if path.is_file() else "pairs", tables)
     table = open_mapped(copy)
     check_names(table["file_name"].unique().to_pylist(), path)  # once more: the copy may have come with the store
     if not table.num_rows:
