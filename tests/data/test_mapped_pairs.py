@@ -30,6 +30,19 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path / "cache" / "pairs"
 
 
+@pytest.fixture
+def read_only(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Only the cache is on a disk that can be written."""
+    write = mapped._write
+
+    def refuse(path: Path, tables: Iterable[pa.Table]) -> None:
+        if path.parent != cache:
+            raise OSError(errno.EROFS, os.strerror(errno.EROFS))
+        write(path, tables)
+
+    monkeypatch.setattr(mapped, "_write", refuse)
+
+
 def with_run_lengths(folder: Path, kind: pa.DataType, sizes: list[int]) -> pa.Table:
     """Pairs whose run lengths have these sizes: zeros that take no room, in memory or on the disk, and end in `end`."""
     sparse = folder / "sparse"
@@ -102,25 +115,24 @@ def test_a_new_copy_deletes_no_file_but_older_copies_of_its_own_source(tmp_path:
     assert mine in left and len(kept & left) == 2 and len(left) == 4
 
 
-def test_partial_copies_of_killed_processes_leave_the_cache(
-    tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_partial_copies_of_killed_processes_leave_the_cache(tmp_path: Path, cache: Path, read_only: None) -> None:
     cache.mkdir(parents=True)
     old, recent = (cache / f".pairs.0123456789abcdef.arrow.host.{pid}.tmp" for pid in (1, 2))
     for file in (old, recent):
         file.touch()
     os.utime(old, (0, 0))
     write_pairs(tmp_path / "pairs", [pair(0)])
-    write = mapped._write
-
-    def on_a_read_only_disk(path: Path, tables: Iterable[pa.Table]) -> None:
-        if path.parent != cache:
-            raise OSError(errno.EROFS, os.strerror(errno.EROFS))
-        write(path, tables)
-
-    monkeypatch.setattr(mapped, "_write", on_a_read_only_disk)
     read_pairs(tmp_path / "pairs")
     assert not old.exists() and recent.exists() and len(list(cache.glob("*.arrow"))) == 1
+
+
+def test_read_only_stores_of_equal_names_sizes_and_times_are_told_apart(tmp_path: Path, read_only: None) -> None:
+    for noun in ("cat", "dog"):
+        table = tmp_path / noun / "pairs.csv"
+        table.parent.mkdir()
+        table.write_text(f"filepath\ttitle\na.png\t{noun}\n", encoding="utf-8")
+        os.utime(table, (0, 0))
+        assert read_pairs(table)[0].noun == noun
 
 
 def test_a_copy_that_is_there_is_not_replaced_under_those_who_read_it(tmp_path: Path) -> None:

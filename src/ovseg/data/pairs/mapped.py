@@ -41,31 +41,35 @@ def map_tables(sources: Sequence[Path], name: str, tables: Callable[[], Iterable
     Raises:
         InputError: there is no room for it.
     """
+    store = sources[0].parent
     identity = [VERSION, *((path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in sources)]
-    key = hashlib.sha256(json.dumps(identity).encode()).hexdigest()[:16]
-    folders = [sources[0].parent]
+    places = [store / f"{name}.{_key(identity)}.arrow"]
     with contextlib.suppress(RuntimeError):  # without a home there is no cache
-        folders.append(cache_folder("pairs"))
-    for folder in folders:
-        if (path := folder / f"{name}.{key}.arrow").is_file():
+        # times may be equal, in an image of a file system for example, and only here stores meet
+        places.append(cache_folder("pairs") / f"{name}.{_key([str(store.resolve()), *identity])}.arrow")
+    for path in places:
+        if path.is_file():
             return path
     faults = []
-    for folder in folders:
-        path = folder / f"{name}.{key}.arrow"
+    for path in places:
         try:
-            folder.mkdir(parents=True, exist_ok=True)
+            path.parent.mkdir(parents=True, exist_ok=True)
             _write(path, tables())
         except OSError as error:
-            faults.append(f"{folder}: {error.strerror or error}")
+            faults.append(f"{path.parent}: {error.strerror or error}")
             continue
-        _delete_partial(folder)
-        if folder == folders[0]:  # the cache has copies of other stores, too
+        _delete_partial(path.parent)
+        if path == places[0]:  # the cache has copies of other stores, too
             _delete_outdated(path, name)
         return path
     raise InputError(
-        f"the pairs of {folders[0]} cannot be copied into a file that processes share ({'; '.join(faults)}); "
+        f"the pairs of {store} cannot be copied into a file that processes share ({'; '.join(faults)}); "
         "make room there, or set OVSEG_CACHE to a folder with room"
     )
+
+
+def _key(identity: Sequence[object]) -> str:
+    return hashlib.sha256(json.dumps(identity).encode()).hexdigest()[:16]
 
 
 def open_mapped(path: Path, check: bool = True) -> pa.Table:
