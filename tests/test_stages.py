@@ -21,6 +21,7 @@ import torch
 import yaml
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.strategies.launchers.subprocess_script import _SubprocessScriptLauncher
 from PIL import Image
 from torch import Tensor
 
@@ -323,6 +324,20 @@ def test_validate_scores_a_checkpoint_as_fit_did(runs: Runs) -> None:
     ovseg("validate", *parts, *place, "--ckpt_path", run / "last.ckpt")
     assert logged(out)[0].keys() >= {"val/mean_best_iou", "val/miou_union", "val/miou_target"}
     assert (out / "validate.yaml").is_file() and not (out / "last.ckpt").exists()
+
+
+def test_what_cannot_be_done_is_refused_before_it_begins(
+    runs: Runs, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = runs.root / "adapter" / "fit.yaml"
+    parts = {part: json.dumps(value) for part, value in yaml.safe_load(config.read_text()).items()}
+    words = ["--model", parts["model"], "--data", parts["data"], "--trainer.default_root_dir", runs.root / "refused"]
+    said = refusal(capsys, "validate", *words, "--data.val", "null", *UNLOGGED)
+    assert said.startswith("there is nothing to validate on; give --data.val a benchmark")
+    monkeypatch.setattr(_SubprocessScriptLauncher, "_call_children_scripts", lambda self: pytest.fail("launched"))
+    two = ["--trainer.accelerator", "cpu", "--trainer.devices", 2, "--trainer.strategy", "ddp"]
+    said = refusal(capsys, "fit", *words, *two, "--data.total_batch_size", 7, *UNLOGGED)
+    assert said == ("a total_batch_size of 7 cannot be divided among 2 processes; give --data.total_batch_size 6")
 
 
 STOPS = [("Interrupt", 2, 130), ("Press", 2, 130), ("Press", 3, 130), ("Terminate", 2, 143), ("Terminate", 3, 143)]

@@ -20,6 +20,7 @@ from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 from lightning.pytorch.plugins import Precision
 
 from ovseg.callbacks import BestCheckpoint, LastCheckpoint, ReportWriter, StepSeed, StopAfterStep
+from ovseg.data.loading import ResumableDataModule
 from ovseg.run_folder import SaveVerbConfig, check_results, check_start, run_folder, starting_checkpoint
 from ovseg.structures import InputError
 from ovseg.trainer import OVSegTrainer
@@ -63,6 +64,7 @@ class OVSegCLI(LightningCLI):
         warnings.filterwarnings("ignore", message=".*LeafSpec")  # Lightning's own use of what torch renamed
         warnings.filterwarnings("ignore", message=".*exists and is not empty")  # see check_start
         warnings.filterwarnings("ignore", message=".*across ranks is zero")  # no images to validate on, or none left
+        warnings.filterwarnings("ignore", message=".*callbacks used to create the checkpoint")  # `fit` alone has them
         for part in ("pytorch.utilities.rank_zero", "fabric.utilities.seed"):  # lists of absent devices; in the config
             logging.getLogger(f"lightning.{part}").setLevel(logging.WARNING)
         options: dict[str, Any] = {"parser_mode": "omegaconf+", "exit_on_error": False}
@@ -104,6 +106,12 @@ class OVSegCLI(LightningCLI):
         check_results(verb, self.folder, self.command)
         if self.config[verb].get("weights_only", True) is None:  # Lightning would execute what a checkpoint brings
             self.config[verb]["weights_only"] = True
+
+    def before_fit(self) -> None:
+        """Refuse a batch that cannot be divided, before other processes are started, which would wait for this one."""
+        if isinstance(self.datamodule, ResumableDataModule):
+            self.datamodule.trainer = self.trainer
+            self.datamodule.batch_size()
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """The Trainer of the config, with the run folder's loggers and checkpoint where the config names none."""

@@ -181,7 +181,13 @@ class ResumableDataModule(LabelsDataModule):
         return loader
 
     def val_dataloader(self) -> Any:
-        """Nothing to validate on, where there is no other."""
+        """Nothing to validate on, where there is no other.
+
+        Raises:
+            InputError: that is all that was to be done.
+        """
+        if self.trainer is not None and self.trainer.state.fn == "validate":
+            raise InputError("there is nothing to validate on; give --data.val a benchmark, if this data takes one")
         return []
 
     def state_dict(self) -> dict[str, tuple[int, int] | None]:

@@ -133,7 +133,7 @@ class RegionTextDataModule(ResumableDataModule):
         return self.resumable(self.dataset, self.seed, self.num_workers, _as_it_is, images)
 
     def val_dataloader(self) -> DataLoader[EvalBatch] | list[DataLoader[EvalBatch]]:
-        return [] if self.val is None else self.val.val_dataloader()
+        return super().val_dataloader() if self.val is None else self.val.val_dataloader()
 
 
 class RegionTexts(Dataset[RegionText]):
