@@ -29,8 +29,8 @@ class PairSampling:
     Args:
         min_similarity: leave out pairs less similar.
         max_per_noun: of each noun use only so many pairs, the most similar.
-        by_image: all pairs of an image are in one batch, or two, and the image is decoded once for each; otherwise
-            every pair is drawn on its own, which takes several times as long to read.
+        by_image: pairs of an image are in one batch, or in successive ones where they do not fit, and each batch
+            decodes it once; otherwise every pair is drawn on its own, which takes longer to read.
 
     Raises:
         InputError: `max_per_noun` is below 1.
