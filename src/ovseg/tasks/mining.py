@@ -167,11 +167,8 @@ def _pairs_of(batch: CaptionBatch, index: int, similarity: Tensor, regions: Regi
     Args:
         similarity: (nouns, regions) cosines.
     """
-    count, similarity, scores = (
-        similarity.shape[1],
-        similarity.cpu(),
-        regions.scores.cpu(),
-    )  # small, and read one by one
+    count = similarity.shape[1]
+    similarity, scores = similarity.cpu(), regions.scores.cpu()  # small, and read one by one
     if batch.labelled:
         nouns, chosen = regions.indices.cpu(), torch.arange(count)
     else:
