@@ -95,6 +95,7 @@ def read_state(path: str | Path) -> dict[str, Any]:
                 raise ValueError("its content is of another kind")
         # mapped, not read: a checkpoint may hold an optimizer three times the size of the weights asked for
         content = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
+        _check_tensors(content)
     except pickle.UnpicklingError as error:
         raise InputError(
             f"{path} holds Python objects beside its weights, which are never executed here; save its state dict alone"
@@ -108,15 +109,29 @@ def read_state(path: str | Path) -> dict[str, Any]:
     return content
 
 
+def _check_tensors(content: Any) -> None:
+    """Refuse tensors that cannot be weights, among them those that are larger than what is stored of them."""
+    parts = [content, *(content.get(name) for name in ("state_dict", "model"))] if isinstance(content, dict) else []
+    for key, value in (entry for part in parts if isinstance(part, dict) for entry in part.items()):
+        if not isinstance(value, Tensor):
+            continue
+        plain = value.layout == torch.strided and value.device.type == "cpu"
+        if not plain or value.is_nested or value.is_quantized or value.is_complex():
+            raise ValueError(f"{key!r} is no plain tensor of real numbers")
+        # a stride of 0 would make a large tensor of a number
+        if value.numel() * value.element_size() > value.untyped_storage().nbytes():
+            raise ValueError(f"{key!r}, of shape {tuple(value.shape)}, has fewer values than that")
+
+
 def read_architecture(path: str | Path, name: str) -> Architecture:
     """The architecture of one network of a training checkpoint.
 
     Raises:
         InputError: the checkpoint has no such network.
     """
-    architectures = read_state(path).get(ARCHITECTURES, {})
-    if name not in architectures:
-        known = ", ".join(architectures) or "none of ours"
+    architectures = read_state(path).get(ARCHITECTURES)
+    if not isinstance(architectures, dict) or not isinstance(architectures.get(name), dict):
+        known = (", ".join(map(str, architectures)) if isinstance(architectures, dict) else "") or "none of ours"
         raise InputError(
             f"{path} holds no network called {name!r} (it has: {known}); give the checkpoint of another stage"
         )
@@ -135,6 +150,8 @@ def load_weights(module: nn.Module, path: str | Path, prefix: str = "") -> None:
     """
     content = read_state(path)
     state = content.get("state_dict", content)
+    if not isinstance(state, dict) or not all(isinstance(key, str) for key in state):
+        raise InputError(f"{path} holds no state dict; fetch or save it again")
     check_and_load(module, under(state, prefix), path)
 
 

@@ -96,8 +96,12 @@ class CLIPAdapter(nn.Module):
         for name in ("mean", "std"):
             try:
                 colour = torch.tensor(preprocess[name], dtype=torch.float32).reshape(3, 1, 1)
+                if not colour.isfinite().all() or (name == "std" and not (colour > 0).all()):
+                    raise ValueError
             except (RuntimeError, TypeError, ValueError) as error:
-                raise InputError(f"the {name} of {model} is {preprocess[name]!r}; give three numbers") from error
+                raise InputError(
+                    f"the {name} of {model} is {preprocess[name]!r}; give three numbers, of std above 0"
+                ) from error
             self.register_buffer(name, colour, persistent=False)
 
     @property
@@ -176,4 +180,7 @@ class CLIPAdapter(nn.Module):
 
 
 def _prompts_in(checkpoint: str) -> dict[str, Tensor]:
-    return under(read_state(checkpoint).get("state_dict", {}), "clip.clip.visual.prompt.")
+    state = read_state(checkpoint).get("state_dict")
+    if not isinstance(state, dict) or not all(isinstance(key, str) for key in state):
+        return {}  # which is said where the weights are loaded
+    return under(state, "clip.clip.visual.prompt.")

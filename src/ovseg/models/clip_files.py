@@ -144,10 +144,17 @@ def _load(clip: nn.Module, file: Path) -> None:
     """Load what open_clip loads, in all layouts that it converts, but only by `read_state`, and only if all fits."""
     content = read_state(file)
     state = content.get("state_dict", content)  # training checkpoints of open_clip
-    if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
+    if not isinstance(state, dict) or not all(
+        isinstance(key, str) and isinstance(value, Tensor) for key, value in state.items()
+    ):
         raise InputError(f"{file} holds no state dict of a CLIP; give a checkpoint or weights of open_clip or OpenAI")
     state = {key.removeprefix("module."): value for key, value in state.items()}
-    state = convert_state_dict(clip, {key: value for key, value in state.items() if key not in NO_WEIGHTS})
+    try:
+        state = convert_state_dict(clip, {key: value for key, value in state.items() if key not in NO_WEIGHTS})
+    except Exception as error:  # it takes names for those of a model, and that for what it builds
+        raise InputError(
+            f"{file} does not fit this CLIP ({first_line(error)}); it is of another architecture"
+        ) from error
     if "positional_embedding" in state and not hasattr(clip, "positional_embedding"):
         state = convert_to_custom_text_state_dict(state)
     for key in ("logit_scale", "logit_bias"):  # of one entry, or a number

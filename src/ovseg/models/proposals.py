@@ -22,6 +22,7 @@ CONFIG, WEIGHTS = "proposer.json", "model.safetensors"
 IMAGE_MEAN = (123.675 / 255, 116.28 / 255, 103.53 / 255)
 IMAGE_STD = (58.395 / 255, 57.12 / 255, 57.375 / 255)
 _AGAIN = "write it again with `ovseg fit --config conf/proposals.yaml` or `ovseg bundle`"
+_WIDEST = 2**16  # of what a file may ask for
 LOGIT_SCALE = 100.0  # constant in the paper, not CLIP's learned temperature
 
 
@@ -196,13 +197,14 @@ def _trained_architecture(model: str) -> Architecture | None:
         source, prefix, weights = folder / CONFIG, "", folder / WEIGHTS
         try:
             architecture = json.loads(source.read_text(encoding="utf-8"))
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, RecursionError) as error:
             raise InputError(f"{source} cannot be read ({first_line(error)}); {_AGAIN}") from error
     else:
         return None
     sound = isinstance(architecture, dict) and isinstance(architecture.get("model"), dict)
     if not sound or not all(
-        isinstance(architecture.get(size, 1), int) for size in ("text_dim", "head_width", "classes")
+        type(width := architecture.get(size, 1)) is int and 1 <= width <= _WIDEST
+        for size in ("text_dim", "head_width", "classes")
     ):
         raise InputError(f"{source} describes no proposal network; {_AGAIN}")
     return {**architecture, "source": str(source), "weights": weights, "prefix": prefix}

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from ovseg.checkpoint import first_line, toy_weights
 from ovseg.images import check_tensor, read_image, resize_short_side, to_tensor
+from ovseg.limits import check_size
 from ovseg.models.clip_adapter import CLIPAdapter
 from ovseg.models.clip_files import WEIGHTS
 from ovseg.models.ensemble import ImageProposals, RegionLogits, clip_speaks, join_branches
@@ -58,8 +59,9 @@ class OpenVocabSegmenter(nn.Module):
         for name, number in (("mask_threshold", mask_threshold), ("ensemble_weight", ensemble_weight)):
             if not 0 <= number <= 1:
                 raise InputError(f"{name} is {number}; give a number from 0 to 1")
-        if len(resize) != 2 or min(resize) < 1:
+        if len(resize) != 2 or not all(type(side) is int and side > 0 for side in resize):
             raise InputError(f"resize is {tuple(resize)}; give the short and the longest long side in pixels")
+        check_size(resize[1], resize[0], "the largest image of resize")
         if fill not in FILLS:
             raise InputError(f"fill is {fill!r}; choose from {', '.join(FILLS)}")
         self.proposer, self.clip = proposer, clip
@@ -105,7 +107,9 @@ class OpenVocabSegmenter(nn.Module):
         try:
             settings: dict[str, Any] = yaml.safe_load((folder / SETTINGS).read_text(encoding="utf-8"))
             return cls(proposer, clip, **settings).eval()
-        except (yaml.YAMLError, TypeError) as error:
+        except InputError:
+            raise
+        except (yaml.YAMLError, TypeError, ValueError, RecursionError) as error:
             raise InputError(f"{folder / SETTINGS} holds no settings ({first_line(error)}); bundle it again") from error
 
     def save_pretrained(self, folder: str | Path) -> None:

@@ -8,6 +8,8 @@ from typing import Any
 from torch import Tensor, nn
 from torch.func import functional_call
 
+from ovseg.structures import InputError
+
 _SWAP = Lock()  # torch puts the cut parameters into the module for the time of the call
 
 
@@ -23,9 +25,13 @@ def encode_tokens(clip: nn.Module, tokens: Tensor) -> Tensor:
 
     Returns:
         (K, D).
+
+    Raises:
+        InputError: the tokenizer has tokens that the tower does not know.
     """
     tower: Any = getattr(clip, "text", clip)
     prefix = "" if tower is clip else "text."
+    _check_vocabulary(tower, tokens)
     positions = _positions_needed(tower, tokens)  # before the tokens are on a device that would have to be waited for
     tokens = tokens.to(next(clip.parameters()).device)
     if positions is None:
@@ -39,6 +45,16 @@ def encode_tokens(clip: nn.Module, tokens: Tensor) -> Tensor:
         }
         _, features, *_ = functional_call(clip, cut, kwargs={"text": tokens[:, :positions]})
     return features
+
+
+def _check_vocabulary(tower: Any, tokens: Tensor) -> None:
+    embedding = getattr(tower, "token_embedding", None) or tower.transformer.get_input_embeddings()
+    largest = int(tokens.max()) if tokens.numel() else 0
+    if largest >= embedding.num_embeddings:
+        raise InputError(
+            f"the tokenizer of this CLIP gives token {largest:,}, its text tower knows {embedding.num_embeddings:,}; "
+            "bring the tokenizer's files, such as merges.txt.gz, from where the weights are from"
+        )
 
 
 def _positions_needed(tower: nn.Module, tokens: Tensor) -> int | None:
