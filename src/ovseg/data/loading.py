@@ -75,7 +75,7 @@ class GroupSampler(EpochSampler):
             place = torch.randperm(int(self.groups.max()) + 1)
         order = place[self.groups].argsort(stable=True)
         order = order.repeat(-(-self.total_size // len(order)))[: self.total_size]  # even, where nothing is dropped
-        batches = order.split(self.batch_size * self.num_replicas)  # the last may be smaller
+        batches = torch.split(order, self.batch_size * self.num_replicas)  # the last may be smaller
         chosen: list[int] = torch.cat([batch.view(self.num_replicas, -1)[self.rank] for batch in batches]).tolist()
         return chosen
 
