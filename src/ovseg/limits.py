@@ -13,6 +13,7 @@ from ovseg.structures import InputError
 
 MAX_MEGAPIXELS = 100.0  # of an image, its labels or masks
 VARIABLE = "OVSEG_MAX_MEGAPIXELS"  # read from the environment each time, so that it reaches workers, too
+MAX_NAME = 255  # bytes of a file's name, on all common file systems
 SLACK = 2**26  # bytes that any file may unpack to, however small it is
 
 
@@ -48,6 +49,9 @@ def check_names(names: Iterable[str | None], source: Path) -> None:
                 f"{source} names the image {name!r}, which may lie outside the image folder; write names relative to "
                 "it, with / and without '..'"
             )
+        # a character has up to four bytes
+        if len(name) > MAX_NAME // 4 and max(len(part.encode(errors="replace")) for part in name.split("/")) > MAX_NAME:
+            raise InputError(f"{source} names an image {name[:20]!r}…, longer than a file's name can be; correct it")
 
 
 def check_unpacked(size: int, packed: int, ratio: int = 1) -> None:

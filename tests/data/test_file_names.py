@@ -122,3 +122,16 @@ def test_names_inside_the_folder_are_read_and_so_are_links(
     for link in ("part", "linked"):
         (images / link).symlink_to(elsewhere)
     assert door(images, name).is_file()
+
+
+def test_names_that_no_file_can_have_are_refused(images: Path) -> None:
+    for name in ("x" * 256, "part/" + "\N{DOG}" * 64, "x" * 5000):
+        with pytest.raises(InputError, match=r"captions\.json names an image '.*'…, longer than a file's name can be"):
+            captions(images, name)
+
+
+def test_json_without_an_end_is_refused(images: Path) -> None:
+    file = images.parent / "captions.json"
+    file.write_text("[" * 100_000)
+    with pytest.raises(InputError, match=r"captions\.json is not JSON"):
+        CaptionDataModule(images, file).prepare_data()

@@ -204,6 +204,13 @@ def test_refuses_what_is_not_a_store(tmp_path: Path) -> None:
     (folder / "store.json").write_text(json.dumps({"ovseg_schema": 1}))
     with pytest.raises(InputError, match=r"does not hold pairs as this version writes them \(schema 1, not 2\)"):
         read_pairs(folder)
+    for shards in ("x", -1, 10**11, None):
+        (folder / "store.json").write_text(json.dumps({"ovseg_schema": 2, "shards": shards, "settings": {}}))
+        with pytest.raises(InputError, match=r"store\.json tells of .* shards; delete .* and mine again"):
+            read_pairs(folder)
+    (folder / "store.json").write_text("[" * 100_000)
+    with pytest.raises(InputError, match=r"store\.json cannot be read"):
+        read_pairs(folder)
     (folder / "store.json").write_text("[")
     with pytest.raises(InputError, match=r"store\.json cannot be read"):
         read_pairs(folder)

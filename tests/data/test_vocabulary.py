@@ -71,7 +71,7 @@ def test_json_file(tmp_path: Path) -> None:
         "seen": [1, 0],
         "dataset_ids": [3, 7],
         "other_ids": [1, 2],
-        "synonyms": [["a"], "c"],
+        "synonyms": [["a"], ["c"]],
     }
     file.write_text(json.dumps(lists))
     assert read_vocabulary(str(file)).seen == (True, False)
@@ -156,6 +156,14 @@ def test_refusals(spec: str, message: str) -> None:
         ("a.json", '{"classes": []}', "empty"),
         ("a.json", '{"classes": ["a", "a"]}', "more than once"),
         ("a.json", '{"classes": ["a", "b"], "seen": [1]}', "seen flags"),
+        ("a.json", "[" * 100_000, "not JSON"),
+        ("a.json", '{"classes": [1, 2]}', "no list of names"),
+        ("a.json", '{"classes": ["a"], "synonyms": 3}', "'synonyms' is no list"),
+        ("a.json", '{"classes": ["a"], "synonyms": ["b"]}', "'synonyms' is no list"),
+        ("a.json", '{"classes": ["a"], "synonyms": [[3]]}', "'synonyms' is no list"),
+        ("a.json", '{"classes": ["a"], "seen": 3}', "'seen' is no list"),
+        ("a.json", '{"classes": ["a"], "dataset_ids": 3}', "'dataset_ids' is no list"),
+        ("a.json", '{"classes": ["a", "b"], "background_from": "1"}', "'background_from' is no whole number"),
     ],
 )
 def test_damaged_files_are_refused_by_name(name: str, content: str, message: str, tmp_path: Path) -> None:

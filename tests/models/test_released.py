@@ -16,6 +16,7 @@ from ovseg.structures import InputError
 from tests import tiny
 from tests.parity.test_official import released_file
 
+QKV = "sem_seg_head.predictor.transformer.decoder.layers.0.self_attn.in_proj_weight"
 PROMPTS = "clip_adapter.clip_model.visual.mask_embedding"
 
 
@@ -107,6 +108,7 @@ def test_shared_prompts_are_read_as_such(released: Path, tmp_path: Path) -> None
         ({"clip_adapter.clip_model.ln_final.weight": torch.zeros(3)}, r"1 of another shape \(clip\.ln_final\.weight\)"),
         ({"clip_adapter.clip_model.visual.conv1.weight": None}, r"lacks keys of a released OVSeg.*conv1"),
         ({"sem_seg_head.predictor.query_embed.weight": torch.zeros(10)}, r"lacks keys of a released OVSeg"),
+        ({QKV: torch.zeros(2, 32)}, r"lacks keys of a released OVSeg"),
     ],
 )
 def test_what_does_not_fit_is_refused(released: Path, tmp_path: Path, change: dict[str, Any], report: str) -> None:

@@ -61,11 +61,11 @@ def read_official(path: str | Path, untold: Untold = UNTOLD) -> Official:
         raise InputError(f"{path} is no released OVSeg checkpoint: it has no weights called {missing[0]}*{hint}")
     try:
         proposer, clip = _proposer(weights, untold), _clip(under(weights, "clip_adapter.clip_model."))
+        state, unused = _rename(weights)
     except InputError:
         raise
     except (KeyError, IndexError, ValueError) as error:
         raise InputError(f"{path} lacks keys of a released OVSeg checkpoint ({error}); fetch it again") from error
-    state, unused = _rename(weights)
     if unknown := [key for key in unused if not WEIGHTLESS.match(key)]:
         raise InputError(
             f"{path} holds weights of nothing in a released OVSeg: {', '.join(unknown[:3])}; leave them out"

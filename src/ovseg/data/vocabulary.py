@@ -112,11 +112,33 @@ def _read_json(spec: str) -> Mapping[str, Any]:
         raise InputError(f"{spec} does not exist; take one of {', '.join(builtin_vocabularies())}, or type the names")
     try:
         content = json.loads(file.read_text(encoding="utf-8"))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise InputError(f"{spec} is not JSON ({error}); correct it or use a text file with one name a line") from error
-    if not isinstance(content, dict) or not isinstance(content.get("classes"), list):
+    if not isinstance(content, dict) or not _are_texts(content.get("classes")):
         raise InputError(f"{spec} has no list of names under 'classes'; see the lists in ovseg/data/vocabularies")
+    if fault := _fault(content):
+        raise InputError(f"{spec}: {fault}; see the lists in ovseg/data/vocabularies")
     return content
+
+
+def _are_texts(value: Any) -> bool:
+    return isinstance(value, list) and all(isinstance(text, str) for text in value)
+
+
+def _fault(content: Mapping[str, Any]) -> str | None:
+    """What is wrong with the entries of a vocabulary beside its names."""
+    synonyms = content.get("synonyms", [])
+    if not isinstance(synonyms, list) or not all(map(_are_texts, synonyms)):
+        return "'synonyms' is no list with a list of phrases for each class"
+    for name in ("seen_in_coco_stuff", "seen"):
+        if not isinstance(content.get(name), list | None):
+            return f"'{name}' is no list with true or false for each class"
+    ids = content.get("dataset_ids")
+    if ids is not None and not (isinstance(ids, list) and all(isinstance(i, int) for i in ids)):
+        return "'dataset_ids' is no list with a whole number for each class"
+    if not isinstance(content.get("background_from"), int | None):
+        return "'background_from' is no whole number"
+    return None
 
 
 def _read_lines(path: Path) -> list[list[str]]:

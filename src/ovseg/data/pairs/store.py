@@ -28,6 +28,7 @@ from ovseg.structures import InputError, RegionTextPair
 SCHEMA_VERSION = 2
 STORE, LOG = "store.json", "log.txt"
 SHARD_PAIRS = 20_000  # of `write_pairs`
+MAX_SHARDS = 10_000_000  # more images than there are in any set of captions
 ROW_GROUP_PAIRS = 1_000  # masks can be read in such portions
 _SHOWN = 60  # characters of a setting that a message spells out
 
@@ -172,13 +173,16 @@ def read_begun(folder: Path) -> dict[str, Any] | None:
         version = content["ovseg_schema"]
     except (FileNotFoundError, NotADirectoryError):
         return None
-    except (OSError, ValueError, LookupError, TypeError) as error:
+    except (OSError, ValueError, LookupError, TypeError, RecursionError) as error:
         raise InputError(f"{folder / STORE} cannot be read ({error}); delete {folder} and mine again") from error
     if version != SCHEMA_VERSION:
         raise InputError(
             f"{folder} does not hold pairs as this version writes them (schema {version}, not {SCHEMA_VERSION}); "
             "choose another folder"
         )
+    shards = content.get("shards")
+    if not isinstance(shards, int) or not 0 <= shards <= MAX_SHARDS:
+        raise InputError(f"{folder / STORE} tells of {shards!r} shards; delete {folder} and mine again")
     return content
 
 
@@ -198,7 +202,8 @@ def shard_name(shard: int) -> str:
 
 def missing_shards(folder: Path, shards: int) -> list[int]:
     """Which of so many shards are not there."""
-    return [shard for shard in range(shards) if not (folder / shard_name(shard)).is_file()]
+    there = {file.name for file in _shard_files(folder)}
+    return [shard for shard in range(shards) if shard_name(shard) not in there]
 
 
 def _read_log(shard: Path) -> ShardLog:
