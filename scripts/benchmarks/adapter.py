@@ -70,7 +70,7 @@ def make_batches(size: int, batch_size: int, steps: int) -> list[RegionTextBatch
         masks = torch.ones(batch_size, size, size, dtype=torch.bool)
         masks[:, : size // 3] = False
         chosen = torch.randint(len(names), (batch_size,), generator=generator)
-        batches.append(RegionTextBatch(regions, masks, [names[index] for index in chosen.tolist()]))
+        batches.append(RegionTextBatch(regions, masks, [names[index] for index in chosen.tolist()], chosen))
     return batches
 
 

@@ -118,6 +118,7 @@ class PlainRegions(torch.utils.data.Dataset[RegionText]):
 
     def __init__(self, pairs: Pairs, images: Path, size: int) -> None:
         self.pairs, self.images, self.size = pairs, images, size
+        self.ids = {noun: index for index, noun in enumerate(pairs.nouns())}
 
     def __len__(self) -> int:
         return len(self.pairs)
@@ -135,13 +136,13 @@ class PlainRegions(torch.utils.data.Dataset[RegionText]):
             window, square = (top, left, height, width), [self.size, self.size]
             region = resized_crop(filled, *window, square, InterpolationMode.BICUBIC, antialias=False)
             small = resized_crop(mask.float(), *window, square, InterpolationMode.NEAREST, antialias=False)[0] > 0
-        return RegionText(region, small, pair.noun)
+        return RegionText(region, small, pair.noun, self.ids[pair.noun])
 
 
 def join_regions(samples: list[RegionText]) -> RegionTextBatch:
     """One batch of samples."""
-    regions, masks, texts = zip(*samples, strict=True)
-    return RegionTextBatch(torch.stack(regions), torch.stack(masks), list(texts))
+    regions, masks, texts, ids = zip(*samples, strict=True)
+    return RegionTextBatch(torch.stack(regions), torch.stack(masks), list(texts), torch.tensor(ids))
 
 
 def write_images(folder: Path, images: int, pairs_an_image: float) -> list[RegionTextPair]:

@@ -134,6 +134,7 @@ class RegionTextBatch(NamedTuple):
     regions: Tensor  # (N, 3, s, s) in [0, 1], filled outside the mask
     region_masks: Tensor  # (N, s, s) bool
     texts: list[str]  # N
+    text_ids: Tensor  # (N,) int64, the place of each among the `texts` of the datamodule, the same in all processes
 
 
 class Proposals(NamedTuple):

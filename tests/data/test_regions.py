@@ -69,6 +69,9 @@ def test_batches(folder: Path) -> None:
     batches = list(prepared(folder).train_dataloader())
     assert [len(batch.texts) for batch in batches] == [4, 4]  # the rest is dropped
     assert len({text for batch in batches for text in batch.texts}) == 8
+    texts = prepared(folder).texts
+    assert texts == sorted(f"noun{index}" for index in range(COUNT))
+    assert all([texts[index] for index in batch.text_ids.tolist()] == batch.texts for batch in batches)
     assert batches[0].regions.shape == (4, 3, 16, 16)
     assert batches[0].region_masks.shape == (4, 16, 16)
     assert batches[0].region_masks.dtype == torch.bool

@@ -73,7 +73,7 @@ def test_batches_are_reproducible_and_do_not_depend_on_workers() -> None:
         assert first.region_masks.dtype == torch.bool
         assert first.region_masks.all()
         assert torch.equal(first.regions, second.regions)
-        assert first.texts == second.texts
+        assert first.texts == second.texts == [windows().texts[index] for index in first.text_ids.tolist()]
     assert windows(seed=1).train_dataloader().dataset[0][1] != windows().train_dataloader().dataset[0][1]
 
 

@@ -12,7 +12,7 @@ import torch
 from ovseg.tasks import AdapterTask
 from tests import tiny
 from tests.tasks.data import Batches
-from tests.tasks.test_adapter import QUIET, Gradients, batch, gradients, halves
+from tests.tasks.test_adapter import ALL_TEXTS, QUIET, Gradients, batch, gradients, halves
 from tests.tasks.test_proposals import VOCABULARY
 from tests.tasks.test_proposals import batch as scenes
 from tests.tasks.test_proposals import task as proposals
@@ -68,7 +68,7 @@ def test_two_ranks_over_nccl_have_the_gradients_of_one(real_gpu: torch.device, t
         pytest.skip(f"{count} GPU here; NCCL needs two")
     expected = gradients(AdapterTask(tiny.clip(tmp_path / "clip", 2), "both"), [batch()], tmp_path / "one")
     two = AdapterTask(tiny.clip(tmp_path / "clip", 2), "both")
-    found = of_step(two, Batches(halves()), tmp_path / "two", devices=2, strategy="ddp_spawn")
+    found = of_step(two, Batches(halves(), texts=ALL_TEXTS), tmp_path / "two", devices=2, strategy="ddp_spawn")
     assert found.keys() == expected.keys()
     for name, value in expected.items():  # processes of their own, in which convolutions may use TF32
         torch.testing.assert_close(found[name], value, rtol=1e-2, atol=1e-3 * float(value.abs().max()) + 1e-7)

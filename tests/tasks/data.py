@@ -17,11 +17,12 @@ class Batches(L.LightningDataModule):
     Args:
         batches: one epoch.
         vocabulary: of the labels.
+        texts: that `text_ids` count, for several processes.
     """
 
-    def __init__(self, batches: Sequence[Any], vocabulary: Vocabulary | None = None) -> None:
+    def __init__(self, batches: Sequence[Any], vocabulary: Vocabulary | None = None, texts: Sequence[str] = ()) -> None:
         super().__init__()
-        self.batches, self.vocabulary = batches, vocabulary
+        self.batches, self.vocabulary, self.texts = batches, vocabulary, texts
         self.told: dict[str, Any] = {}
 
     def configure(self, **told: Any) -> None:

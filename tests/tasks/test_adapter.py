@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -29,6 +30,7 @@ from tests.tasks.data import Batches, Losses, trainer
 
 NAMES = Vocabulary(("cat", "red sky", "grass", "a dog"), seen=(True, False, True, False))
 TEXTS = ["cat", "sofa", "plant", "sky", "cat", "dog", "grass", "a red car"]
+ALL_TEXTS = sorted(set(TEXTS))
 QUIET: dict[str, Any] = {
     "logger": False,
     "enable_checkpointing": False,
@@ -43,9 +45,9 @@ def batch(count: int = 8) -> RegionTextBatch:
     masks = torch.zeros(8, 32, 32, dtype=torch.bool)
     for index, mask in enumerate(masks):
         mask[: 8 + 2 * index, : 26 - 2 * index] = True
-    return RegionTextBatch(
-        torch.where(masks[:, None], regions, torch.tensor(0.45))[:count], masks[:count], TEXTS[:count]
-    )
+    regions = torch.where(masks[:, None], regions, torch.tensor(0.45))
+    ids = torch.tensor([ALL_TEXTS.index(text) for text in TEXTS])
+    return RegionTextBatch(regions[:count], masks[:count], TEXTS[:count], ids[:count])
 
 
 class Gradients(L.Callback):
@@ -63,11 +65,26 @@ class Gradients(L.Callback):
         torch.save(scores, self.folder / f"scores-{trainer.global_rank}.pt")
 
 
+class NoObjects(L.Callback):
+    """Refuses whatever would pickle an object for another process in a step."""
+
+    def on_train_batch_start(self, *_: Any) -> None:
+        self.patch = pytest.MonkeyPatch()
+        for name in filter(re.compile(r"object(_list)?$").search, dir(torch.distributed)):
+            self.patch.setattr(torch.distributed, name, self._refuse)
+
+    def on_train_batch_end(self, *_: Any) -> None:
+        self.patch.undo()
+
+    def _refuse(self, *_: Any, **__: Any) -> None:
+        raise AssertionError("an object was pickled for other processes")
+
+
 def gradients(task: AdapterTask, batches: list[RegionTextBatch], folder: Path, **options: Any) -> dict[str, Tensor]:
     """Of the first step, in the first process."""
     folder.mkdir()
-    run = L.Trainer(accelerator="cpu", max_steps=1, callbacks=[Gradients(folder)], **QUIET, **options)
-    run.fit(task.train(), Validated(batches, NAMES))
+    run = L.Trainer(accelerator="cpu", max_steps=1, callbacks=[Gradients(folder), NoObjects()], **QUIET, **options)
+    run.fit(task.train(), Validated(batches, NAMES, ALL_TEXTS))
     found: dict[str, Tensor] = torch.load(folder / "0-0.pt")
     return found
 
@@ -255,7 +272,7 @@ def test_training_prompts_needs_prompts(tmp_path: Path, mode: Any) -> None:
 
 
 def test_two_processes_have_the_gradients_of_one_with_both_batches(tmp_path: Path) -> None:
-    """And do so in parts, in which each of them uses its weights several times."""
+    """And do so in parts, in which each of them uses its weights several times, and pickle nothing for each other."""
     assert "cat" in halves()[0].texts and "cat" in halves()[1].texts
     expected = gradients(AdapterTask(tiny.clip(tmp_path / "clip", 2), "both"), [batch()], tmp_path / "one")
     task = AdapterTask(tiny.clip(tmp_path / "clip", 2), "both", regions_per_pass=3)

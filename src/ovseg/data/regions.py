@@ -51,6 +51,7 @@ class RegionText(NamedTuple):
     region: Tensor  # (3, s, s) in [0, 1]
     region_mask: Tensor  # (s, s) bool
     text: str
+    text_id: int
 
 
 class RegionTextDataModule(ResumableDataModule):
@@ -119,6 +120,11 @@ class RegionTextDataModule(ResumableDataModule):
         return pairs
 
     @property
+    def texts(self) -> list[str]:
+        """All nouns of the pairs, in the order of their ids, after `setup`."""
+        return self.dataset.texts
+
+    @property
     def vocabulary(self) -> Vocabulary | None:
         """The words of the validation's labels."""
         return None if self.val is None else self.val.vocabulary
@@ -145,14 +151,15 @@ class RegionTexts(Dataset[RegionText]):
 
     def __init__(self, pairs: Pairs, images: Path, transform: RegionTransform, seed: int) -> None:
         self.pairs, self.images, self.transform, self.seed = pairs, images, transform, seed
-        self.size = transform.size
+        self.size, self.texts = transform.size, pairs.nouns()
+        self._text_ids = {text: index for index, text in enumerate(self.texts)}
 
     def __len__(self) -> int:
         return len(self.pairs)
 
     def __getitem__(self, key: int) -> RegionText:
         batch = self.__getitems__([key])
-        return RegionText(batch.regions[0], batch.region_masks[0], batch.texts[0])
+        return RegionText(batch.regions[0], batch.region_masks[0], batch.texts[0], int(batch.text_ids[0]))
 
     def __getitems__(self, keys: list[int]) -> RegionTextBatch:
         """A batch, for which torch asks at once; each of its images is decoded once."""
@@ -173,7 +180,8 @@ class RegionTexts(Dataset[RegionText]):
                 crop, mask = self._cut(pairs[position], image)
                 with seeded(self.seed, keys[position]):
                     regions[position], region_masks[position] = self.transform.augment(crop, mask, self.size)
-        return RegionTextBatch(regions, region_masks, [pair.noun for pair in pairs])
+        texts = [pair.noun for pair in pairs]
+        return RegionTextBatch(regions, region_masks, texts, torch.tensor([self._text_ids[text] for text in texts]))
 
     def _cut(self, pair: RegionTextPair, image: Image.Image) -> tuple[Tensor, Tensor]:
         """The box of a pair and its mask in it: (3, h, w) and (1, h, w)."""

@@ -8,7 +8,7 @@ from typing import Any, ClassVar, Literal
 
 import lightning as L
 import torch
-from torch import Tensor, distributed
+from torch import Tensor
 from torch.optim import AdamW
 from torch.utils.checkpoint import checkpoint
 
@@ -28,9 +28,10 @@ class AdapterTask(L.LightningModule):
     Validates, where the datamodule has images with labels and their vocabulary, by how many true segments CLIP names
     right: `val/mask_accuracy`, which `ovseg test` reports of the same images at the same resolution.
 
-    The regions of all processes of a batch are told apart, and equal texts in any of them are one text. Where a device
-    cannot hold its share of them, give `regions_per_pass`: with `accumulate_grad_batches`, the regions of each batch
-    would be told apart among themselves only.
+    The regions of all processes of a batch are told apart, and equal texts in any of them are one text: processes tell
+    each other the `text_ids`, and look up what they mean in the datamodule's `texts`. Where a device cannot hold its
+    share of the regions, give `regions_per_pass`: with `accumulate_grad_batches`, the regions of each batch would be
+    told apart among themselves only.
 
     Args:
         clip: the network to adapt.
@@ -95,8 +96,8 @@ class AdapterTask(L.LightningModule):
 
     def training_step(self, batch: RegionTextBatch, batch_index: int) -> Tensor:
         """The loss of the regions and texts of all processes together."""
+        all_texts = self._texts_of_all_processes(batch)  # before the device has work that the host would wait for
         region_features = self._encode(batch.regions, batch.region_masks)
-        all_texts = self._of_all_processes(batch.texts)
         texts, text_of_region = _unique(all_texts)
         target = torch.tensor(text_of_region, device=self.device)
         text_features = self.clip.encode_text(texts) if self.text_trained else self._cached(texts)
@@ -145,12 +146,13 @@ class AdapterTask(L.LightningModule):
         parts = zip(torch.split(regions, size), torch.split(region_masks, size), strict=True)
         return torch.cat([checkpoint(self.clip.encode_regions, *part, use_reentrant=False) for part in parts])
 
-    def _of_all_processes(self, texts: list[str]) -> list[str]:
+    def _texts_of_all_processes(self, batch: RegionTextBatch) -> list[str]:
+        """In the order of the processes, of which every one knows all texts of the data."""
         if self.trainer.world_size == 1:
-            return texts
-        lists: list[list[str]] = [[]] * self.trainer.world_size
-        distributed.all_gather_object(lists, texts)
-        return [text for one in lists for text in one]
+            return batch.texts
+        texts: list[str] = self.trainer.datamodule.texts  # type: ignore[attr-defined]
+        ids: Any = self.all_gather(batch.text_ids)  # (processes, B)
+        return [texts[index] for index in ids.flatten().tolist()]
 
     def _cached(self, texts: list[str]) -> Tensor:
         with torch.autocast(self.device.type, enabled=False):  # what is kept is of full precision

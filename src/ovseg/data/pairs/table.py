@@ -98,6 +98,10 @@ class Pairs(Sequence[RegionTextPair]):
             keep = np.sort(keep[order[rank < max_per_noun]])
         return self.take(keep)
 
+    def nouns(self) -> list[str]:
+        """All that occur, each once, sorted."""
+        return sorted(self.column("noun").unique().to_pylist())
+
     def image_indices(self) -> Tensor:
         """(N,) int64: pairs of the same image have the same number, from 0."""
         return torch.from_numpy(_codes(self.column("file_name")))

@@ -105,20 +105,26 @@ class _SceneWindows(Dataset[tuple[Tensor, list[str]]]):
         return torch.from_numpy(np.stack(pixels)), texts
 
 
-class _FlippedWindows(Dataset[tuple[Tensor, str]]):
-    """Windows in memory, half of them mirrored; keys as `ovseg.data.loading` wants them."""
+class _FlippedWindows(Dataset[tuple[Tensor, str, int]]):
+    """Windows in memory, half of them mirrored; keys as `ovseg.data.loading` wants them.
 
-    def __init__(self, pixels: Tensor, texts: list[str], seed: int) -> None:
-        self.pixels, self.texts, self.seed = pixels, texts, seed
+    Args:
+        pixels: (N, 3, s, s) uint8.
+        texts: without repetition.
+        text_ids: N places in `texts`.
+    """
+
+    def __init__(self, pixels: Tensor, texts: list[str], text_ids: list[int], seed: int) -> None:
+        self.pixels, self.texts, self.text_ids, self.seed = pixels, texts, text_ids, seed
 
     def __len__(self) -> int:
-        return len(self.texts)
+        return len(self.text_ids)
 
-    def __getitem__(self, key: int) -> tuple[Tensor, str]:
+    def __getitem__(self, key: int) -> tuple[Tensor, str, int]:
         index = key % len(self)
-        pixels = self.pixels[index]
+        pixels, text_id = self.pixels[index], self.text_ids[index]
         mirrored = np.random.default_rng([self.seed, key]).random() < 0.5
-        return pixels.flip(-1) if mirrored else pixels, self.texts[index]
+        return pixels.flip(-1) if mirrored else pixels, self.texts[text_id], text_id
 
 
 class ToyWindowsDataModule(ResumableDataModule):
@@ -151,6 +157,7 @@ class ToyWindowsDataModule(ResumableDataModule):
         self.seed, self.num_workers = run_seed(seed), num_workers
         self.view = VIEWS[view]
         self.data: _FlippedWindows | None = None
+        self.texts: list[str] = []  # all captions, in the order of their ids, after `setup`
 
     def setup(self, stage: str) -> None:
         if self.data is not None:
@@ -164,7 +171,9 @@ class ToyWindowsDataModule(ResumableDataModule):
         for cut, captions in tqdm(loader, desc="windows of toy scenes", unit="scene"):
             pixels.numpy()[len(texts) : len(texts) + len(captions)] = cut.numpy()  # torch would wake its threads
             texts.extend(captions)
-        self.data = _FlippedWindows(pixels, texts, self.seed)
+        self.texts = sorted(set(texts))
+        ids = {text: index for index, text in enumerate(self.texts)}
+        self.data = _FlippedWindows(pixels, self.texts, [ids[text] for text in texts], self.seed)
 
     def train_dataloader(self) -> ResumableLoader:
         if self.data is None:
@@ -172,7 +181,8 @@ class ToyWindowsDataModule(ResumableDataModule):
         return self.resumable(self.data, self.seed, num_workers=0, collate=_collate)
 
 
-def _collate(items: list[tuple[Tensor, str]]) -> RegionTextBatch:
-    pixels = torch.stack([item[0] for item in items])
+def _collate(items: list[tuple[Tensor, str, int]]) -> RegionTextBatch:
+    windows, texts, text_ids = zip(*items, strict=True)
+    pixels = torch.stack(windows)
     masks = torch.ones(len(items), *pixels.shape[-2:], dtype=torch.bool)
-    return RegionTextBatch(pixels.float() / 255, masks, [item[1] for item in items])
+    return RegionTextBatch(pixels.float() / 255, masks, list(texts), torch.tensor(text_ids))
