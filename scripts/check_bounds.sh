@@ -2,9 +2,8 @@
 # Runs the test suite on the lowest versions that setup.cfg allows, to show that its lower bounds are true.
 #   ./scripts/check_bounds.sh                   everything; makes an environment of some 7 GB in build/bounds
 #   ./scripts/check_bounds.sh tests/models      only these tests; all arguments go to pytest
-# With torch 2.6 some tests fail for reasons of their own: tests/gpu pretends a GPU by what later versions have,
-# tests/models/test_compile.py compiles, and test_segmenter.py and test_views.py want random weights that name several
-# classes.
+# Known to fail with torch 2.6: tests/gpu (the pretended GPU needs a later torch), tests/models/test_compile.py, and tests
+# in test_segmenter.py and test_views.py whose random weights, drawn by this version, name a single class.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 

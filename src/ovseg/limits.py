@@ -1,4 +1,4 @@
-"""What files may ask for: sizes that can be meant, and names that stay in their folder."""
+"""Limits on what a file may ask for: its size in memory, and the names of other files."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ SLACK = 2**26  # bytes that any file may unpack to, however small it is
 
 
 def check_size(width: int, height: int, what: str) -> None:
-    """Refuse what has more pixels than are read, before they are in memory.
+    """Refuse more pixels than the limit, before they are decoded.
 
     Raises:
-        InputError: it has; the sentence begins with `what`.
+        InputError: there are more; the sentence begins with `what`.
     """
     given = os.environ.get(VARIABLE) or MAX_MEGAPIXELS
     try:

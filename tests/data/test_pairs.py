@@ -206,7 +206,7 @@ def test_refuses_what_is_not_a_store(tmp_path: Path) -> None:
         read_pairs(folder)
     for shards in ("x", -1, 10**11, None):
         (folder / "store.json").write_text(json.dumps({"ovseg_schema": 2, "shards": shards, "settings": {}}))
-        with pytest.raises(InputError, match=r"store\.json tells of .* shards; delete .* and mine again"):
+        with pytest.raises(InputError, match=r"store\.json gives .* as the number of shards; delete .* and mine again"):
             read_pairs(folder)
     (folder / "store.json").write_text("[" * 100_000)
     with pytest.raises(InputError, match=r"store\.json cannot be read"):

@@ -110,9 +110,8 @@ class LastCheckpoint(ModelCheckpoint):
                 checkpoint = trainer._checkpoint_connector.dump_checkpoint()
                 trainer.strategy.save_checkpoint(checkpoint, Path(str(self.dirpath), "last.ckpt"))
             elif isinstance(exception, KeyboardInterrupt):
-                time.sleep(
-                    60
-                )  # the first process ends the others when it has saved; it is killed when one of them ends
+                # the first process ends the others when it has saved; it is killed when one of them ends
+                time.sleep(60)
         except InputError as error:  # must not hide what ended the run, unless the same ended it
             if str(error) != str(exception):
                 rank_zero_warn(str(error))

@@ -60,13 +60,13 @@ def model_config(folder: Path | None, name: str) -> dict[str, Any]:
 
 
 def read_json(file: Path) -> dict[str, Any]:
-    """The values in a file, which are told by name."""
+    """The JSON object in a file."""
     try:
         values = json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
         raise InputError(f"{file} cannot be read ({first_line(error)}); fetch it again") from error
     if not isinstance(values, dict):
-        raise InputError(f"{file} holds a {type(values).__name__}, not values by name; fetch it again")
+        raise InputError(f"{file} holds a {type(values).__name__}, not a JSON object; fetch it again")
     return values
 
 

@@ -88,7 +88,7 @@ def _alone(folder: Path, model: str) -> Iterator[Path]:
                         f"the {name} of {model} asks for code of its own (auto_map), which is never run; take that out"
                     )
                 _check_class(values.get("tokenizer_class"), f"the {name} of {model}")
-                if name == "config.json":  # of a whole model, of which no more is asked
+                if name == "config.json":  # of a whole model; the tokenizer needs these two
                     kept = {key: values[key] for key in ("model_type", "tokenizer_class") if key in values}
                     file.write_text(json.dumps(kept), encoding="utf-8")
         yield Path(copy)

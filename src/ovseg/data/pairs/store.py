@@ -28,7 +28,7 @@ from ovseg.structures import InputError, RegionTextPair
 SCHEMA_VERSION = 2
 STORE, LOG = "store.json", "log.txt"
 SHARD_PAIRS = 20_000  # of `write_pairs`
-MAX_SHARDS = 10_000_000  # more images than there are in any set of captions
+MAX_SHARDS = 10_000_000  # a damaged store.json must not keep its reader busy for ever
 ROW_GROUP_PAIRS = 1_000  # masks can be read in such portions
 _SHOWN = 60  # characters of a setting that a message spells out
 
@@ -182,7 +182,7 @@ def read_begun(folder: Path) -> dict[str, Any] | None:
         )
     shards = content.get("shards")
     if not isinstance(shards, int) or not 0 <= shards <= MAX_SHARDS:
-        raise InputError(f"{folder / STORE} tells of {shards!r} shards; delete {folder} and mine again")
+        raise InputError(f"{folder / STORE} gives {shards!r} as the number of shards; delete {folder} and mine again")
     return content
 
 
