@@ -11,7 +11,7 @@ from typing import Any
 
 # a server with the slow imports done, from which each process is forked in no time; it has no threads to lose
 CONTEXT = multiprocessing.get_context("forkserver")
-CONTEXT.set_forkserver_preload(["ovseg.lightning_cli", "ovseg.tasks", "ovseg.data.captions", "tests.killed"])
+CONTEXT.set_forkserver_preload(["ovseg.cli.lightning", "ovseg.tasks", "ovseg.data.captions.datamodule", "tests.killed"])
 
 
 def run(words: Sequence[object], batches: int | None = None, files: int | None = None) -> int:

@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from ovseg.cli import COMMANDS, TRAINER_VERBS
+from ovseg.cli.main import COMMANDS, TRAINER_VERBS
+from ovseg.cli.trainer import OVSegTrainer
 from ovseg.models import OpenVocabSegmenter
-from ovseg.trainer import OVSegTrainer
 from tests import tiny
 from tests.data.worlds import write_coco
 from tests.stages import CONF, ovseg, refusal, write

@@ -12,13 +12,13 @@ import pytest
 import yaml
 from PIL import Image
 
-from ovseg.cli import run_trainer_verb
+from ovseg.cli.lightning import OVSegCLI
+from ovseg.cli.main import run_trainer_verb
+from ovseg.cli.trainer import OVSegTrainer
 from ovseg.data import ADE20K150DataModule, CaptionDataModule, COCOStuffDataModule, RegionTextDataModule
 from ovseg.data.masks import LabelMaps
-from ovseg.lightning_cli import OVSegCLI
 from ovseg.models.views import Views
 from ovseg.tasks import AdapterTask, MiningTask, ProposalTask, SegmentationTask, SweepTask
-from ovseg.trainer import OVSegTrainer
 from tests import tiny
 from tests.data import layouts
 from tests.stages import CONF, ovseg

@@ -14,12 +14,12 @@ import pytest
 import torch
 import yaml
 
-from ovseg.cli import TRAINER_VERBS, run_trainer_verb
-from ovseg.data.region_transform import RegionTransform
-from ovseg.data.regions import PairSampling
-from ovseg.lightning_cli import OVSegCLI
+from ovseg.cli.lightning import OVSegCLI
+from ovseg.cli.main import TRAINER_VERBS, run_trainer_verb
+from ovseg.cli.trainer import OVSegTrainer
+from ovseg.data.pairs.datamodule import PairSampling
+from ovseg.data.pairs.region_transform import RegionTransform
 from ovseg.losses import MaskLossWeights
-from ovseg.trainer import OVSegTrainer
 from tests import tiny
 from tests.data import layouts
 from tests.stages import CONF, REPOSITORY, ovseg

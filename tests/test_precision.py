@@ -9,13 +9,13 @@ import pytest
 import torch
 from lightning.pytorch.plugins import MixedPrecision
 
-from ovseg import lightning_cli
-from ovseg.cli import run_trainer_verb
+from ovseg.cli import lightning as lightning_cli
+from ovseg.cli.main import run_trainer_verb
+from ovseg.cli.trainer import OVSegTrainer
 from ovseg.data.toy import write_toy
 from ovseg.data.vocabulary import read_vocabulary
 from ovseg.images import read_image, to_tensor
 from ovseg.models import OpenVocabSegmenter
-from ovseg.trainer import OVSegTrainer
 from tests import tiny
 from tests.stages import CONF, write
 

@@ -11,8 +11,8 @@ from typing import Any
 
 import pytest
 
-from ovseg import commands
-from ovseg.cli import TRAINER_VERBS
+from ovseg.cli import commands
+from ovseg.cli.main import TRAINER_VERBS
 from tests.stages import REPOSITORY, ovseg
 
 README = (REPOSITORY / "README.md").read_text(encoding="utf-8") if (REPOSITORY / "README.md").is_file() else ""

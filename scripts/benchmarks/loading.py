@@ -24,8 +24,8 @@ from benchmarks.report import report, seconds
 from ovseg import rle
 from ovseg.data.loading import ResumableLoader, seeded, train_loader
 from ovseg.data.pairs import Pairs, PairStore, ShardLog, read_pairs, write_pairs
-from ovseg.data.region_transform import RATIO, SCALE, RegionTransform
-from ovseg.data.regions import PairSampling, RegionText, RegionTextDataModule, RegionTexts
+from ovseg.data.pairs.datamodule import PairSampling, RegionText, RegionTextDataModule, RegionTexts
+from ovseg.data.pairs.region_transform import RATIO, SCALE, RegionTransform
 from ovseg.images import read_image, to_tensor
 from ovseg.ops import CLIP_MEAN, masks_to_boxes
 from ovseg.structures import RegionTextBatch, RegionTextPair

@@ -19,14 +19,14 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.report import report, seconds
 from ovseg import rle
-from ovseg.data.captions import CaptionDataModule
+from ovseg.cli.trainer import OVSegTrainer
+from ovseg.data.captions.datamodule import CaptionDataModule
 from ovseg.data.pairs import read_pairs, write_pairs
 from ovseg.data.toy import write_toy
 from ovseg.models import CLIPAdapter
 from ovseg.ops import crop_regions, mask_probabilities, masks_to_boxes
 from ovseg.structures import CaptionBatch, RegionTextPair
 from ovseg.tasks import MiningTask
-from ovseg.trainer import OVSegTrainer
 
 COCO_IMAGES = 118_287  # of train2017
 

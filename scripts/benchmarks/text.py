@@ -9,7 +9,7 @@ import torch
 
 from benchmarks.report import report, seconds
 from ovseg.data.vocabulary import read_vocabulary
-from ovseg.models import CLIPAdapter, TextClassifier
+from ovseg.models import CLIPAdapter, TextEncoder
 
 
 @torch.no_grad()
@@ -33,7 +33,7 @@ def text(
     """
     torch.set_num_threads(threads)
     clip = CLIPAdapter(model).to(device).eval()
-    classifier = TextClassifier(clip, templates)
+    classifier = TextEncoder(clip, templates)
     all_names = read_vocabulary("ade20k_150").names
     names = [all_names[index * len(all_names) // classes] for index in range(classes)]
     sentences = [template.replace("{}", name) for name in names for template in classifier.templates]

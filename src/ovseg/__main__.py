@@ -1,3 +1,3 @@
-from ovseg.cli import main
+from ovseg.cli.main import main
 
 main()

@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from ovseg.data.benchmarks import SegmentationBenchmark
-from ovseg.data.coco import COCOStuffDataModule
+from ovseg.data.coco_stuff import COCOStuffDataModule
 from ovseg.data.toy.folder import write_toy
 from ovseg.structures import IGNORE_INDEX, InputError
 from tests.data.worlds import write_pair

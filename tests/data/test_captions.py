@@ -13,10 +13,10 @@ import torch
 from PIL import Image
 
 from ovseg import rle
-from ovseg.data.captions import CaptionDataModule
+from ovseg.data.captions.datamodule import CaptionDataModule
+from ovseg.data.captions.nouns import SpacyNounExtractor
+from ovseg.data.captions.shards import ShardBatches, Shards
 from ovseg.data.masks import LabelMaps
-from ovseg.data.nouns import SpacyNounExtractor
-from ovseg.data.shards import ShardBatches, Shards
 from ovseg.structures import InputError
 
 CAPTIONS = [  # (id, image, text); not in the order of their ids

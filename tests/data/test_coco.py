@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 import torch
 
-from ovseg.data.coco import COCOStuffDataModule
+from ovseg.data.coco_stuff import COCOStuffDataModule
 from ovseg.data.transforms import SegmentationTransform
 from ovseg.structures import IGNORE_INDEX, EvalBatch, InputError, SegmentationBatch
 from tests.data.worlds import write_coco

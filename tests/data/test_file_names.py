@@ -11,10 +11,10 @@ import torch
 from PIL import Image
 
 from ovseg import rle
-from ovseg.data.captions import CaptionDataModule
+from ovseg.data.captions.datamodule import CaptionDataModule
 from ovseg.data.pairs import write_page, write_pairs
+from ovseg.data.pairs.datamodule import RegionTextDataModule
 from ovseg.data.partners import by_list
-from ovseg.data.regions import RegionTextDataModule
 from ovseg.structures import InputError, RegionTextPair
 
 SIZE = (20, 30)

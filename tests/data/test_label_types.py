@@ -12,9 +12,9 @@ from torch import Tensor
 
 from ovseg.data.base import LabelsDataModule
 from ovseg.data.benchmarks import ADE20K847DataModule, SegmentationBenchmark
-from ovseg.data.coco import COCOStuffDataModule
+from ovseg.data.coco_stuff import COCOStuffDataModule
 from ovseg.data.pairs import write_pairs
-from ovseg.data.regions import RegionTextDataModule
+from ovseg.data.pairs.datamodule import RegionTextDataModule
 from ovseg.data.toy.labelled import ToyScenesDataModule
 from ovseg.data.transforms import SegmentationTransform
 from ovseg.structures import RegionTextPair

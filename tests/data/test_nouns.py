@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 import spacy
 
-from ovseg.data import nouns as nouns_module
-from ovseg.data.nouns import SpacyNounExtractor
+from ovseg.data.captions import nouns as nouns_module
+from ovseg.data.captions.nouns import SpacyNounExtractor
 from ovseg.structures import InputError
 
 LABELLED = Path(__file__).with_name("captions_labelled.json")

@@ -13,7 +13,7 @@ from torchvision.transforms.v2 import RandomResizedCrop
 from torchvision.transforms.v2.functional import resized_crop
 
 from ovseg.data.loading import seeded
-from ovseg.data.region_transform import RATIO, SCALE, RegionTransform, resize_bicubic
+from ovseg.data.pairs.region_transform import RATIO, SCALE, RegionTransform, resize_bicubic
 from ovseg.ops import CLIP_MEAN
 from ovseg.structures import InputError
 

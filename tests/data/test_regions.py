@@ -12,10 +12,10 @@ from PIL import Image
 from torch import Tensor
 
 from ovseg import rle
-from ovseg.data import region_transform, regions
-from ovseg.data.pairs import write_pairs
-from ovseg.data.region_transform import RegionTransform
-from ovseg.data.regions import PairSampling, RegionTextDataModule
+from ovseg.data.pairs import datamodule as regions
+from ovseg.data.pairs import region_transform, write_pairs
+from ovseg.data.pairs.datamodule import PairSampling, RegionTextDataModule
+from ovseg.data.pairs.region_transform import RegionTransform
 from ovseg.images import read_image, to_tensor
 from ovseg.ops import CLIP_MEAN, crop_regions, masks_to_boxes
 from ovseg.structures import InputError, RegionTextBatch, RegionTextPair

@@ -12,9 +12,9 @@ from PIL import Image
 
 from ovseg import rle
 from ovseg.data.pairs import describe, write_page, write_pairs
+from ovseg.data.pairs.datamodule import PairSampling, RegionTextDataModule
+from ovseg.data.pairs.region_transform import RegionTransform
 from ovseg.data.pairs.released import FILL, mask_by_colour, read_released
-from ovseg.data.region_transform import RegionTransform
-from ovseg.data.regions import PairSampling, RegionTextDataModule
 from ovseg.images import to_tensor
 from ovseg.ops import masks_to_boxes
 from ovseg.structures import InputError, RegionTextPair

@@ -14,7 +14,7 @@ from PIL import Image
 from pycocotools import mask as coco_mask
 from pycocotools.coco import COCO
 
-from ovseg.data.nouns import SpacyNounExtractor
+from ovseg.data.captions.nouns import SpacyNounExtractor
 from ovseg.data.toy import NOUNS, TRAINING_CLASSES, make_scene, toy_words, write_toy
 from ovseg.data.toy.folder import scene_captions
 from ovseg.data.toy.shapes import outline

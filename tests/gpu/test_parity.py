@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ovseg.losses import MaskClassificationLoss, MaskLossWeights, RegionTextLoss
 from ovseg.metrics import MeanIoU
-from ovseg.models import OpenVocabSegmenter, import_official
+from ovseg.models import OpenVocabSegmenter, import_released
 from ovseg.models.views import Views
 from ovseg.ops import crop_regions, ensemble_scores, semantic_scores
 from ovseg.structures import CaptionBatch, Vocabulary
@@ -22,7 +22,7 @@ from ovseg.tasks.sweep import labels_of_grid
 from tests import tiny
 from tests.gpu.conftest import GPU
 from tests.gpu.test_waits import same_pairs, squares
-from tests.parity import goldens, test_crops, test_mask_prompt, test_official, test_scores
+from tests.parity import goldens, test_crops, test_mask_prompt, test_released, test_scores
 
 VOCABULARY = Vocabulary(("cat", "red sky", "grass", "a dog"), (("cat", "kitten"), ("red sky",), ("grass",), ("a dog",)))
 
@@ -63,20 +63,20 @@ def test_the_ensemble_equals_the_release(gpu: GPU) -> None:
     close(semantic_scores(scores, test_scores.MASK_PROBS.to(gpu.device)), test_scores.G3["sem_w0.7_somevalid"])
 
 
-@pytest.mark.parametrize("name", test_official.NAMES)
+@pytest.mark.parametrize("name", test_released.NAMES)
 def test_the_whole_model_and_its_losses_equal_the_release(gpu: GPU, name: str, tmp_path: Path) -> None:
-    segmenter = import_official(test_official.released_file(name, tmp_path), decoder_heads=4, mask_threshold=0.5)
+    segmenter = import_released(test_released.released_file(name, tmp_path), decoder_heads=4, mask_threshold=0.5)
     arrays, details = goldens.arrays(f"g4_{name}"), goldens.details(f"g4_{name}")
     segmenter.to(gpu.device).set_vocabulary(details["class_names"])
-    images = [image.to(gpu.device) for image in test_official.images(arrays)]
+    images = [image.to(gpu.device) for image in test_released.images(arrays)]
     sizes = [tuple(size) for size in arrays["out_sizes"].tolist()]
     for index, scores in enumerate(segmenter(images, sizes)):
-        found, stored = test_official.as_stored(scores, arrays[f"i{index}_sem_seg"])
+        found, stored = test_released.as_stored(scores, arrays[f"i{index}_sem_seg"])
         close(found, stored, 1e-3)
     weights = MaskLossWeights(class_weight=1, mask_weight=20, dice_weight=1, num_points=None)
     criterion = MaskClassificationLoss(len(details["class_names"]), weights).to(gpu.device)
     masks, classes = [], []
-    for index, image in enumerate(test_official.images(arrays)):
+    for index, image in enumerate(test_released.images(arrays)):
         unpacked = goldens.unpack(arrays[f"train_masks{index}_packed"], -1, *image.shape[1:]).float()
         padding = (0, 128 - image.shape[2], 0, 96 - image.shape[1])
         masks.append(torch.nn.functional.pad(unpacked, padding).to(gpu.device))

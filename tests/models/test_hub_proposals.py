@@ -20,7 +20,7 @@ from transformers import (
 )
 
 from ovseg.models import MaskProposer, OpenVocabSegmenter
-from ovseg.models.proposals import IMAGE_MEAN, IMAGE_STD
+from ovseg.models.proposals.queries import IMAGE_MEAN, IMAGE_STD
 from ovseg.structures import InputError
 from tests import tiny
 from tests.stages import ovseg

@@ -24,7 +24,7 @@ from transformers import (
 )
 
 from ovseg.models import CLIPAdapter, OpenVocabSegmenter
-from ovseg.models.clip_config import CONFIG, check
+from ovseg.models.clip.config import CONFIG, check
 from ovseg.structures import InputError
 from ovseg.tasks import AdapterTask
 from tests import tiny

@@ -10,11 +10,11 @@ import torch
 from torch import Tensor
 
 from ovseg.cli import main
-from ovseg.models import CLIPAdapter, OpenVocabSegmenter, import_official
-from ovseg.models.official import load_clip
+from ovseg.models import CLIPAdapter, OpenVocabSegmenter, import_released
+from ovseg.models.released.parts import load_clip
 from ovseg.structures import InputError
 from tests import tiny
-from tests.parity.test_official import released_file
+from tests.parity.test_released import released_file
 
 QKV = "sem_seg_head.predictor.transformer.decoder.layers.0.self_attn.in_proj_weight"
 PROMPTS = "clip_adapter.clip_model.visual.mask_embedding"
@@ -68,7 +68,7 @@ def test_import_writes_a_segmenter_and_says_what_it_read(
 ) -> None:
     out = tmp_path / "segmenter"
     text = run(["import", str(released), "--out", str(out), "--decoder_heads", "4", "--short_side", "64"], capsys)
-    imported = import_official(released, decoder_heads=4, resize=(64, 256))
+    imported = import_released(released, decoder_heads=4, resize=(64, 256))
     assert same(imported, OpenVocabSegmenter.from_pretrained(out))
     assert "Swin, window 4, width 16, depths 2-2-2-1; 10 queries, 3 decoder layers, 4 heads" in text
     assert "ViT of 3 layers, width 64, patch 16, 224 pixels; joint width 64" in text
@@ -81,21 +81,21 @@ def test_import_writes_a_segmenter_and_says_what_it_read(
 
 def test_every_place_that_takes_a_segmenter_takes_a_released_file(released: Path) -> None:
     segmenter = OpenVocabSegmenter.from_pretrained(released)
-    assert same(segmenter, import_official(released))
+    assert same(segmenter, import_released(released))
     assert (segmenter.mask_threshold, segmenter.ensemble_weight, segmenter.resize) == (0.4, 0.7, (640, 2560))
 
 
 def test_a_file_without_prompts_gives_a_plain_clip(released: Path, tmp_path: Path) -> None:
-    plain = import_official(changed(released, tmp_path, {PROMPTS: None}))
+    plain = import_released(changed(released, tmp_path, {PROMPTS: None}))
     assert plain.clip.visual.prompt is None
-    prompted = import_official(released)
+    prompted = import_released(released)
     prompted.clip.visual.prompt = None
     assert same(plain, prompted)
 
 
 def test_shared_prompts_are_read_as_such(released: Path, tmp_path: Path) -> None:
     shared = torch.randn(2, 1, 64)
-    prompt = import_official(changed(released, tmp_path, {PROMPTS: shared})).clip.visual.prompt
+    prompt = import_released(changed(released, tmp_path, {PROMPTS: shared})).clip.visual.prompt
     assert prompt is not None and torch.equal(prompt.mask_embedding, shared)
 
 
@@ -113,7 +113,7 @@ def test_shared_prompts_are_read_as_such(released: Path, tmp_path: Path) -> None
 )
 def test_what_does_not_fit_is_refused(released: Path, tmp_path: Path, change: dict[str, Any], report: str) -> None:
     with pytest.raises(InputError, match=rf"changed\.pth.*{report}"):
-        import_official(changed(released, tmp_path, change))
+        import_released(changed(released, tmp_path, change))
 
 
 def test_damaged_missing_and_other_files_are_refused_and_write_nothing(
@@ -135,7 +135,7 @@ def test_damaged_missing_and_other_files_are_refused_and_write_nothing(
 def test_what_an_earlier_segmenter_left_is_no_part_of_a_new_one(released: Path, tmp_path: Path) -> None:
     """Prompts, and the merges of a reduced tokenizer."""
     tiny.segmenter(tmp_path / "old").save_pretrained(tmp_path / "out")
-    plain = import_official(changed(released, tmp_path, {PROMPTS: None}))
+    plain = import_released(changed(released, tmp_path, {PROMPTS: None}))
     plain.save_pretrained(tmp_path / "out")
     again = OpenVocabSegmenter.from_pretrained(tmp_path / "out")
     assert same(again, plain) and again.clip.visual.prompt is None
@@ -153,7 +153,7 @@ def test_what_an_earlier_segmenter_left_is_no_part_of_a_new_one(released: Path, 
 def test_other_contents_are_refused(tmp_path: Path, content: dict[Any, Any], report: str) -> None:
     torch.save(content, tmp_path / "other.pth")
     with pytest.raises(InputError, match=rf"other\.pth is no released OVSeg checkpoint: it {report}"):
-        import_official(tmp_path / "other.pth")
+        import_released(tmp_path / "other.pth")
 
 
 def test_settings_that_mean_nothing_are_refused(released: Path) -> None:
@@ -165,7 +165,7 @@ def test_settings_that_mean_nothing_are_refused(released: Path) -> None:
         ({"ensemble_weight": 2}, "ensemble_weight is 2; give a number from 0 to 1"),
     ):
         with pytest.raises(InputError, match=report):
-            import_official(released, **settings)  # type: ignore[arg-type]
+            import_released(released, **settings)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("form", ["trainer", "ddp", "bare", "prompts", "compiled", "released"])

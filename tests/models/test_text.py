@@ -12,9 +12,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from ovseg.models import CLIPAdapter, TextClassifier
-from ovseg.models.text_cache import key_of, recall_or
-from ovseg.models.text_tower import encode_tokens
+from ovseg.models import CLIPAdapter, TextEncoder
+from ovseg.models.clip.text_cache import key_of, recall_or
+from ovseg.models.clip.text_tower import encode_tokens
 from tests import tiny
 
 CONTEXT, END = 16, 99  # END is the highest token
@@ -101,18 +101,18 @@ def cached_files(tmp_path: Path) -> list[Path]:
 
 
 def key(clip: CLIPAdapter, names: list[str] = NAMES, templates: str = "single") -> str:
-    sentences = TextClassifier(clip, templates)._sentences(names)
+    sentences = TextEncoder(clip, templates)._sentences(names)
     return key_of(clip, clip.tokenizer(sentences).view(len(names), -1, CONTEXT))
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_a_vocabulary_goes_through_the_tower_once(clip: CLIPAdapter, dtype: torch.dtype) -> None:
     clip.to(dtype)
-    computed = TextClassifier(clip)(NAMES)
+    computed = TextEncoder(clip)(NAMES)
     seen = positions(clip.clip)
-    again = TextClassifier(clip)(NAMES)
+    again = TextEncoder(clip)(NAMES)
     assert seen == [] and torch.equal(again, computed) and again.dtype == torch.float32
-    assert torch.equal(TextClassifier(clip).encode(NAMES), computed) and seen != []
+    assert torch.equal(TextEncoder(clip).encode(NAMES), computed) and seen != []
 
 
 @pytest.mark.parametrize("word", ["a", "é"])  # of one token and of two, a byte each
@@ -121,20 +121,20 @@ def test_names_beyond_the_context_are_told_and_cut(
 ) -> None:
     most = (CONTEXT - 2) // len(word.encode())  # beside start and end
     fits, longer, longest = (" ".join([word] * count) for count in (most, most + 1, most + 2))
-    TextClassifier(clip, "bare")([fits])
+    TextEncoder(clip, "bare")([fits])
     assert not caplog.messages
-    features = TextClassifier(clip, "bare")(["cat", longer, fits, longest])
+    features = TextEncoder(clip, "bare")(["cat", longer, fits, longest])
     assert caplog.messages == [f"longer than CLIP's context of 16 tokens, and cut there: {longer!r}, {longest!r}"]
     torch.testing.assert_close(features[[1, 3]], features[[2, 2]])
 
     caplog.clear()
-    TextClassifier(clip)([f"{number} {'a' * 99}" for number in range(7)])
+    TextEncoder(clip)([f"{number} {'a' * 99}" for number in range(7)])
     (told,) = caplog.messages
     assert told.endswith(f"'4 {'a' * 57}…' and 2 more")
 
 
 def test_names_that_come_bit_by_bit_leave_no_files(clip: CLIPAdapter, tmp_path: Path) -> None:
-    classifier = TextClassifier(clip)
+    classifier = TextEncoder(clip)
     torch.testing.assert_close(classifier.cached(NAMES), classifier.encode(NAMES))
     assert cached_files(tmp_path) == []
 
@@ -165,7 +165,7 @@ def test_the_key_does_not_depend_on_the_image_side(clip: CLIPAdapter, tmp_path: 
 
 
 def test_a_tower_that_learns_is_encoded_anew(clip: CLIPAdapter) -> None:
-    classifier = TextClassifier(clip)
+    classifier = TextEncoder(clip)
     before = classifier(NAMES)
     optimizer = torch.optim.SGD(clip.clip.ln_final.parameters(), lr=0.5)
     clip.encode_text(NAMES)[:, 0].sum().backward()
@@ -186,11 +186,11 @@ def flip(content: bytes) -> bytes:
     ids=["empty", "cut in the values", "cut in the header", "one bit", "zeros"],
 )
 def test_a_damaged_file_is_replaced(clip: CLIPAdapter, tmp_path: Path, damage: Any) -> None:
-    computed = TextClassifier(clip)(NAMES)
+    computed = TextEncoder(clip)(NAMES)
     (file,) = cached_files(tmp_path)
     sound = file.read_bytes()
     file.write_bytes(damage(sound))
-    assert torch.equal(TextClassifier(clip)(NAMES), computed)
+    assert torch.equal(TextEncoder(clip)(NAMES), computed)
     assert cached_files(tmp_path) == [file] and file.read_bytes() == sound
 
 
@@ -212,7 +212,7 @@ def test_a_cache_that_cannot_be_written_is_done_without(
     clip: CLIPAdapter, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     (tmp_path / "cache").write_text("a file")
-    classifier = TextClassifier(clip)
+    classifier = TextEncoder(clip)
     with caplog.at_level(logging.WARNING):
         torch.testing.assert_close(classifier(NAMES), classifier.encode(NAMES))
     assert f"{tmp_path / 'cache'}" in caplog.text and "set OVSEG_CACHE" in caplog.text

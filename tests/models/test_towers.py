@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from ovseg.models import CLIPAdapter, MaskPromptedViT
-from ovseg.models.towers import take_apart
+from ovseg.models.clip.towers import take_apart
 from ovseg.structures import InputError
 from tests import tiny
 

@@ -8,7 +8,7 @@ import torch
 from open_clip.transformer import VisionTransformer
 from torch import Tensor
 
-from ovseg.models.mask_prompt import MaskPromptedViT
+from ovseg.models.clip.mask_prompt import MaskPromptedViT
 from ovseg.ops import patch_coverage
 from tests.parity import goldens
 

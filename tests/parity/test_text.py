@@ -9,7 +9,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from ovseg.models import PROMPT_TEMPLATES, CLIPAdapter, TextClassifier
+from ovseg.models import PROMPT_TEMPLATES, CLIPAdapter, TextEncoder
 from ovseg.structures import InputError
 from tests.parity import goldens
 
@@ -52,11 +52,11 @@ def test_templates_are_the_release_s(ours: str, golden: str) -> None:
     ("templates", "golden"), [("vild", "vild"), ("imagenet", "imagenet"), ("single", "predefined")]
 )
 def test_features_equal_the_release(clip: CLIPAdapter, templates: str, golden: str) -> None:
-    goldens.close("text: features", TextClassifier(clip, templates)(NAMES), G5[f"emb_{golden}"])
+    goldens.close("text: features", TextEncoder(clip, templates)(NAMES), G5[f"emb_{golden}"])
 
 
 def test_features_from_the_cache_equal_the_release(clip: CLIPAdapter) -> None:
-    classifier = TextClassifier(clip, "vild")
+    classifier = TextEncoder(clip, "vild")
     computed = classifier(NAMES)
     classifier.encode = None  # type: ignore[assignment, method-assign]
     assert torch.equal(classifier(NAMES), computed)
@@ -71,7 +71,7 @@ def test_tokens_equal_the_release_exactly(clip: CLIPAdapter) -> None:
 
 def test_similarities_equal_the_release(clip: CLIPAdapter) -> None:
     """Logits are 100 · cosine, the non-object row last."""
-    text = TextClassifier(clip, "vild")(NAMES)
+    text = TextEncoder(clip, "vild")(NAMES)
     rows = torch.cat([text, F.normalize(G5["non_object_embedding"], dim=-1)])
     goldens.close("text: features", rows, G5["adapter_text_features"])
     logits = 100 * F.normalize(G5["img_feat_raw"], dim=-1) @ rows.T
@@ -79,16 +79,16 @@ def test_similarities_equal_the_release(clip: CLIPAdapter) -> None:
 
 
 def test_batches_do_not_matter(clip: CLIPAdapter) -> None:
-    classifier = TextClassifier(clip, "vild")
+    classifier = TextEncoder(clip, "vild")
     torch.testing.assert_close(classifier.encode(NAMES, batch_size=5), classifier.encode(NAMES))
 
 
 def test_a_name_with_braces_goes_in_whole(clip: CLIPAdapter) -> None:
-    bare = TextClassifier(clip, "bare")(["{a}, {}"])
+    bare = TextEncoder(clip, "bare")(["{a}, {}"])
     torch.testing.assert_close(bare, clip.encode_text(["{a}, {}"]))
 
 
 @pytest.mark.parametrize("templates", ["vlid", ["a photo"], []])
 def test_unusable_templates_are_refused(clip: CLIPAdapter, templates: str | list[str]) -> None:
     with pytest.raises(InputError, match="templates"):
-        TextClassifier(clip, templates)
+        TextEncoder(clip, templates)

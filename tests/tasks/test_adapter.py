@@ -19,8 +19,8 @@ from torchvision.transforms.v2.functional import to_pil_image
 from ovseg import rle
 from ovseg.data.base import eval_loader
 from ovseg.data.pairs import write_pairs
-from ovseg.data.region_transform import RegionTransform
-from ovseg.data.regions import RegionTextDataModule
+from ovseg.data.pairs.datamodule import RegionTextDataModule
+from ovseg.data.pairs.region_transform import RegionTransform
 from ovseg.models import CLIPAdapter
 from ovseg.ops import masks_to_boxes
 from ovseg.structures import EvalBatch, InputError, RegionTextBatch, RegionTextPair, Vocabulary

@@ -11,7 +11,7 @@ from transformers import Mask2FormerConfig, Mask2FormerForUniversalSegmentation
 
 from ovseg.losses import MaskLossWeights
 from ovseg.metrics import MeanIoU
-from ovseg.models import CLIPAdapter, MaskProposer, TextClassifier
+from ovseg.models import CLIPAdapter, MaskProposer, TextEncoder
 from ovseg.structures import EvalBatch, InputError, SegmentationBatch, Vocabulary
 from ovseg.tasks import ProposalTask
 from tests import tiny
@@ -118,7 +118,7 @@ def test_the_vocabulary_is_that_of_the_data_of_each_run(tmp_path: Path) -> None:
     module = task(tmp_path)
     for names in (("red", "green", "blue"), ("sky", "sea", "sand", "grass")):
         trainer().validate(module, Batches([evaluation()], Vocabulary(names)), verbose=False)
-        expected = TextClassifier(module._clip[0])(names)
+        expected = TextEncoder(module._clip[0])(names)
         assert module.proposer.text_features is not None
         torch.testing.assert_close(module.proposer.text_features, expected)
     trainer(1).fit(module.train(), datamodule=Batches([batch()], VOCABULARY))  # after inference mode

@@ -15,7 +15,7 @@ from ovseg.data.pairs import PairStore, ShardLog
 from ovseg.structures import CaptionBatch, InputError, RegionTextPair
 
 if TYPE_CHECKING:
-    from ovseg.data.captions import CaptionDataModule
+    from ovseg.data.captions.datamodule import CaptionDataModule
 
 
 class PairsWriter(Callback):

@@ -1,4 +1,4 @@
-"""Weights on disk: what a checkpoint of ours holds, loading it with an error that can be read, and released ones."""
+"""Weights on disk: what a checkpoint holds, and how it is loaded."""
 
 from ovseg.checkpoint.digest import network_digest, tensor_digest, tensor_digests
 from ovseg.checkpoint.files import (
@@ -15,14 +15,10 @@ from ovseg.checkpoint.files import (
     toy_weights,
     under,
 )
-from ovseg.checkpoint.official import UNTOLD, Official, Untold, read_official
 
 __all__ = [
     "ARCHITECTURES",
-    "UNTOLD",
     "Architecture",
-    "Official",
-    "Untold",
     "check_and_load",
     "check_target",
     "first_line",
@@ -31,7 +27,6 @@ __all__ = [
     "network_digest",
     "quiet",
     "read_architecture",
-    "read_official",
     "read_state",
     "tensor_digest",
     "tensor_digests",

@@ -1,11 +1,11 @@
 """Networks: tensors in, tensors out."""
 
-from ovseg.models.clip_adapter import CLIPAdapter
-from ovseg.models.mask_prompt import MaskPrompt, MaskPromptedViT
-from ovseg.models.proposals import MaskProposer
-from ovseg.models.released import import_official
+from ovseg.models.clip.adapter import CLIPAdapter
+from ovseg.models.clip.mask_prompt import MaskPrompt, MaskPromptedViT
+from ovseg.models.clip.text import PROMPT_TEMPLATES, TextEncoder
+from ovseg.models.proposals.queries import MaskProposer
+from ovseg.models.released.importing import import_released
 from ovseg.models.segmenter import OpenVocabSegmenter
-from ovseg.models.text import PROMPT_TEMPLATES, TextClassifier
 
 __all__ = [
     "PROMPT_TEMPLATES",
@@ -14,6 +14,6 @@ __all__ = [
     "MaskPromptedViT",
     "MaskProposer",
     "OpenVocabSegmenter",
-    "TextClassifier",
-    "import_official",
+    "TextEncoder",
+    "import_released",
 ]

@@ -7,9 +7,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ovseg.models.clip_adapter import CLIPAdapter
+from ovseg.models.clip.adapter import CLIPAdapter
 from ovseg.models.ensemble import RegionLogits
-from ovseg.models.proposals import LOGIT_SCALE
+from ovseg.models.proposals.queries import LOGIT_SCALE
 from ovseg.ops import CLIP_MEAN, RGB, crop_regions
 
 

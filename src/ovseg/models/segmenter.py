@@ -14,14 +14,14 @@ from torch import Tensor, nn
 from ovseg.checkpoint import first_line, toy_weights
 from ovseg.images import check_tensor, read_image, resize_short_side, to_tensor
 from ovseg.limits import check_size
-from ovseg.models.clip_adapter import CLIPAdapter
-from ovseg.models.clip_files import WEIGHTS
+from ovseg.models.clip.adapter import CLIPAdapter
+from ovseg.models.clip.files import WEIGHTS
+from ovseg.models.clip.text import TextEncoder
 from ovseg.models.ensemble import ImageProposals, RegionLogits, clip_speaks, join_branches
-from ovseg.models.official import official_parts
 from ovseg.models.phrases import PhraseFeatures, classify_regions
-from ovseg.models.proposals import MaskProposer
+from ovseg.models.proposals.queries import MaskProposer
+from ovseg.models.released.parts import released_parts
 from ovseg.models.segmenter_folder import SETTINGS, check_segmenter_target
-from ovseg.models.text import TextClassifier
 from ovseg.models.views import ViewAnswer, Views, mean_labels, mean_scores
 from ovseg.ops import CLIP_MEAN, Classifier, mask_probabilities
 from ovseg.structures import InputError, Vocabulary, names_of
@@ -35,7 +35,7 @@ class OpenVocabSegmenter(nn.Module):
     Args:
         proposer: branch A.
         clip: branch B, and the text tower of both.
-        templates: prompt templates, see `TextClassifier`.
+        templates: prompt templates, see `TextEncoder`.
         mask_threshold: probability above which a pixel belongs to a proposal's region.
         ensemble_weight: exponent of CLIP in [0, 1]; 0 is the proposal network alone.
         classifier: `ensemble`, or one branch alone: `clip`, `proposals`; the ensemble where not given, unless the
@@ -65,7 +65,7 @@ class OpenVocabSegmenter(nn.Module):
         if fill not in FILLS:
             raise InputError(f"fill is {fill!r}; choose from {', '.join(FILLS)}")
         self.proposer, self.clip = proposer, clip
-        self.text = TextClassifier(clip, templates)
+        self.text = TextEncoder(clip, templates)
         self.mask_threshold, self.ensemble_weight = mask_threshold, ensemble_weight
         self.classifier = classifier
         self.fill, self.resize = fill, tuple(resize)
@@ -93,7 +93,7 @@ class OpenVocabSegmenter(nn.Module):
         """
         folder = toy_weights() if str(name_or_path) == "toy" else Path(name_or_path)
         if folder.is_file():
-            parts = official_parts(folder)
+            parts = released_parts(folder)
             return cls(parts.proposer, parts.clip, **parts.settings).eval()
         if not (folder / SETTINGS).is_file():
             lack = f"it has no {SETTINGS}" if folder.exists() else "it does not exist"

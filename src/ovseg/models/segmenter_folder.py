@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 from ovseg.checkpoint import check_target
-from ovseg.models.clip_files import check_clip_target
-from ovseg.models.proposals import CONFIG as PROPOSER
+from ovseg.models.clip.files import check_clip_target
+from ovseg.models.proposals.queries import CONFIG as PROPOSER
 
 SETTINGS = "segmenter.yaml"
 

@@ -15,7 +15,7 @@ from torch.utils.checkpoint import checkpoint
 from ovseg.checkpoint import ARCHITECTURES
 from ovseg.losses import RegionTextLoss
 from ovseg.metrics import MaskAccuracy
-from ovseg.models import CLIPAdapter, TextClassifier
+from ovseg.models import CLIPAdapter, TextEncoder
 from ovseg.models.phrases import PhraseFeatures, classify_regions
 from ovseg.optim import WarmupCosineLR, param_groups
 from ovseg.structures import EvalBatch, InputError, RegionTextBatch, Vocabulary
@@ -75,7 +75,7 @@ class AdapterTask(L.LightningModule):
         self.lr, self.prompt_lr, self.weight_decay, self.warmup_steps = lr, prompt_lr, weight_decay, warmup_steps
         self.loss = RegionTextLoss(repeated_texts)
         self.text_trained = train == "all"
-        self.text = TextClassifier(clip, "bare")
+        self.text = TextEncoder(clip, "bare")
         clip.requires_grad_(train == "all")
         clip.visual.requires_grad_(train != "prompt")
         clip.logit_scale.requires_grad_(train != "prompt")
@@ -118,7 +118,7 @@ class AdapterTask(L.LightningModule):
         if self.vocabulary is None:
             raise InputError("a validation needs the words of the labels; give --data.val a benchmark")
         if self.phrases is None or self.text_trained:
-            classifier = TextClassifier(self.clip)
+            classifier = TextEncoder(self.clip)
             with torch.autocast(self.device.type, enabled=False):
                 # of a tower that changes nothing is kept on disk
                 features = (classifier.encode if self.text_trained else classifier)(self.vocabulary.phrases)

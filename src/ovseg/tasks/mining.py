@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ovseg import rle
 from ovseg.checkpoint import network_digest
-from ovseg.models import CLIPAdapter, MaskProposer, TextClassifier
+from ovseg.models import CLIPAdapter, MaskProposer, TextEncoder
 from ovseg.ops import band_values, crop_regions, mask_probabilities, masks_to_boxes
 from ovseg.structures import CaptionBatch, InputError, RegionTextPair
 from ovseg.tasks.pair_filters import PairFilters
@@ -39,7 +39,7 @@ class MiningTask(L.LightningModule):
         proposals: network that proposes the regions: a `.ckpt`, a folder, a hub name or `toy`. Without it the regions
             are the masks that the datamodule gives.
         mask_threshold: probability above which a pixel belongs to a region.
-        templates: prompt templates of the nouns, see `TextClassifier`.
+        templates: prompt templates of the nouns, see `TextEncoder`.
         filters: what is left out; nothing by default.
         clip_batch: regions that go through CLIP at once.
         compile: whether CLIP's image tower is compiled at its first use, for speed over many images.
@@ -66,7 +66,7 @@ class MiningTask(L.LightningModule):
         self.clip = clip
         self.proposer = None if proposals is None else MaskProposer(proposals)
         self.mask_threshold, self.filters, self.clip_batch = mask_threshold, filters, clip_batch
-        self.text = TextClassifier(clip, templates)
+        self.text = TextEncoder(clip, templates)
         if compile:
             clip.compile_visual()
 

@@ -11,7 +11,7 @@ from torch.optim import AdamW
 from ovseg.checkpoint import ARCHITECTURES
 from ovseg.losses import MaskClassificationLoss, MaskLossWeights
 from ovseg.metrics import MeanBestIoU, MeanIoU
-from ovseg.models import CLIPAdapter, MaskProposer, TextClassifier
+from ovseg.models import CLIPAdapter, MaskProposer, TextEncoder
 from ovseg.ops import mask_probabilities, proposal_scores, semantic_labels
 from ovseg.optim import WarmupPolyLR, param_groups
 from ovseg.structures import EvalBatch, Proposals, SegmentationBatch, Vocabulary
@@ -105,5 +105,5 @@ class ProposalTask(L.LightningModule):
     def _encode_vocabulary(self) -> None:
         if self.proposer.text_features is None:
             clip = self._clip[0].to(self.device).eval()
-            self.proposer.set_text_features(TextClassifier(clip)(self.vocabulary.names))
+            self.proposer.set_text_features(TextEncoder(clip)(self.vocabulary.names))
             clip.cpu()

@@ -17,11 +17,11 @@ from torch import distributed
 from torch.utils.data import DataLoader
 
 from ovseg.cache import cache_folder
-from ovseg.data.captioned_images import CaptionedImage, CaptionedImages
-from ovseg.data.coco_captions import check_images, read_coco_captions
+from ovseg.data.captions.coco import check_images, read_coco_captions
+from ovseg.data.captions.images import CaptionedImage, CaptionedImages
+from ovseg.data.captions.nouns import SpacyNounExtractor
+from ovseg.data.captions.shards import ShardBatches, Shards
 from ovseg.data.masks import ClassMasks, CocoMasks, GivenMasks, LabelMaps
-from ovseg.data.nouns import SpacyNounExtractor
-from ovseg.data.shards import ShardBatches, Shards
 from ovseg.stopping import outlive_signals
 from ovseg.structures import CaptionBatch, InputError
 
@@ -33,7 +33,7 @@ class CaptionDataModule(LightningDataModule):
 
     Nouns are extracted once and kept in the user's cache (see `ovseg.cache`) under a hash of the captions and the
     extractor. Images whose captions have no noun are left out, and an image that cannot be read is
-    reported in its batch. Batches belong to shards, see `ovseg.data.shards`, of which a process reads its own.
+    reported in its batch. Batches belong to shards, see `ovseg.data.captions.shards`, of which a process reads its own.
 
     Args:
         images: folder of the images that the captions or masks name.

@@ -18,7 +18,7 @@ from open_clip.tokenizer import HFTokenizer
 
 from ovseg.checkpoint import first_line
 from ovseg.limits import read_gzip
-from ovseg.models.clip_config import CONFIG, TEXT_TOWER, read_json
+from ovseg.models.clip.config import CONFIG, TEXT_TOWER, read_json
 from ovseg.structures import InputError
 
 MERGES = "merges.txt.gz"

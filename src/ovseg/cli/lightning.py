@@ -20,10 +20,10 @@ from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 from lightning.pytorch.plugins import Precision
 
 from ovseg.callbacks import BestCheckpoint, LastCheckpoint, ReportWriter, StepSeed, StopAfterStep
+from ovseg.cli.run_folder import SaveVerbConfig, check_results, check_start, run_folder, starting_checkpoint
+from ovseg.cli.trainer import OVSegTrainer
 from ovseg.data.loading import ResumableDataModule
-from ovseg.run_folder import SaveVerbConfig, check_results, check_start, run_folder, starting_checkpoint
 from ovseg.structures import InputError
-from ovseg.trainer import OVSegTrainer
 
 WRITING_VERBS = ("mine", "segment", "sweep")
 HALF_VERBS = ("test", *WRITING_VERBS)  # which on a GPU need no full precision, unless the user asks for it

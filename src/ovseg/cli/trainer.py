@@ -36,7 +36,7 @@ class OVSegTrainer(L.Trainer):
             out: folder of the store of pairs.
             shard_images: images a shard: what is lost where a run is stopped, and what processes share.
         """
-        from ovseg.data.captions import CaptionDataModule  # brings spaCy, which the other verbs do without
+        from ovseg.data.captions.datamodule import CaptionDataModule  # brings spaCy, which the other verbs do without
 
         if not isinstance(model, MiningTask) or not isinstance(datamodule, CaptionDataModule):
             raise InputError(

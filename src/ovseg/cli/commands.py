@@ -100,14 +100,14 @@ def import_(
         long_side: but no longer than this; four short sides where not given.
         multi_grid: dilations in the last stage of a ResNet.
     """
-    from ovseg.checkpoint import Untold
-    from ovseg.models.released import import_weights
+    from ovseg.models.released.importing import import_weights
+    from ovseg.models.released.reading import ReleaseSettings
 
     if long_side and not short_side:
         raise InputError("long_side needs short_side; give both")
     resize = None if short_side is None else (short_side, long_side or 4 * short_side)
-    untold = Untold(decoder_heads, multi_grid, ensemble_weight, mask_threshold, fill, resize)
-    print("\n".join(import_weights(path, out, clip_only, untold)))
+    settings = ReleaseSettings(decoder_heads, multi_grid, ensemble_weight, mask_threshold, fill, resize)
+    print("\n".join(import_weights(path, out, clip_only, settings)))
 
 
 def data(action: Literal["check"], benchmark: str, root: Path | None = None, num_workers: int = 2) -> None:
@@ -119,7 +119,7 @@ def data(action: Literal["check"], benchmark: str, root: Path | None = None, num
         root: the folder that holds it; that of the file, or `datasets`, where not given.
         num_workers: processes that read.
     """
-    from ovseg.data.check import check, load_benchmark
+    from ovseg.data.benchmarks.check import check, load_benchmark
 
     print("\n".join(check(load_benchmark(benchmark, root), num_workers)))
 

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ovseg.losses import MaskClassificationLoss, MaskLossWeights
-from ovseg.models import MaskProposer, import_official
+from ovseg.models import MaskProposer, import_released
 from tests.parity import goldens
 
 NAMES = ("swin", "r50c")
@@ -33,7 +33,7 @@ def released_file(name: str, folder: Path) -> Path:
 def golden(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, ...]:
     name: str = request.param
     path = released_file(name, tmp_path_factory.mktemp(name))
-    segmenter = import_official(path, decoder_heads=4, mask_threshold=0.5)
+    segmenter = import_released(path, decoder_heads=4, mask_threshold=0.5)
     arrays, details = goldens.arrays(f"g4_{name}"), goldens.details(f"g4_{name}")
     segmenter.set_vocabulary(details["class_names"])
     return segmenter, arrays, details

@@ -24,9 +24,9 @@ from transformers import (
 from transformers.models.maskformer.modeling_maskformer import MaskformerMLPPredictionHead
 
 from ovseg.checkpoint import first_line, hub_or_cache, quiet
-from ovseg.models.deeplab_resnet import DeepLabResNetConfig
-from ovseg.models.maskformer_start import start_as_released
 from ovseg.models.network_values import MASK_NETWORKS, shape_of
+from ovseg.models.proposals.deeplab_resnet import DeepLabResNetConfig
+from ovseg.models.proposals.maskformer_start import start_as_released
 from ovseg.structures import InputError
 
 NETWORKS: dict[str, Any] = {

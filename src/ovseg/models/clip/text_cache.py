@@ -20,7 +20,7 @@ from torch import Tensor
 
 from ovseg.cache import cache_folder
 from ovseg.checkpoint import tensor_digest, tensor_digests
-from ovseg.models.clip_adapter import CLIPAdapter
+from ovseg.models.clip.adapter import CLIPAdapter
 
 FORMAT = 2  # raise it when the same key would stand for other features
 

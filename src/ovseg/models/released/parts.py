@@ -10,11 +10,12 @@ from typing import Any, NamedTuple
 
 from torch import Tensor
 
-from ovseg.checkpoint import UNTOLD, Untold, check_and_load, read_official, read_state, under
-from ovseg.models.clip_adapter import CLIPAdapter
-from ovseg.models.clip_config import CONFIG
-from ovseg.models.clip_files import NO_WEIGHTS
-from ovseg.models.proposals import MaskProposer
+from ovseg.checkpoint import check_and_load, read_state, under
+from ovseg.models.clip.adapter import CLIPAdapter
+from ovseg.models.clip.config import CONFIG
+from ovseg.models.clip.files import NO_WEIGHTS
+from ovseg.models.proposals.queries import MaskProposer
+from ovseg.models.released.reading import RELEASE_DEFAULTS, ReleaseSettings, read_released
 from ovseg.structures import InputError
 
 LICENCE = "The weights that the authors of OVSeg released are for non-commercial use (CC BY-NC 4.0)."
@@ -23,7 +24,7 @@ LICENCE = "The weights that the authors of OVSeg released are for non-commercial
 OURS_ALONE = re.compile(r"relative_position_index$|encoder\.model\.layernorm\.")
 
 
-class OfficialParts(NamedTuple):
+class ReleasedParts(NamedTuple):
     """What a released checkpoint makes."""
 
     proposer: MaskProposer
@@ -33,32 +34,30 @@ class OfficialParts(NamedTuple):
     unused: list[str]  # keys of the file that carry no weight
 
 
-def official_parts(path: str | Path, untold: Untold = UNTOLD) -> OfficialParts:
+def released_parts(path: str | Path, settings: ReleaseSettings = RELEASE_DEFAULTS) -> ReleasedParts:
     """Build the networks of a released `.pth`, their architecture read off the shapes of the weights.
 
     Raises:
         InputError: the file is missing, damaged, or of another architecture.
     """
-    official = read_official(path, untold)
-    depth, positions = official.prompt_shape or (0, 0)
+    released = read_released(path, settings)
+    depth, positions = released.prompt_shape or (0, 0)
     with tempfile.TemporaryDirectory() as folder:  # open_clip builds models from files only
-        (Path(folder) / CONFIG).write_text(json.dumps({"model_cfg": official.clip}), encoding="utf-8")
+        (Path(folder) / CONFIG).write_text(json.dumps({"model_cfg": released.clip}), encoding="utf-8")
         clip = CLIPAdapter(folder, prompt_depth=depth or None, shared_prompt=positions == 1)
-    proposer = MaskProposer(**official.proposer)
-    swin = official.proposer["model"]["backbone_config"]["model_type"] == "swin"
-    settings = {
-        "mask_threshold": (0.4 if swin else 0.5) if untold.mask_threshold is None else untold.mask_threshold,
-        "ensemble_weight": untold.ensemble_weight,
-        "fill": untold.fill,
-        "resize": untold.resize or ((640, 2560) if swin else (512, 2048)),
+    proposer = MaskProposer(**released.proposer)
+    swin = released.proposer["model"]["backbone_config"]["model_type"] == "swin"
+    chosen = {
+        "mask_threshold": (0.4 if swin else 0.5) if settings.mask_threshold is None else settings.mask_threshold,
+        "ensemble_weight": settings.ensemble_weight,
+        "fill": settings.fill,
+        "resize": settings.resize or ((640, 2560) if swin else (512, 2048)),
     }
     own = {key: value for key, value in proposer.state_dict().items() if OURS_ALONE.search(key)}
-    check_and_load(proposer, {**own, **under(official.state, "proposer.")}, path)
-    check_and_load(clip, under(official.state, "clip."), path)
+    check_and_load(proposer, {**own, **under(released.state, "proposer.")}, path)
+    check_and_load(clip, under(released.state, "clip."), path)
     clip.trained = True
-    return OfficialParts(
-        proposer, clip, settings, sum(each.numel() for each in official.state.values()), official.unused
-    )
+    return ReleasedParts(proposer, clip, chosen, sum(each.numel() for each in released.state.values()), released.unused)
 
 
 def load_clip(clip: CLIPAdapter, path: str | Path) -> int:

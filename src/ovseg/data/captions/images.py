@@ -7,8 +7,8 @@ from typing import NamedTuple
 
 from torch.utils.data import Dataset
 
+from ovseg.data.captions.shards import Batch
 from ovseg.data.masks import GivenMasks, ImageMasks
-from ovseg.data.shards import Batch
 from ovseg.images import read_image, resize_short_side, to_tensor
 from ovseg.structures import CaptionBatch, InputError
 
@@ -26,7 +26,7 @@ class CaptionedImage(NamedTuple):
 
 
 class CaptionedImages(Dataset[CaptionBatch]):
-    """Whole batches, by the keys of `ovseg.data.shards`.
+    """Whole batches, by the keys of `ovseg.data.captions.shards`.
 
     Args:
         images: the folder of the files.

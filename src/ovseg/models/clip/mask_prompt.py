@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from ovseg.models.towers import Tower, check_pooled, resize_grid, take_apart
+from ovseg.models.clip.towers import Tower, check_pooled, resize_grid, take_apart
 from ovseg.ops import patch_coverage
 from ovseg.structures import InputError
 
@@ -62,7 +62,7 @@ class MaskPromptedViT(nn.Module):
         shared_prompt: one token for all positions.
 
     Raises:
-        InputError: prompts are wanted in a tower that has no place for them, see `ovseg.models.towers.take_apart`.
+        InputError: prompts are wanted in a tower that has no place for them, see `ovseg.models.clip.towers.take_apart`.
     """
 
     def __init__(self, visual: nn.Module, prompt_depth: int, shared_prompt: bool = False) -> None:

@@ -9,8 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ovseg.models.clip_adapter import IMAGENET_TEMPLATES, CLIPAdapter
-from ovseg.models.text_cache import key_of, recall_or
+from ovseg.models.clip.adapter import IMAGENET_TEMPLATES, CLIPAdapter
+from ovseg.models.clip.text_cache import key_of, recall_or
 from ovseg.structures import InputError
 
 PROMPT_TEMPLATES: dict[str, tuple[str, ...]] = {
@@ -32,10 +32,10 @@ _LOG = logging.getLogger(__name__)
 _SHOWN = 5  # names that a warning spells out
 
 
-class TextClassifier:
+class TextEncoder:
     """Text features of class names by a CLIP model.
 
-    Those of a vocabulary are kept in the user's cache, see `ovseg.models.text_cache`.
+    Those of a vocabulary are kept in the user's cache, see `ovseg.models.clip.text_cache`.
 
     Args:
         clip: holds the text tower.

@@ -29,8 +29,8 @@ from ovseg.checkpoint import (
     toy_weights,
 )
 from ovseg.limits import read_gzip
-from ovseg.models.clip_config import CONFIG, TEXT_TOWER, model_config, read_json, text_tower, towers
-from ovseg.models.clip_tokenizer import MERGES, SUFFIXES, is_tokenizer_file, tokenizer_files
+from ovseg.models.clip.config import CONFIG, TEXT_TOWER, model_config, read_json, text_tower, towers
+from ovseg.models.clip.tokenizer import MERGES, SUFFIXES, is_tokenizer_file, tokenizer_files
 from ovseg.structures import InputError
 
 WEIGHTS, PROMPT = "open_clip_model.safetensors", "mask_prompt.safetensors"  # the first is a name that open_clip knows

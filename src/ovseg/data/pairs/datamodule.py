@@ -16,8 +16,8 @@ from ovseg import rle
 from ovseg.data.benchmarks.base import EvalDataModule
 from ovseg.data.loading import ResumableDataModule, ResumableLoader, run_seed, seeded
 from ovseg.data.pairs import Pairs, read_pairs
+from ovseg.data.pairs.region_transform import RegionTransform
 from ovseg.data.pairs.released import mask_by_colour
-from ovseg.data.region_transform import RegionTransform
 from ovseg.images import read_image, to_tensor
 from ovseg.structures import EvalBatch, InputError, RegionTextBatch, RegionTextPair, Vocabulary
 

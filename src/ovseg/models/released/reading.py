@@ -9,13 +9,13 @@ from typing import Any, Literal, NamedTuple
 from torch import Tensor
 
 from ovseg.checkpoint.files import read_state, under
-from ovseg.checkpoint.official_names import JOINT, PARTS, RESNET, WEIGHTLESS
+from ovseg.models.released.names import JOINT, PARTS, RESNET, WEIGHTLESS
 from ovseg.structures import InputError
 
 State = dict[str, Tensor]
 
 
-class Untold(NamedTuple):
+class ReleaseSettings(NamedTuple):
     """What the shapes of the weights do not tell; the defaults are the release's.
 
     Its Swin-B models were tested with `mask_threshold` 0.4 and `resize` (640, 2560), R101c with 0.5 and (512, 2048);
@@ -30,10 +30,10 @@ class Untold(NamedTuple):
     resize: tuple[int, int] | None = None
 
 
-UNTOLD = Untold()
+RELEASE_DEFAULTS = ReleaseSettings()
 
 
-class Official(NamedTuple):
+class Released(NamedTuple):
     """A released checkpoint in our layout."""
 
     proposer: dict[str, Any]  # architecture of a MaskProposer
@@ -43,7 +43,7 @@ class Official(NamedTuple):
     unused: list[str]  # keys of the file that carry no weight
 
 
-def read_official(path: str | Path, untold: Untold = UNTOLD) -> Official:
+def read_released(path: str | Path, settings: ReleaseSettings = RELEASE_DEFAULTS) -> Released:
     """Read a checkpoint as the authors of OVSeg released it: a dict whose `model` is the state dict.
 
     Raises:
@@ -60,7 +60,7 @@ def read_official(path: str | Path, untold: Untold = UNTOLD) -> Official:
         hint = "; put a CLIP into a segmenter by `ovseg import SEGMENTER --clip-only FILE --out FOLDER`"
         raise InputError(f"{path} is no released OVSeg checkpoint: it has no weights called {missing[0]}*{hint}")
     try:
-        proposer, clip = _proposer(weights, untold), _clip(under(weights, "clip_adapter.clip_model."))
+        proposer, clip = _proposer(weights, settings), _clip(under(weights, "clip_adapter.clip_model."))
         state, unused = _rename(weights)
     except InputError:
         raise
@@ -71,7 +71,7 @@ def read_official(path: str | Path, untold: Untold = UNTOLD) -> Official:
             f"{path} holds weights of nothing in a released OVSeg: {', '.join(unknown[:3])}; leave them out"
         )
     prompt = state.get("clip.clip.visual.prompt.mask_embedding")
-    return Official(proposer, clip, None if prompt is None else (prompt.shape[0], prompt.shape[1]), state, unused)
+    return Released(proposer, clip, None if prompt is None else (prompt.shape[0], prompt.shape[1]), state, unused)
 
 
 def _rename(weights: State) -> tuple[State, list[str]]:
@@ -97,16 +97,16 @@ def _rename(weights: State) -> tuple[State, list[str]]:
     return state, unused
 
 
-def _proposer(weights: State, untold: Untold) -> dict[str, Any]:
+def _proposer(weights: State, settings: ReleaseSettings) -> dict[str, Any]:
     head = under(weights, "sem_seg_head.predictor.")
     queries, hidden = head["query_embed.weight"].shape
-    if untold.decoder_heads < 1 or hidden % untold.decoder_heads:
-        raise InputError(f"decoder_heads is {untold.decoder_heads}; give a divisor of the decoder's width, {hidden}")
+    if settings.decoder_heads < 1 or hidden % settings.decoder_heads:
+        raise InputError(f"decoder_heads is {settings.decoder_heads}; give a divisor of the decoder's width, {hidden}")
     decoder = {
         "model_type": "detr",
         "d_model": hidden,
         "decoder_layers": _count(head, r"transformer\.decoder\.layers\.(\d+)\."),
-        "decoder_attention_heads": untold.decoder_heads,
+        "decoder_attention_heads": settings.decoder_heads,
         "decoder_ffn_dim": head["transformer.decoder.layers.0.linear1.weight"].shape[0],
         "num_queries": queries,
         **dict.fromkeys(("dropout", "attention_dropout", "activation_dropout"), 0.1),  # as DETR; for training on
@@ -115,7 +115,7 @@ def _proposer(weights: State, untold: Untold) -> dict[str, Any]:
     backbone = under(weights, "backbone.")
     model = {
         "model_type": "maskformer",
-        "backbone_config": _resnet(backbone, untold) if "stem.conv1.weight" in backbone else _swin(backbone),
+        "backbone_config": _resnet(backbone, settings) if "stem.conv1.weight" in backbone else _swin(backbone),
         "decoder_config": decoder,
         "fpn_feature_size": pixel["layer_1.weight"].shape[0],
         "mask_feature_size": pixel["mask_features.weight"].shape[0],
@@ -140,16 +140,16 @@ def _swin(weights: State) -> dict[str, Any]:
     }
 
 
-def _resnet(weights: State, untold: Untold) -> dict[str, Any]:
+def _resnet(weights: State, settings: ReleaseSettings) -> dict[str, Any]:
     stages = range(2, 6)
-    if len(untold.multi_grid) != 3:
-        raise InputError(f"multi_grid is {untold.multi_grid}; give the dilations of 3 blocks, such as 1, 2, 4")
+    if len(settings.multi_grid) != 3:
+        raise InputError(f"multi_grid is {settings.multi_grid}; give the dilations of 3 blocks, such as 1, 2, 4")
     return {
         "model_type": "deeplab_resnet",
         "depths": [_count(weights, rf"res{stage}\.(\d+)\.") for stage in stages],
         "hidden_sizes": [weights[f"res{stage}.0.conv3.weight"].shape[0] for stage in stages],
         "stem_size": weights["stem.conv3.weight"].shape[0],
-        "multi_grid": list(untold.multi_grid),
+        "multi_grid": list(settings.multi_grid),
     }
 
 

@@ -13,8 +13,8 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from ovseg.checkpoint import Architecture, check_and_load, hub_or_cache, load_weights, read_state, under
-from ovseg.models.clip_config import TEXT_TOWER
-from ovseg.models.clip_files import (
+from ovseg.models.clip.config import TEXT_TOWER
+from ovseg.models.clip.files import (
     PROMPT,
     WEIGHTS,
     architecture_of,
@@ -25,9 +25,9 @@ from ovseg.models.clip_files import (
     read_config,
     write_architecture,
 )
-from ovseg.models.clip_tokenizer import MERGES, TOKENIZER, create_tokenizer
-from ovseg.models.mask_prompt import MaskPromptedViT
-from ovseg.models.text_tower import encode_tokens
+from ovseg.models.clip.mask_prompt import MaskPromptedViT
+from ovseg.models.clip.text_tower import encode_tokens
+from ovseg.models.clip.tokenizer import MERGES, TOKENIZER, create_tokenizer
 from ovseg.structures import InputError
 
 IMAGENET_TEMPLATES: tuple[str, ...] = tuple(sentence("{}") for sentence in open_clip.OPENAI_IMAGENET_TEMPLATES)

@@ -14,7 +14,7 @@ from ovseg import __version__
 from ovseg.stopping import stoppable
 
 if TYPE_CHECKING:
-    from ovseg.lightning_cli import OVSegCLI
+    from ovseg.cli.lightning import OVSegCLI
 
 TRAINER_VERBS = {
     "fit": "train the proposals or adapt CLIP",
@@ -57,13 +57,13 @@ def main(args: Sequence[str] | None = None) -> None:
         _refuse(f"there is no verb {words[0]!r}; choose from {', '.join([*TRAINER_VERBS, *COMMANDS])} (ovseg --help)")
     from jsonargparse import ArgumentError
 
-    from ovseg.refusals import one_sentence
+    from ovseg.cli.refusals import one_sentence
     from ovseg.structures import InputError
 
     try:
         with stoppable():
             if words[0] in COMMANDS:
-                from ovseg.commands import run
+                from ovseg.cli.commands import run
 
                 run(words)
             else:
@@ -88,7 +88,7 @@ def main(args: Sequence[str] | None = None) -> None:
 
 def run_trainer_verb(words: list[str]) -> OVSegCLI:
     """Build Trainer, model and data from flags and configs, and run the verb."""
-    from ovseg.lightning_cli import OVSegCLI
+    from ovseg.cli.lightning import OVSegCLI
 
     return OVSegCLI.launch(["segment", *words[1:]] if words[0] == "predict" else words)
 
@@ -126,10 +126,10 @@ def _usage() -> str:
 def _options(verb: str) -> list[str]:
     """What a verb takes, as far as it does not depend on the model and the data."""
     if verb in COMMANDS:
-        from ovseg import commands
+        from ovseg.cli.commands import COMMANDS as FUNCTIONS
 
-        return list(signature(commands.COMMANDS[verb]).parameters)
-    from ovseg.trainer import OVSegTrainer
+        return list(signature(FUNCTIONS[verb]).parameters)
+    from ovseg.cli.trainer import OVSegTrainer
 
     trainer = [f"trainer.{name}" for name in signature(OVSegTrainer).parameters]
     own = [name for name in signature(getattr(OVSegTrainer, verb)).parameters if name not in ("self", "datamodule")]

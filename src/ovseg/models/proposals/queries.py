@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from ovseg.checkpoint import Architecture, check_target, first_line, load_weights, read_architecture, toy_weights
 from ovseg.models.network_values import MASK_NETWORKS, shape_of
-from ovseg.models.proposals_hub import build_network, hidden_size, load_backbone, prepare_swin, read_network
+from ovseg.models.proposals.hub import build_network, hidden_size, load_backbone, prepare_swin, read_network
 from ovseg.ops import Classifier
 from ovseg.structures import InputError, Proposals
 

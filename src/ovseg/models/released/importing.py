@@ -6,21 +6,21 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-from ovseg.checkpoint import UNTOLD, Untold
-from ovseg.models.official import LICENCE, OfficialParts, load_clip, official_parts
+from ovseg.models.released.parts import LICENCE, ReleasedParts, load_clip, released_parts
+from ovseg.models.released.reading import RELEASE_DEFAULTS, ReleaseSettings
 from ovseg.models.segmenter import OpenVocabSegmenter
 from ovseg.models.segmenter_folder import check_segmenter_target
 from ovseg.structures import InputError
 
 
-def import_official(
+def import_released(
     path: str | Path,
-    decoder_heads: int = UNTOLD.decoder_heads,
-    multi_grid: Sequence[int] = UNTOLD.multi_grid,
-    ensemble_weight: float = UNTOLD.ensemble_weight,
-    mask_threshold: float | None = UNTOLD.mask_threshold,
-    fill: Literal["mean", "zero"] = UNTOLD.fill,
-    resize: tuple[int, int] | None = UNTOLD.resize,
+    decoder_heads: int = RELEASE_DEFAULTS.decoder_heads,
+    multi_grid: Sequence[int] = RELEASE_DEFAULTS.multi_grid,
+    ensemble_weight: float = RELEASE_DEFAULTS.ensemble_weight,
+    mask_threshold: float | None = RELEASE_DEFAULTS.mask_threshold,
+    fill: Literal["mean", "zero"] = RELEASE_DEFAULTS.fill,
+    resize: tuple[int, int] | None = RELEASE_DEFAULTS.resize,
 ) -> OpenVocabSegmenter:
     """Build a segmenter from a released `.pth` as it is; what the shapes of its weights do not tell can be given.
 
@@ -36,11 +36,11 @@ def import_official(
     Raises:
         InputError: the file is missing, damaged, or of another architecture; nothing is half loaded.
     """
-    untold = Untold(decoder_heads, tuple(multi_grid), ensemble_weight, mask_threshold, fill, resize)
-    return _segmenter(official_parts(path, untold))
+    settings = ReleaseSettings(decoder_heads, tuple(multi_grid), ensemble_weight, mask_threshold, fill, resize)
+    return _segmenter(released_parts(path, settings))
 
 
-def import_weights(path: str, out: Path, clip_only: Path | None, untold: Untold) -> list[str]:
+def import_weights(path: str, out: Path, clip_only: Path | None, settings: ReleaseSettings) -> list[str]:
     """Write a folder for `OpenVocabSegmenter.from_pretrained`.
 
     Args:
@@ -51,18 +51,18 @@ def import_weights(path: str, out: Path, clip_only: Path | None, untold: Untold)
         Lines that say what was read.
 
     Raises:
-        InputError: as `import_official`; nothing is written then.
+        InputError: as `import_released`; nothing is written then.
     """
     check_segmenter_target(out)
     lines = []
     if clip_only is None and Path(path).is_dir():
         raise InputError(f"{path} is a folder, not a released checkpoint; add --clip-only FILE to change its CLIP")
     if Path(path).is_file() or clip_only is None:
-        parts = official_parts(path, untold)
+        parts = released_parts(path, settings)
         segmenter = _segmenter(parts)
         lines += [f"read {path}", *_architecture(segmenter), _numbers(parts), LICENCE]
     else:
-        if untold != UNTOLD:
+        if settings != RELEASE_DEFAULTS:
             raise InputError(f"{path} is no released checkpoint, it has its own settings; leave the other flags out")
         segmenter = OpenVocabSegmenter.from_pretrained(path)
     if clip_only is not None:
@@ -75,7 +75,7 @@ def import_weights(path: str, out: Path, clip_only: Path | None, untold: Untold)
     return [*lines, f"segmenter in {out}"]
 
 
-def _segmenter(parts: OfficialParts) -> OpenVocabSegmenter:
+def _segmenter(parts: ReleasedParts) -> OpenVocabSegmenter:
     return OpenVocabSegmenter(parts.proposer, parts.clip, **parts.settings).eval()
 
 
@@ -108,6 +108,6 @@ def _prompts(segmenter: OpenVocabSegmenter) -> str:
     return f"depth {prompt.depth}, {'shared by all positions' if positions == 1 else f'{positions} positions'}"
 
 
-def _numbers(parts: OfficialParts) -> str:
+def _numbers(parts: ReleasedParts) -> str:
     unused = ", ".join(sorted({key.rpartition(".")[2] for key in parts.unused})) or "none"
     return f"  parameters    {parts.used:,} used; {len(parts.unused)} entries not used, they hold no weight ({unused})"

@@ -1,0 +1,1 @@
+"""Images with captions, and the nouns to mine from them."""

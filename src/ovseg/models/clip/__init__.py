@@ -1,0 +1,1 @@
+"""CLIP: files, towers, mask prompts and text features."""

@@ -1,0 +1,1 @@
+"""Images and masks in, features of regions out."""

@@ -1,0 +1,1 @@
+"""The released OVSeg: its files, read into networks of ours."""
