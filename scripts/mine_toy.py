@@ -45,7 +45,7 @@ ROWS: dict[str, tuple[str, ablate_toy.Flags]] = {  # what a row is → store, fl
     f"… at most {CAP} pairs a noun": ("mined", (*ALL, "--data.sampling.max_per_noun", CAP)),
 }
 CLASS_OF = {form: noun.name for noun in NOUNS for word in noun.synonyms for form in (word, word.removesuffix("s"))}
-QUALITY = ("pairs", "nouns", "right", "right where the noun is there")
+QUALITY = ("pairs", "nouns", "right", "right, noun in the scene")
 SCORES = {"mask_accuracy": "accuracy, all", "mask_accuracy_seen": "seen", "mask_accuracy_unseen": "unseen"}
 
 

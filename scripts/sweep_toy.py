@@ -27,8 +27,8 @@ def prompts() -> None:
 def regions() -> None:
     """The table of how regions are resized in training."""
     ways: dict[str, ablate_toy.Flags] = {
-        "as inference does": (),
-        "as the release does": ("--data.transform.resize", "release"),
+        "as in inference": (),
+        "as in the release": ("--data.transform.resize", "release"),
     }
     rows = {
         f"{adaptation}, {way}": (ROWS[adaptation], flags)
