@@ -33,10 +33,10 @@ def text(
     """
     torch.set_num_threads(threads)
     clip = CLIPAdapter(model).to(device).eval()
-    classifier = TextEncoder(clip, templates)
+    encoder = TextEncoder(clip, templates)
     all_names = read_vocabulary("ade20k_150").names
     names = [all_names[index * len(all_names) // classes] for index in range(classes)]
-    sentences = [template.replace("{}", name) for name in names for template in classifier.templates]
+    sentences = [template.replace("{}", name) for name in names for template in encoder.templates]
 
     def full() -> None:
         for batch in clip.tokenizer(sentences).split(batch_size):
@@ -44,12 +44,12 @@ def text(
 
     with tempfile.TemporaryDirectory() as cache:
         os.environ["OVSEG_CACHE"] = cache
-        classifier(names[:1])  # warms up
+        encoder(names[:1])  # warms up
         clip.clip.encode_text(clip.tokenizer(sentences[:1]).to(device))  # type: ignore[operator]
         measured = {
             "full context": seconds(full),
-            "cut context": seconds(lambda: classifier.encode(names, batch_size)),
-            "first call, which fills the cache": seconds(lambda: classifier(names)),
-            "from the cache": seconds(lambda: classifier(names), repeats=3),
+            "cut context": seconds(lambda: encoder.encode(names, batch_size)),
+            "first call, which fills the cache": seconds(lambda: encoder(names)),
+            "from the cache": seconds(lambda: encoder(names), repeats=3),
         }
-    report(f"{classes} names x {len(classifier.templates)} templates, {model} with random weights", measured)
+    report(f"{classes} names x {len(encoder.templates)} templates, {model} with random weights", measured)

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from ovseg.models import CLIPAdapter, TextEncoder
-from ovseg.models.clip.text_cache import key_of, recall_or
+from ovseg.models.clip.text_cache import cache_key, load_or_compute
 from ovseg.models.clip.text_tower import encode_tokens
 from tests import tiny
 
@@ -102,7 +102,7 @@ def cached_files(tmp_path: Path) -> list[Path]:
 
 def key(clip: CLIPAdapter, names: list[str] = NAMES, templates: str = "single") -> str:
     sentences = TextEncoder(clip, templates)._sentences(names)
-    return key_of(clip, clip.tokenizer(sentences).view(len(names), -1, CONTEXT))
+    return cache_key(clip, clip.tokenizer(sentences).view(len(names), -1, CONTEXT))
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -134,8 +134,8 @@ def test_names_beyond_the_context_are_told_and_cut(
 
 
 def test_names_that_come_bit_by_bit_leave_no_files(clip: CLIPAdapter, tmp_path: Path) -> None:
-    classifier = TextEncoder(clip)
-    torch.testing.assert_close(classifier.cached(NAMES), classifier.encode(NAMES))
+    encoder = TextEncoder(clip)
+    torch.testing.assert_close(encoder.cached(NAMES), encoder.encode(NAMES))
     assert cached_files(tmp_path) == []
 
 
@@ -165,15 +165,15 @@ def test_the_key_does_not_depend_on_the_image_side(clip: CLIPAdapter, tmp_path: 
 
 
 def test_a_tower_that_learns_is_encoded_anew(clip: CLIPAdapter) -> None:
-    classifier = TextEncoder(clip)
-    before = classifier(NAMES)
+    encoder = TextEncoder(clip)
+    before = encoder(NAMES)
     optimizer = torch.optim.SGD(clip.clip.ln_final.parameters(), lr=0.5)
     clip.encode_text(NAMES)[:, 0].sum().backward()
     optimizer.step()
-    after = classifier(NAMES)
-    assert not torch.allclose(after, before) and torch.equal(after, classifier.encode(NAMES))
+    after = encoder(NAMES)
+    assert not torch.allclose(after, before) and torch.equal(after, encoder.encode(NAMES))
     clip.clip.ln_final.bias.data[0] += 0.5  # past autograd's count of changes
-    assert torch.equal(classifier(NAMES), classifier.encode(NAMES)) and not torch.equal(classifier(NAMES), after)
+    assert torch.equal(encoder(NAMES), encoder.encode(NAMES)) and not torch.equal(encoder(NAMES), after)
 
 
 def flip(content: bytes) -> bytes:
@@ -200,11 +200,11 @@ def test_writers_at_the_same_time_leave_one_sound_file(clip: CLIPAdapter, tmp_pa
     def one(_: int) -> Tensor:
         for file in cached_files(tmp_path)[:1]:
             file.unlink(missing_ok=True)  # so that writers and readers keep meeting
-        return recall_or(lambda: features, "key")
+        return load_or_compute("key", lambda: features)
 
     with ThreadPoolExecutor(8) as pool:
         assert all(torch.equal(answer, features) for answer in pool.map(one, range(100)))
-    recall_or(lambda: features, "key")
+    load_or_compute("key", lambda: features)
     assert [file.name for file in cached_files(tmp_path)] == ["key.safetensors"]
 
 
@@ -212,14 +212,14 @@ def test_a_cache_that_cannot_be_written_is_done_without(
     clip: CLIPAdapter, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     (tmp_path / "cache").write_text("a file")
-    classifier = TextEncoder(clip)
+    encoder = TextEncoder(clip)
     with caplog.at_level(logging.WARNING):
-        torch.testing.assert_close(classifier(NAMES), classifier.encode(NAMES))
+        torch.testing.assert_close(encoder(NAMES), encoder.encode(NAMES))
     assert f"{tmp_path / 'cache'}" in caplog.text and "set OVSEG_CACHE" in caplog.text
 
     monkeypatch.delenv("OVSEG_CACHE")
     monkeypatch.setattr(Path, "home", lambda: (_ for _ in ()).throw(RuntimeError("no home")))
-    torch.testing.assert_close(classifier(NAMES), classifier.encode(NAMES))
+    torch.testing.assert_close(encoder(NAMES), encoder.encode(NAMES))
 
 
 def test_threads_may_encode_at_once(tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from ovseg.models import CLIPAdapter, MaskPromptedViT
-from ovseg.models.clip.towers import take_apart
+from ovseg.models.clip.towers import split_tower
 from ovseg.structures import InputError
 from tests import tiny
 
@@ -198,7 +198,7 @@ def test_what_has_no_patch_tokens_is_refused(vision: dict[str, Any], reason: str
     with torch.device("meta"):
         visual = open_clip.model._build_vision_tower(32, dict(vision), False)
     with pytest.raises(InputError, match=reason) as caught:
-        take_apart(visual)
+        split_tower(visual)
     assert "\n" not in str(caught.value)
     with pytest.raises(InputError, match=reason):
         MaskPromptedViT(visual, 1)

@@ -56,10 +56,10 @@ def test_features_equal_the_release(clip: CLIPAdapter, templates: str, golden: s
 
 
 def test_features_from_the_cache_equal_the_release(clip: CLIPAdapter) -> None:
-    classifier = TextEncoder(clip, "vild")
-    computed = classifier(NAMES)
-    classifier.encode = None  # type: ignore[assignment, method-assign]
-    assert torch.equal(classifier(NAMES), computed)
+    encoder = TextEncoder(clip, "vild")
+    computed = encoder(NAMES)
+    encoder.encode = None  # type: ignore[assignment, method-assign]
+    assert torch.equal(encoder(NAMES), computed)
     goldens.close("text: features", computed, G5["emb_vild"])
 
 
@@ -79,8 +79,8 @@ def test_similarities_equal_the_release(clip: CLIPAdapter) -> None:
 
 
 def test_batches_do_not_matter(clip: CLIPAdapter) -> None:
-    classifier = TextEncoder(clip, "vild")
-    torch.testing.assert_close(classifier.encode(NAMES, batch_size=5), classifier.encode(NAMES))
+    encoder = TextEncoder(clip, "vild")
+    torch.testing.assert_close(encoder.encode(NAMES, batch_size=5), encoder.encode(NAMES))
 
 
 def test_a_name_with_braces_goes_in_whole(clip: CLIPAdapter) -> None:

@@ -92,7 +92,7 @@ class AdapterTask(L.LightningModule):
             self.mask_accuracy = MaskAccuracy(len(self.vocabulary.scored_names), self.vocabulary.scored_seen)
 
     def on_fit_start(self) -> None:
-        self.text.forget()  # the weights may have come from a checkpoint since
+        self.text.clear()  # the weights may have come from a checkpoint since
 
     def training_step(self, batch: RegionTextBatch, batch_index: int) -> Tensor:
         """The loss of the regions and texts of all processes together."""

@@ -20,9 +20,9 @@ from ovseg.models.clip.files import (
     architecture_of,
     check_clip_target,
     create_clip,
-    folder_of,
     hub_name,
     read_config,
+    resolve_folder,
     write_architecture,
 )
 from ovseg.models.clip.mask_prompt import MaskPromptedViT
@@ -63,7 +63,7 @@ class CLIPAdapter(nn.Module):
     ) -> None:
         super().__init__()
         checkpoint = model if Path(model).suffix == ".ckpt" else None
-        with folder_of(model) as folder:
+        with resolve_folder(model) as folder:
             if pretrained and (folder or model.startswith("hf-hub:")):
                 raise InputError(f"{model} brings its own weights; leave `pretrained` out, it is for open_clip's names")
             with hub_or_cache(hub_name(folder, model, pretrained)):

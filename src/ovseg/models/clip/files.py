@@ -53,8 +53,11 @@ NO_WEIGHTS = ("input_resolution", "context_length", "vocab_size", "text.transfor
 
 
 @contextmanager
-def folder_of(model: str) -> Iterator[Path | None]:
-    """The folder that `model` means, None for a name; for a checkpoint one made for the occasion, without weights."""
+def resolve_folder(model: str) -> Iterator[Path | None]:
+    """Resolve `model` to a folder.
+
+    Checkpoints are unpacked to a temporary folder without weights; plain model names yield None.
+    """
     folder = toy_weights("clip") if model == "toy" else Path(model.removeprefix("local-dir:"))
     if folder.suffix == ".ckpt":
         with tempfile.TemporaryDirectory() as temporary:  # open_clip builds models from files only

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from ovseg.models.clip.towers import Tower, check_pooled, resize_grid, take_apart
+from ovseg.models.clip.towers import Tower, check_pooled, resize_grid, split_tower
 from ovseg.ops import patch_coverage
 from ovseg.structures import InputError
 
@@ -62,7 +62,7 @@ class MaskPromptedViT(nn.Module):
         shared_prompt: one token for all positions.
 
     Raises:
-        InputError: prompts are wanted in a tower that has no place for them, see `ovseg.models.clip.towers.take_apart`.
+        InputError: the tower has no patch tokens that prompts could replace, see `towers.split_tower`.
     """
 
     def __init__(self, visual: nn.Module, prompt_depth: int, shared_prompt: bool = False) -> None:
@@ -88,7 +88,7 @@ class MaskPromptedViT(nn.Module):
     @property
     def tower(self) -> Tower:
         """`visual`, in parts; made anew, as a copy of this module has a `visual` of its own."""
-        return take_apart(self.visual)
+        return split_tower(self.visual)
 
     @property
     def patch_size(self) -> int:

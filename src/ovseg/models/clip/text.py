@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ovseg.models.clip.adapter import IMAGENET_TEMPLATES, CLIPAdapter
-from ovseg.models.clip.text_cache import key_of, recall_or
+from ovseg.models.clip.text_cache import cache_key, load_or_compute
 from ovseg.structures import InputError
 
 PROMPT_TEMPLATES: dict[str, tuple[str, ...]] = {
@@ -72,8 +72,8 @@ class TextEncoder:
         self._warn_of_cut(names, tokens.shape[1])
         device = self.clip.mean.device
         with torch.autocast(device.type, enabled=False):  # what is kept is of full precision
-            key = key_of(self.clip, tokens.view(len(names), len(self.templates), -1))
-            return recall_or(lambda: self.encode(names), key).to(device)
+            key = cache_key(self.clip, tokens.view(len(names), len(self.templates), -1))
+            return load_or_compute(key, lambda: self.encode(names)).to(device)
 
     @torch.no_grad()
     def encode(self, names: Sequence[str], batch_size: int = 128) -> Tensor:
@@ -91,13 +91,13 @@ class TextEncoder:
         return F.normalize(features.view(len(names), len(self.templates), -1).mean(dim=1), dim=-1)
 
     def cached(self, names: Sequence[str]) -> Tensor:
-        """The same for names that come bit by bit, each computed once and kept in memory while the tower stays."""
+        """Like `__call__`, but memoised per name; call `clear()` after the text tower changes."""
         if missing := [name for name in dict.fromkeys(names) if name not in self._features]:
             self._features |= zip(missing, self.encode(missing), strict=True)
         return torch.stack([self._features[name] for name in names])
 
-    def forget(self) -> None:
-        """Drop what `cached` keeps, after the weights have changed or moved."""
+    def clear(self) -> None:
+        """Drop the features that `cached` memoised, after the weights of the text tower changed or moved."""
         self._features.clear()
 
     def _warn_of_cut(self, names: Sequence[str], context: int) -> None:

@@ -25,7 +25,7 @@ from ovseg.models.clip.adapter import CLIPAdapter
 FORMAT = 2  # raise it when the same key would stand for other features
 
 
-def key_of(clip: CLIPAdapter, tokens: Tensor) -> str:
+def cache_key(clip: CLIPAdapter, tokens: Tensor) -> str:
     """A hash of all that features depend on: the weights of the text tower as they are now, its config, and tokens.
 
     Image tower, mask prompts and temperature do not count: a CLIP whose image side was adapted has the same texts.
@@ -44,7 +44,7 @@ def key_of(clip: CLIPAdapter, tokens: Tensor) -> str:
     return hashlib.sha256(json.dumps([facts, parts], sort_keys=True).encode()).hexdigest()
 
 
-def recall_or(compute: Callable[[], Tensor], key: str) -> Tensor:
+def load_or_compute(key: str, compute: Callable[[], Tensor]) -> Tensor:
     """What the cache has under `key`, on the CPU; else what `compute` returns, kept for the next time.
 
     A file that is damaged is replaced; a cache that cannot be read or written is done without.

@@ -112,7 +112,7 @@ Tower = OpenClipTower | TimmTower
 PLAIN = (VisionTransformer, TimmViT, Eva)  # and these types alone: what inherits from them may compute something else
 
 
-def take_apart(visual: nn.Module) -> Tower:
+def split_tower(visual: nn.Module) -> Tower:
     """The parts of an image tower.
 
     Raises:
