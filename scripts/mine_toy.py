@@ -66,7 +66,7 @@ def pairs_of(row: str) -> Pairs:
 def judge(pairs: Pairs) -> list[str]:
     """Compare nouns with the true classes of their regions: those that most of their pixels have."""
     true = CocoMasks(TRUE_MASKS)
-    judged = [verdict(pair, true(pair.image_id, pair.file_name, pair.size)) for pair in pairs]
+    judged = [verdict(pair, true(Path(pair.file_name), pair.size, pair.image_id)) for pair in pairs]
     there = [right for right, named in judged if named]
     share, share_there = (f"{100 * sum(part) / len(part):.1f}" for part in ([right for right, _ in judged], there))
     return [f"{len(pairs):,}", str(len(pairs.column("noun").unique())), share, share_there]

@@ -108,6 +108,8 @@ class EvalBatch(NamedTuple):
     sizes: list[tuple[int, int]]  # B × (H, W)
     names: list[str]  # B image files
     labels: list[Tensor]  # B × (H, W), empty without ground truth; int16 or int32 as it travels, int64 on the device
+    masks: list[Tensor] | None = None  # B × (M, H, W) bool, masks from files in place of proposals
+    mask_scores: list[Tensor] | None = None  # B × (M,), 1 for ground truth
     faults: tuple[str, ...] = ()  # of images that could not be read and are not among the B
 
 

@@ -189,7 +189,7 @@ def test_every_vocabulary_and_size_can_be_reported(case: str, world: Path, tmp_p
         data.dataset.read_labels = lambda path, size: data.labels(path, size).clamp(max=5)
         data.vocabulary = Vocabulary(tuple(names), background_from=5)
     if case == "scored at another size":
-        data.dataset = ReducedImages(data.labels, None, 50)
+        data.dataset = ReducedImages(data.labels, None, short_side=50)
     task = SegmentationTask(str(world / "segmenter"))
     trainer(0, ReportWriter(tmp_path / "run")).test(task, data, verbose=False)
 

@@ -126,7 +126,7 @@ def test_pascal_context(split: str, tmp_path: Path) -> None:
     layouts.pascal_context(tmp_path, [[0, 1, 2], [23, 431, 459]], split=split)
     every = PascalContext459DataModule(str(tmp_path))
     assert labels(every) == [[[W, 0, 1], [22, 430, 458]]]
-    assert every.vocabulary.names[430] == "unknown" and every.found["split"].name == Path(split).name
+    assert every.vocabulary.names[430] == "unknown" and every.locations["split"].name == Path(split).name
     assert labels(PascalContext59DataModule(str(tmp_path))) == [[[_, _, 0], [1, _, _]]]
 
 

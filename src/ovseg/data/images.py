@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 from lightning import LightningDataModule
 from PIL.Image import Image
@@ -11,6 +12,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from ovseg.data.base import eval_loader
+from ovseg.data.masks import ImageMasks, LabelMaps, open_masks
 from ovseg.data.vocabulary import read_vocabulary
 from ovseg.images import IMAGE_SUFFIXES, read_image, resize_short_side, to_tensor
 from ovseg.structures import EvalBatch, InputError, Vocabulary
@@ -40,13 +42,22 @@ def find_images(paths: str | Path | Sequence[str | Path]) -> list[Path]:
     return found
 
 
+class EvalSample(NamedTuple):
+    """An image at the size at which it is scored, before it is resized for the network."""
+
+    image: Image
+    labels: Tensor | None  # (H, W) integers
+    masks: ImageMasks | None  # at (H, W)
+
+
 class EvalImages(Dataset[EvalBatch]):
-    """Batches of one image, resized by the paper's rule; the labels stay at the image's own size.
+    """Batches of one image, resized by the paper's rule; labels and masks keep the image's own size.
 
     Args:
         paths: the image files.
-        resize: short and long side in pixels; the image's own size where not given.
+        resize: short and long side in pixels; images keep their own size if not given.
         read_labels: (image file, (H, W) of the image) → (H, W) integers; `EvalBatch.labels` is empty without it.
+        read_masks: (image file, (H, W) of the image) → its masks; `EvalBatch.masks` is None without it.
     """
 
     def __init__(
@@ -54,50 +65,62 @@ class EvalImages(Dataset[EvalBatch]):
         paths: Sequence[Path],
         resize: tuple[int, int] | None,
         read_labels: Callable[[Path, tuple[int, int]], Tensor] | None = None,
+        read_masks: Callable[[Path, tuple[int, int]], ImageMasks] | None = None,
     ) -> None:
-        self.paths, self.resize, self.read_labels = list(paths), resize, read_labels
+        self.paths, self.resize = list(paths), resize
+        self.read_labels, self.read_masks = read_labels, read_masks
 
     def __len__(self) -> int:
         return len(self.paths)
 
-    def read(self, path: Path) -> tuple[Image, Tensor | None]:
-        """An image and its labels as they are scored, before the network's resizing."""
+    def read(self, path: Path) -> EvalSample:
+        """Read an image with its labels and masks."""
         image = read_image(path)
-        return image, self.read_labels(path, (image.height, image.width)) if self.read_labels else None
+        size = (image.height, image.width)
+        return EvalSample(
+            image,
+            labels=None if self.read_labels is None else self.read_labels(path, size),
+            masks=None if self.read_masks is None else self.read_masks(path, size),
+        )
 
     def __getitem__(self, index: int) -> EvalBatch:
         path = self.paths[index]
-        image, labels = self.read(path)
+        image, labels, masks = self.read(path)
         return EvalBatch(
             images=[to_tensor(resize_short_side(image, *self.resize) if self.resize else image)],
             sizes=[(image.height, image.width)],
             names=[str(path)],
             labels=[] if labels is None else [labels],
+            masks=None if masks is None else [masks.masks],
+            mask_scores=None if masks is None else [masks.scores],
         )
 
 
 class ReadableImages(EvalImages):
-    """Images some of which may be broken: of these the batch has no image but the reason."""
+    """Like `EvalImages`, but a broken file gives a batch without images that says why."""
 
     def __getitem__(self, index: int) -> EvalBatch:
         try:
             return super().__getitem__(index)
         except InputError as error:
-            return EvalBatch([], [], [], [], (str(error),))
+            return EvalBatch([], [], [], [], faults=(str(error),))
 
 
 class ImagesDataModule(LightningDataModule):
-    """Images without labels and the words to find in them.
+    """Unlabelled images and the words to find in them.
 
     Args:
         images: files and folders.
-        vocabulary: see `ovseg.data.vocabulary.read_vocabulary`; every pixel gets one of the words, and beside a single
-            word there is `others`, as in the demo of the release.
-        resize: short and long side in pixels; what the segmenter was made for where not given.
+        vocabulary: see `ovseg.data.vocabulary.read_vocabulary`. Every pixel gets one of the words; a single word is
+            joined by `others`, as in the release's demo.
+        resize: short and long side in pixels; the segmenter's own if not given.
+        num_workers: processes that read images.
+        masks: regions in place of proposals: a COCO instances file, a JSON list of results with run lengths (SAM's, for
+            example), or label maps.
 
     Raises:
-        InputError: at once, before any image is segmented, if there is none or the vocabulary cannot be used. Files
-            that are no images are found when they are read, see `ReadableImages`.
+        InputError: at once, before any image is segmented: there are no images, the vocabulary cannot be used, or the
+            masks cannot be used. Files that are not images are reported when they are read, see `ReadableImages`.
     """
 
     def __init__(
@@ -106,6 +129,7 @@ class ImagesDataModule(LightningDataModule):
         vocabulary: str,
         resize: tuple[int, int] | None = None,
         num_workers: int = 0,
+        masks: Path | LabelMaps | None = None,
     ) -> None:
         super().__init__()
         self.vocabulary = _with_others(read_vocabulary(vocabulary))
@@ -115,18 +139,19 @@ class ImagesDataModule(LightningDataModule):
             if not (other := stems.setdefault(path.stem, path)).samefile(path):
                 raise InputError(f"{other} and {path} would be written to the same file; segment them in two runs")
         self.paths, self.resize, self.num_workers = list(stems.values()), resize, num_workers
-        self.dataset = ReadableImages(self.paths, resize)
+        self.masks = None if masks is None else open_masks(masks, self.paths)
+        self.dataset = ReadableImages(self.paths, resize, read_masks=self.masks)
         self.allow_zero_length_dataloader_with_multiple_devices = True  # few images may be left for many processes
 
     def setup(self, stage: str) -> None:
-        self.dataset = ReadableImages(self.paths, self.resize)  # whatever an earlier run was configured for
+        self.dataset = ReadableImages(self.paths, self.resize, read_masks=self.masks)  # undoes an earlier `configure`
 
     def configure(self, resize: tuple[int, int] | None = None, paths: Sequence[Path] | None = None) -> None:
-        """Tell, after `setup`, what this run needs to know.
+        """Adapt to the run, after `setup`.
 
         Args:
-            resize: what the network was made for; a `resize` of its own goes before it.
-            paths: the images that are left to do.
+            resize: short and long side that the network was made for; the datamodule's own `resize` takes precedence.
+            paths: the images that are still to be segmented.
         """
         if self.resize is None and resize is not None:
             self.dataset.resize = resize

@@ -1,14 +1,16 @@
-"""Masks that are given and not proposed: ground truth, or what another program has made."""
+"""Masks from files in place of proposals: ground truth, or the results of another program."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+import logging
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
 import torch
+from lightning.pytorch.utilities import rank_zero_only
 from torch import Tensor
 
 from ovseg import rle
@@ -18,6 +20,7 @@ from ovseg.data.vocabulary import read_vocabulary
 from ovseg.limits import check_names
 from ovseg.structures import InputError
 
+_LOG = logging.getLogger(__name__)
 _ADVICE = "give a file such as annotations/instances_train2017.json, or a list of results with run lengths"
 
 
@@ -26,74 +29,136 @@ class ImageMasks(NamedTuple):
 
     masks: Tensor  # (M, H, W) bool
     scores: Tensor  # (M,), 1 for ground truth
-    names: list[str]  # M labels; none where the masks have no names
+    names: list[str]  # M class names; each is "" if the file does not name them
 
 
-class GivenMasks(Protocol):
-    """The masks of all images."""
+class MaskReader(Protocol):
+    """Masks of a set of images."""
 
     images: dict[int, str]
     """Id → file name, in the order of the ids; empty for a plain list of results."""
     named: bool
-    """Whether the masks bring the names of what they show."""
+    """Whether each mask has the name of its class."""
 
-    def __call__(self, image_id: int, file_name: str, size: tuple[int, int]) -> ImageMasks:
-        """The masks of an image of `size` (H, W).
+    def find(self, image: Path) -> Hashable | None:
+        """Return the key under which the masks of an image file are stored, or None if it has no masks.
 
         Raises:
-            InputError: they have another size, or cannot be read.
+            InputError: the file name does not tell which masks belong to the image.
+        """
+        ...
+
+    def __call__(self, image: Path, size: tuple[int, int], image_id: int | None = None) -> ImageMasks:
+        """Read the masks of an image file.
+
+        Args:
+            image: the image file.
+            size: (H, W) of the image.
+            image_id: its id in the captions file; if not given, the file name decides, see `find`.
+
+        Raises:
+            InputError: the masks have another size or cannot be read.
         """
         ...
 
 
 @dataclass(frozen=True)
 class LabelMaps:
-    """Label maps whose classes are the regions: the whole area of a class in an image is one mask.
+    """Label maps as masks: each class that occurs in an image gives one mask, its whole area.
 
     Args:
-        folder: an image with one class per pixel for each image, of the same name but for the suffix `.png`.
-        vocabulary: the classes, see `ovseg.data.vocabulary.read_vocabulary`; values are its `dataset_ids` minus 1,
-            or its indices where it has none.
+        folder: label maps as PNG files with one class per pixel, named like the images.
+        vocabulary: the classes, see `ovseg.data.vocabulary.read_vocabulary`. Pixel values are the vocabulary's
+            `dataset_ids` minus 1, or class indices if it has none.
     """
 
     folder: Path
     vocabulary: str = "coco_stuff_171"
 
 
-class ClassMasks(GivenMasks):
-    """The masks of label maps.
+def open_masks(masks: Path | LabelMaps, images: Path | Sequence[Path]) -> MaskReader:
+    """Open a file of COCO's instances or results, or a folder of label maps.
+
+    Args:
+        masks: the file or the label maps.
+        images: a folder of images, each of which needs its label map; or image files, some of which may have no masks.
+            How many have none is logged as a warning.
 
     Raises:
-        InputError: an image or label file has no partner, or the labels are not of the vocabulary.
+        InputError: the masks cannot be used, none of the image files has masks, or two image files share theirs.
+    """
+    if not isinstance(masks, LabelMaps):
+        reader: MaskReader = CocoMasks(Path(masks))
+    elif isinstance(images, Path):
+        reader = ClassMasks(by_stem(images, Path(masks.folder)), masks.vocabulary)
+    elif not Path(masks.folder).is_dir():
+        raise InputError(f"there is no folder {masks.folder}; give the folder of the label maps")
+    else:
+        maps = {path.stem: path for path in Path(masks.folder).glob("*.png")}
+        reader = ClassMasks({image: maps[image.stem] for image in images if image.stem in maps}, masks.vocabulary)
+    if not isinstance(images, Path):
+        _check_matches(reader, images, masks.folder if isinstance(masks, LabelMaps) else masks)
+    return reader
+
+
+def _check_matches(reader: MaskReader, images: Sequence[Path], source: Path) -> None:
+    """Refuse masks that belong to none of the images, or to two of them; warn about images without masks."""
+    owners: dict[Hashable, Path] = {}
+    for image in images:
+        key = reader.find(image)
+        if key is not None and (other := owners.setdefault(key, image)) != image:
+            raise InputError(f"{other} and {image} would get the same masks from {source}; rename one of them")
+    if not owners:
+        raise InputError(
+            f"{source} has masks for none of the {len(images):,} images, the first is {images[0]}; "
+            "give the masks of these images under their file names"
+        )
+    if missing := len(images) - len(owners):
+        rank_zero_only(_LOG.warning)("%s has no masks for %s of the %s images", source, missing, len(images))
+
+
+class ClassMasks(MaskReader):
+    """The masks of label maps.
+
+    Args:
+        files: image → label map.
+        vocabulary: see `LabelMaps`.
+
+    Raises:
+        InputError: the labels are not of the vocabulary.
     """
 
     named = True
 
-    def __init__(self, maps: LabelMaps, images: Path) -> None:
-        vocabulary = read_vocabulary(maps.vocabulary)
-        files = by_stem(images, Path(maps.folder))
-        self.labels = LabelFiles(files, coding_of(vocabulary, maps.vocabulary), maps.vocabulary)
-        self.folder, self.class_names = images, vocabulary.scored_names
+    def __init__(self, files: Mapping[Path, Path], vocabulary: str) -> None:
+        classes = read_vocabulary(vocabulary)
+        self.labels = LabelFiles(files, coding_of(classes, vocabulary), vocabulary)
+        self.class_names = classes.scored_names
         names = sorted(path.name for path in files)
         numbered = all(Path(name).stem.isdecimal() for name in names)  # as COCO names its files
         self.images = {int(Path(name).stem) if numbered else number: name for number, name in enumerate(names)}
 
-    def __call__(self, image_id: int, file_name: str, size: tuple[int, int]) -> ImageMasks:
-        values = self.labels(self.folder / file_name, size)
+    def find(self, image: Path) -> Path | None:
+        return self.labels.files.get(image)
+
+    def __call__(self, image: Path, size: tuple[int, int], image_id: int | None = None) -> ImageMasks:
+        if image not in self.labels.files:
+            return ImageMasks(torch.zeros((0, *size), dtype=torch.bool), torch.ones(0), [])
+        values = self.labels(image, size)
         present = torch.unique(values)
         present = present[present != self.labels.ignore_index]
         masks = values == present[:, None, None]
         return ImageMasks(masks, torch.ones(len(present)), [self.class_names[index] for index in present])
 
 
-class CocoMasks(GivenMasks):
+class CocoMasks(MaskReader):
     """The masks of a COCO file with images and annotations (instances, stuff), or of a list of results.
 
-    A result has `image_id` and a `segmentation`, and may have a `score`, or a `predicted_iou` as SAM calls it.
-    The masks are kept as run lengths.
+    A result has `image_id`, `segmentation`, and optionally `score`, which SAM calls `predicted_iou`. The masks are kept
+    as run lengths.
 
     Raises:
-        InputError: the file is missing, is not JSON, or has something else in it.
+        InputError: the file is missing, is not JSON, or is not in one of these formats.
     """
 
     def __init__(self, path: Path) -> None:
@@ -110,6 +175,10 @@ class CocoMasks(GivenMasks):
             fault = f"an image or category lacks {error}"
             raise InputError(f"{path} holds no COCO instances: {fault}; {_ADVICE}") from error
         check_names(self.images.values(), path)
+        self.path = path
+        self.ids: dict[str, list[int]] = {}  # file name without folders → ids
+        for image_id, file_name in self.images.items():
+            self.ids.setdefault(Path(file_name).name, []).append(image_id)
         self.masks: dict[int, list[_Mask]] = {}
         for number, annotation in enumerate(annotations, start=1):
             try:
@@ -119,15 +188,35 @@ class CocoMasks(GivenMasks):
                 raise InputError(f"{path} holds no COCO instances: annotation {number} {fault}; {_ADVICE}") from error
         self.named = all(mask.name for of_image in self.masks.values() for mask in of_image)
 
-    def __call__(self, image_id: int, file_name: str, size: tuple[int, int]) -> ImageMasks:
-        found = self.masks.get(image_id, [])
-        if other := next((mask.size for mask in found if mask.size != size), None):
+    def find(self, image: Path) -> int | None:
+        """Return the id of an image file that has masks.
+
+        It is the id of the listed image of this name. A plain list of results lists no images: there it is the number
+        that is the file's stem, as COCO names its files.
+        """
+        if self.images:
+            ids = self.ids.get(image.name, [])
+            if len(ids) > 1:
+                raise InputError(f"{self.path} lists {len(ids)} images called {image.name}; give them different names")
+        elif image.stem.isdecimal():
+            ids = [int(image.stem)]
+        else:
             raise InputError(
-                f"{file_name} is {size[1]} x {size[0]} pixels, its masks {other[1]} x {other[0]}; "
+                f"{image} cannot be matched with {self.path}, a list of results that knows images by number; name "
+                "images by their ids as COCO does (000000000139.jpg), or give a file that also lists images"
+            )
+        return next((image_id for image_id in ids if image_id in self.masks), None)
+
+    def __call__(self, image: Path, size: tuple[int, int], image_id: int | None = None) -> ImageMasks:
+        key = self.find(image) if image_id is None else image_id
+        masks = [] if key is None else self.masks.get(key, [])
+        if other := next((mask.size for mask in masks if mask.size != size), None):
+            raise InputError(
+                f"{image} is {size[1]} x {size[0]} pixels, its masks {other[1]} x {other[0]}; "
                 "give the masks file that belongs to these images"
             )
-        masks = rle.decode([mask.counts for mask in found], size)
-        return ImageMasks(masks, torch.tensor([mask.score for mask in found]), [mask.name for mask in found])
+        scores = torch.tensor([mask.score for mask in masks])
+        return ImageMasks(rle.decode([mask.counts for mask in masks], size), scores, [mask.name for mask in masks])
 
 
 class _Mask(NamedTuple):

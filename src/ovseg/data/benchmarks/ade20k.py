@@ -13,8 +13,9 @@ from PIL import Image
 from torch import Tensor
 
 from ovseg.data.benchmarks.base import Benchmark, Layout
-from ovseg.data.images import EvalImages
+from ovseg.data.images import EvalImages, EvalSample
 from ovseg.data.labels import Coding, LabelFiles, read_ade20k_full
+from ovseg.data.masks import LabelMaps, MaskReader
 from ovseg.data.partners import by_stem, require_labels
 from ovseg.data.vocabulary import read_dataset_ids
 from ovseg.structures import InputError
@@ -34,31 +35,49 @@ class ADE20K150DataModule(Benchmark):
         source="unpack ADEChallengeData2016.zip there, from sceneparsing.csail.mit.edu",
     )
 
-    def label_files(self, found: Mapping[str, Path]) -> LabelFiles:
-        files = by_stem(found["images"], found["labels"], source=self.layout.source)
+    def label_files(self, locations: Mapping[str, Path]) -> LabelFiles:
+        files = by_stem(locations["images"], locations["labels"], source=self.layout.source)
         return LabelFiles(files, Coding(range(1, 151), {0}), self.layout.classes)
 
 
 class ReducedImages(EvalImages):
-    """Images whose short side is reduced to so many pixels where it is longer, and their labels with them.
+    """Images with their labels and masks, reduced if their short side is too long.
 
-    The release prepares its files so, by OpenCV: bilinear without antialiasing, labels by nearest neighbour.
+    The release prepares its files in this way with OpenCV: images bilinearly without antialiasing, labels by nearest
+    neighbour. Masks are reduced like labels.
+
+    Args:
+        labels: label files of the images.
+        resize: short and long side in pixels for the network, applied to the reduced image.
+        masks: of the images, at their full size.
+        short_side: the longest short side in pixels that is not reduced.
     """
 
-    def __init__(self, labels: LabelFiles, resize: tuple[int, int] | None, short_side: int = 512) -> None:
-        super().__init__(labels.images, resize, labels)
+    def __init__(
+        self,
+        labels: LabelFiles,
+        resize: tuple[int, int] | None,
+        masks: MaskReader | None = None,
+        short_side: int = 512,
+    ) -> None:
+        super().__init__(labels.images, resize, labels, masks)
         self.short_side = short_side
 
-    def read(self, path: Path) -> tuple[Image.Image, Tensor | None]:
-        image, labels = super().read(path)
+    def read(self, path: Path) -> EvalSample:
+        sample = super().read(path)
+        image, labels, masks = sample
         size = (image.height, image.width)
         height, width = reduced = reduced_size(size, self.short_side)
-        if labels is None or reduced == size:
-            return image, labels
+        if reduced == size:
+            return sample
         pixels = torch.from_numpy(np.array(image)).permute(2, 0, 1)[None].float()
         pixels = F.interpolate(pixels, reduced, mode="bilinear", align_corners=False)[0].round().byte()
         rows, columns = _nearest(size[0], height), _nearest(size[1], width)
-        return Image.fromarray(pixels.permute(1, 2, 0).numpy()), labels[rows][:, columns]
+        return EvalSample(
+            Image.fromarray(pixels.permute(1, 2, 0).numpy()),
+            None if labels is None else labels[rows][:, columns],
+            None if masks is None else masks._replace(masks=masks.masks[:, rows][:, :, columns]),
+        )
 
 
 def reduced_size(size: tuple[int, int], short_side: int) -> tuple[int, int]:
@@ -105,16 +124,17 @@ class ADE20K847DataModule(Benchmark):
         synonyms: bool = False,
         resize: tuple[int, int] | None = None,
         num_workers: int = 0,
+        masks: Path | LabelMaps | None = None,
         protocol: Protocol = "release",
     ) -> None:
         if protocol not in get_args(Protocol):
             raise InputError(f"data.protocol is {protocol!r}; give {' or '.join(get_args(Protocol))}")
-        super().__init__(root, vocabulary, synonyms, resize, num_workers)
+        super().__init__(root, vocabulary, synonyms, resize, num_workers, masks)
         if protocol == "release":
-            self.dataset = ReducedImages(self.labels, resize)
+            self.dataset = ReducedImages(self.labels, resize, self.masks)
 
-    def label_files(self, found: Mapping[str, Path]) -> LabelFiles:
-        folder = found["images"]
+    def label_files(self, locations: Mapping[str, Path]) -> LabelFiles:
+        folder = locations["images"]
         files = {image: image.with_name(f"{image.stem}_seg.png") for image in sorted(folder.rglob("*.jpg"))}
         if not files:
             raise InputError(f"{folder} has no image; {self.layout.source}")

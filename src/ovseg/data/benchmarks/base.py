@@ -13,6 +13,7 @@ from torch.utils.data import DataLoader
 from ovseg.data.base import LabelsDataModule, eval_loader
 from ovseg.data.images import EvalImages
 from ovseg.data.labels import LabelFiles
+from ovseg.data.masks import LabelMaps, open_masks
 from ovseg.data.vocabulary import read_vocabulary
 from ovseg.structures import EvalBatch, InputError, Vocabulary
 
@@ -31,32 +32,41 @@ class Layout(NamedTuple):
 
 
 class EvalDataModule(LabelsDataModule):
-    """Images to be tested on and the vocabulary that their labels index.
+    """Labelled images to test on, and the vocabulary that their labels index.
 
     Args:
-        labels: of the images; they stay at the images' own size.
+        labels: label files of the images; labels keep the images' own size.
         vocabulary: the classes.
-        found: what was found where, to be told to the user.
-        resize: short and long side in pixels; what the segmenter was made for where not given.
+        locations: what lies where, for messages to the user, for example `images` → its folder.
+        resize: short and long side in pixels; the segmenter's own if not given.
+        num_workers: processes that read images and labels.
+        masks: regions in place of proposals, see `ovseg.data.masks.open_masks`.
     """
 
     def __init__(
         self,
         labels: LabelFiles,
         vocabulary: Vocabulary,
-        found: Mapping[str, Path],
+        locations: Mapping[str, Path],
         resize: tuple[int, int] | None,
         num_workers: int,
+        masks: Path | LabelMaps | None = None,
     ) -> None:
         super().__init__()
-        self.labels, self.vocabulary, self.found, self.num_workers = labels, vocabulary, dict(found), num_workers
-        self.resize, self.dataset = resize, EvalImages(labels.images, resize, labels)
+        self.labels, self.vocabulary, self.locations = labels, vocabulary, dict(locations)
+        self.resize, self.num_workers = resize, num_workers
+        self.masks = None if masks is None else open_masks(masks, labels.images)
+        self.dataset = EvalImages(labels.images, resize, labels, self.masks)
 
     def setup(self, stage: str) -> None:
-        self.dataset.resize = self.resize  # whatever an earlier run was configured for
+        self.dataset.resize = self.resize  # undoes an earlier `configure`
 
     def configure(self, resize: tuple[int, int]) -> None:
-        """Tell, after `setup`, what the network of this run was made for; a `resize` of its own goes before it."""
+        """Adapt to the network of this run, after `setup`.
+
+        Args:
+            resize: short and long side that the network was made for; the datamodule's own `resize` takes precedence.
+        """
         if self.resize is None:
             self.dataset.resize = resize
 
@@ -70,17 +80,21 @@ class EvalDataModule(LabelsDataModule):
 class Benchmark(EvalDataModule, ABC):
     """A published benchmark, read from the files as they are downloaded.
 
-    Nothing is converted or cached: a `LabelMap` is read faster than a PNG of the same labels, and the colour-coded ones
-    of the full ADE20K in twice the time of converted ones, some 50 ms an image that takes seconds to answer.
+    Nothing is converted or cached: a `LabelMap` is read faster than a PNG of the same labels, and the colour-coded
+    labels of the full ADE20K take 50 ms, twice as long as converted ones, for an image that takes seconds to segment.
 
     Args:
-        root: the folder that holds the data sets, or this one.
+        root: the folder that holds the data sets, or this benchmark's folder.
         vocabulary: other names of the same classes in the same order, see `ovseg.data.vocabulary.read_vocabulary`.
-        synonyms: whether the built-in list's synonyms count, too.
-        resize: short and long side in pixels; what the segmenter was made for where not given.
+        synonyms: whether to use the built-in list's synonyms as well.
+        resize: short and long side in pixels; the segmenter's own if not given.
+        num_workers: processes that read images and labels.
+        masks: regions in place of proposals: a COCO instances file, a JSON list of results with run lengths (SAM's, for
+            example), or label maps. Images are matched by file name; those without masks are left without regions.
 
     Raises:
-        InputError: at once, if files are missing, 50 of them spread over all cannot be read, or the names do not fit.
+        InputError: at once, if files are missing, any of 50 files spread over the benchmark cannot be read, the names
+            do not fit, or the masks cannot be used.
     """
 
     layout: ClassVar[Layout]
@@ -92,17 +106,18 @@ class Benchmark(EvalDataModule, ABC):
         synonyms: bool = False,
         resize: tuple[int, int] | None = None,
         num_workers: int = 0,
+        masks: Path | LabelMaps | None = None,
     ) -> None:
         names = self._names(vocabulary, synonyms)
-        found = self._find(Path(root))
-        super().__init__(self.label_files(found), names, found, resize, num_workers)
+        locations = self._find(Path(root))
+        super().__init__(self.label_files(locations), names, locations, resize, num_workers, masks)
 
     @abstractmethod
-    def label_files(self, found: Mapping[str, Path]) -> LabelFiles:
-        """The images and how their labels are read.
+    def label_files(self, locations: Mapping[str, Path]) -> LabelFiles:
+        """Pair the images with their labels and say how labels are read.
 
         Args:
-            found: `images`, and where the layout has them `labels` and `split` → where they are.
+            locations: `images`, and `labels` and `split` if the layout has them → the folder or file that holds them.
         """
 
     def _names(self, given: str | None, synonyms: bool) -> Vocabulary:

@@ -98,7 +98,7 @@ def check(data: EvalDataModule, num_workers: int = 0) -> list[str]:
     absent = [name.strip() for name, there in zip(data.vocabulary.scored_names, present, strict=True) if not there]
     more = f" and {len(absent) - _SHOWN} more" if len(absent) > _SHOWN else ""
     return [
-        *(f"{part}: {path}" for part, path in data.found.items()),
+        *(f"{part}: {path}" for part, path in data.locations.items()),
         f"{len(files):,} images, {len(files):,} labels, {int(present.sum())} of {len(present)} classes present",
         *([f"absent: {', '.join(absent[:_SHOWN])}{more}"] if absent else []),
     ]

@@ -28,8 +28,8 @@ class COCOStuff171DataModule(Benchmark):
         "from github.com/nightrome/cocostuff, in a folder stuffthingmaps",
     )
 
-    def label_files(self, found: Mapping[str, Path]) -> LabelFiles:
-        files = by_stem(found["images"], found["labels"], source=self.layout.source)
-        as_downloaded = found["labels"].parent.name == "stuffthingmaps"
+    def label_files(self, locations: Mapping[str, Path]) -> LabelFiles:
+        files = by_stem(locations["images"], locations["labels"], source=self.layout.source)
+        as_downloaded = locations["labels"].parent.name == "stuffthingmaps"
         coding = coding_of(read_vocabulary(self.layout.classes), self.layout.classes, use_ids=as_downloaded)
         return LabelFiles(files, coding, self.layout.classes)

@@ -26,8 +26,8 @@ class PascalVOC20DataModule(Benchmark):
     )
     coding: ClassVar[Coding] = Coding(range(1, 21), {0, 255})
 
-    def label_files(self, found: Mapping[str, Path]) -> LabelFiles:
-        files = by_list(found["split"], found["images"], found["labels"], ".png", self.layout.source)
+    def label_files(self, locations: Mapping[str, Path]) -> LabelFiles:
+        files = by_list(locations["split"], locations["images"], locations["labels"], ".png", self.layout.source)
         return LabelFiles(files, self.coding, self.layout.classes)
 
 
@@ -64,8 +64,8 @@ class PascalContext459DataModule(Benchmark):
         "comes with the code of OVSeg and its relatives, without it VOC's ImageSets/Main/val.txt applies",
     )
 
-    def label_files(self, found: Mapping[str, Path]) -> LabelFiles:
-        files = by_list(found["split"], found["images"], found["labels"], ".mat", self.layout.source)
+    def label_files(self, locations: Mapping[str, Path]) -> LabelFiles:
+        files = by_list(locations["split"], locations["images"], locations["labels"], ".mat", self.layout.source)
         return LabelFiles(files, self.coding_of_maps(), self.layout.classes)
 
     def coding_of_maps(self) -> Coding:

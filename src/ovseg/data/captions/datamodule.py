@@ -21,7 +21,7 @@ from ovseg.data.captions.coco import check_images, read_coco_captions
 from ovseg.data.captions.images import CaptionedImage, CaptionedImages
 from ovseg.data.captions.nouns import SpacyNounExtractor
 from ovseg.data.captions.shards import ShardBatches, Shards
-from ovseg.data.masks import ClassMasks, CocoMasks, GivenMasks, LabelMaps
+from ovseg.data.masks import LabelMaps, MaskReader, open_masks
 from ovseg.stopping import outlive_signals
 from ovseg.structures import CaptionBatch, InputError
 
@@ -138,9 +138,7 @@ class CaptionDataModule(LightningDataModule):
             InputError: no caption has a noun, or masks cannot be used.
         """
         self._pending = None  # of an earlier run
-        masks: GivenMasks | None = None
-        if self.masks is not None:
-            masks = ClassMasks(self.masks, self.images) if isinstance(self.masks, LabelMaps) else CocoMasks(self.masks)
+        masks = None if self.masks is None else open_masks(self.masks, self.images)
         samples = self._labelled(masks) if self.captions is None else self._captioned(self.captions)
         self.dataset = CaptionedImages(self.images, samples, self.short_side, masks, labelled=self.captions is None)
         self.shards = Shards(len(samples), self.shard_images, self.batch_size)
@@ -189,7 +187,7 @@ class CaptionDataModule(LightningDataModule):
             for image_id, nouns in sorted(first_caption.items())
         ]
 
-    def _labelled(self, masks: GivenMasks | None) -> list[CaptionedImage]:
+    def _labelled(self, masks: MaskReader | None) -> list[CaptionedImage]:
         """The images of the masks."""
         if masks is None or not masks.named or not masks.images:
             raise InputError(

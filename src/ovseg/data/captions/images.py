@@ -8,7 +8,7 @@ from typing import NamedTuple
 from torch.utils.data import Dataset
 
 from ovseg.data.captions.shards import Batch
-from ovseg.data.masks import GivenMasks, ImageMasks
+from ovseg.data.masks import ImageMasks, MaskReader
 from ovseg.images import read_image, resize_short_side, to_tensor
 from ovseg.structures import CaptionBatch, InputError
 
@@ -41,7 +41,7 @@ class CaptionedImages(Dataset[CaptionBatch]):
         images: Path,
         samples: list[CaptionedImage],
         short_side: int,
-        masks: GivenMasks | None,
+        masks: MaskReader | None,
         labelled: bool = False,
     ) -> None:
         self.images, self.samples, self.short_side = images, samples, short_side
@@ -56,9 +56,10 @@ class CaptionedImages(Dataset[CaptionBatch]):
         faults = []
         for sample in (self.samples[index] for index in key.images):
             try:
-                image = read_image(self.images / sample.file_name)
+                path = self.images / sample.file_name
+                image = read_image(path)
                 size = (image.height, image.width)
-                given += [self.masks(sample.image_id, sample.file_name, size)] if self.masks else []
+                given += [self.masks(path, size, sample.image_id)] if self.masks else []
             except InputError as error:
                 faults.append(str(error))
                 continue
