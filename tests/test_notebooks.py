@@ -97,9 +97,10 @@ def test_runs_in_a_fresh_clone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, 
     outputs = {name: cell.outputs for name, cell in code_cells(notebook).items()}
     pictures = [name for name, of in outputs.items() if any("image/png" in output.get("data", {}) for output in of)]
     assert pictures == ["regions", "prompts-times-fine-tuning", "ensemble-weight", "pairs", "mined-against-labels"]
-    said = "".join(output.text for output in outputs["answers"] if output.output_type == "stream")
-    named = {name: int(right) for name, right in re.findall(r"(\w+) CLIP names (\d+) of \d+ regions right", said)}
-    assert named["adapted"] > named["plain"]
+    printed = "".join(output.text for output in outputs["answers"] if output.output_type == "stream")
+    counts = re.findall(r"(\w+) CLIP classifies (\d+) of \d+ regions correctly", printed)
+    correct = {name: int(count) for name, count in counts}
+    assert correct["adapted"] > correct["plain"]
     curves = {}
     for name in ("plain", "adapted"):
         with (tmp_path / "runs" / "notebook" / "sweep" / name / "sweep.csv").open() as file:
