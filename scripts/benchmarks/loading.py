@@ -24,8 +24,9 @@ from benchmarks.report import report, seconds
 from ovseg import rle
 from ovseg.data.loading import ResumableLoader, seeded, train_loader
 from ovseg.data.pairs import Pairs, PairStore, ShardLog, read_pairs, write_pairs
-from ovseg.data.pairs.datamodule import PairSampling, RegionText, RegionTextDataModule, RegionTexts
+from ovseg.data.pairs.datamodule import PairSampling, RegionTextDataModule
 from ovseg.data.pairs.region_transform import RATIO, SCALE, RegionTransform
+from ovseg.data.pairs.regions import RegionText, RegionTexts
 from ovseg.images import read_image, to_tensor
 from ovseg.ops import CLIP_MEAN, masks_to_boxes
 from ovseg.structures import RegionTextBatch, RegionTextPair
@@ -104,7 +105,7 @@ def batch_seconds(loaders: dict[str, ResumableLoader], workers: int) -> dict[str
     best = {name: [float("inf")] * len(loader) for name, loader in loaders.items()}
     for _ in range(5):
         for name, loader in loaders.items():
-            loader.place, batches = None, iter(loader)
+            loader.position, batches = None, iter(loader)
             for index in range(len(loader)):
                 start = clock()
                 next(batches)

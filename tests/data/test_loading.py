@@ -1,7 +1,9 @@
-"""Training data goes on where a checkpoint left it."""
+"""Tests of resuming training data where a checkpoint stopped, and of the sampling order."""
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from itertools import chain, groupby
 from pathlib import Path
 from typing import Any
@@ -13,13 +15,14 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from torch import Tensor, distributed
 from torch.utils.data import DataLoader, Dataset
 
-from ovseg.data.loading import EpochSampler, GroupSampler, ResumableDataModule, ResumableLoader, seeded, train_loader
+from ovseg.data.loading import EpochSampler, GroupSampler, ResumableLoader, seeded, train_loader
+from ovseg.data.resumable import ResumableDataModule
 from ovseg.structures import InputError
 from tests.stages import CONF, refusal
 
 
 class Numbers(Dataset[Tensor]):
-    """Key and a random number that augmentation would draw."""
+    """Each sample is its key and a random number, as augmentation would draw it."""
 
     def __len__(self) -> int:
         return 22
@@ -37,7 +40,7 @@ def loader(num_workers: int = 0, groups: Tensor | None = None) -> ResumableLoade
 
 
 def steps(monkeypatch: pytest.MonkeyPatch, groups: Tensor | None, processes: int, accumulated: int) -> list[set[int]]:
-    """The keys of each step of an epoch, of four numbers in all processes together."""
+    """Return the keys of each optimizer step of an epoch: four keys per step over all processes."""
     monkeypatch.setattr(distributed, "is_initialized", lambda: True)
     monkeypatch.setattr(distributed, "get_world_size", lambda: processes)
     served: list[list[list[int]]] = []  # process → batch → keys
@@ -45,11 +48,11 @@ def steps(monkeypatch: pytest.MonkeyPatch, groups: Tensor | None, processes: int
         monkeypatch.setattr(distributed, "get_rank", lambda rank=rank: rank)
         loader = train_loader(Numbers(), 4 // processes // accumulated, 0, 0, torch.stack, groups, accumulated)
         served.append([batch[:, 0].int().tolist() for batch in loader])
-    together = [set(chain(*batches)) for batches in zip(*served, strict=True)]
-    return [set(chain(*together[first : first + accumulated])) for first in range(0, len(together), accumulated)]
+    batches = [set(chain(*of_processes)) for of_processes in zip(*served, strict=True)]
+    return [set(chain(*batches[first : first + accumulated])) for first in range(0, len(batches), accumulated)]
 
 
-@pytest.mark.parametrize("groups", [None, GROUPS], ids=["alone", "groups"])
+@pytest.mark.parametrize("groups", [None, GROUPS], ids=["single", "groups"])
 @pytest.mark.parametrize(("processes", "accumulated"), [(2, 1), (4, 1), (1, 2), (1, 4), (2, 2)])
 def test_a_step_is_the_same_on_any_number_of_devices(
     monkeypatch: pytest.MonkeyPatch, groups: Tensor | None, processes: int, accumulated: int
@@ -68,14 +71,16 @@ def test_a_step_is_the_same_on_any_number_of_devices(
         (32, 2, 3, "among 2 processes with 3 batches each; give --data.total_batch_size 30"),
     ],
 )
-def test_a_batch_that_cannot_be_divided_is_refused(total: int, devices: int, accumulated: int, reason: str) -> None:
+def test_an_indivisible_batch_size_is_refused(total: int, devices: int, accumulated: int, reason: str) -> None:
     data = ResumableDataModule(total)
     data.trainer = Trainer(accelerator="cpu", devices=devices, accumulate_grad_batches=accumulated, logger=False)
     with pytest.raises(InputError, match=reason):
         data.batch_size()
 
 
-def test_it_is_refused_before_anything_is_written(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_indivisible_batch_size_is_refused_before_anything_is_written(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     words = ["fit", "--config", CONF / "toy" / "proposals.yaml", "--trainer.default_root_dir", tmp_path / "run"]
     words += ["--trainer.accumulate_grad_batches", 3, "--trainer.enable_model_summary", "false"]
     assert "give --data.total_batch_size 15" in refusal(capsys, *words)
@@ -83,6 +88,8 @@ def test_it_is_refused_before_anything_is_written(tmp_path: Path, capsys: pytest
 
 
 class Recorder(LightningModule):
+    """Records the batches of its training steps."""
+
     def __init__(self) -> None:
         super().__init__()
         self.layer = torch.nn.Linear(2, 1)
@@ -139,7 +146,7 @@ def test_resuming_sees_what_the_uninterrupted_run_sees(
 
 
 @pytest.mark.parametrize("groups", [None, GROUPS], ids=["single", "groups"])
-def test_workers_do_not_matter_to_resuming(groups: Tensor | None) -> None:
+def test_resuming_does_not_depend_on_workers(groups: Tensor | None) -> None:
     whole = loader(0, groups)
     expected = [*whole, *whole]
     interrupted = loader(2, groups)
@@ -148,12 +155,12 @@ def test_workers_do_not_matter_to_resuming(groups: Tensor | None) -> None:
     state = interrupted.state_dict()
     resumed = loader(2, groups)
     resumed.load_state_dict(state)
-    rest = [*resumed, *resumed]
-    assert len(rest) == 7
-    assert all(map(torch.equal, rest, expected[3:]))
+    remaining = [*resumed, *resumed]
+    assert len(remaining) == 7
+    assert all(map(torch.equal, remaining, expected[3:]))
 
 
-def test_an_epoch_is_a_permutation_of_its_own() -> None:
+def test_each_epoch_is_a_different_permutation() -> None:
     sampler = EpochSampler(Numbers(), num_replicas=1, rank=0)
     keys = []
     for epoch in range(2):
@@ -169,7 +176,7 @@ def test_processes_share_an_epoch() -> None:
 
 
 def keys_of(world: int, batch_size: int, epoch: int = 0, drop_last: bool = True) -> list[list[int]]:
-    """What each of so many processes reads."""
+    """Return the keys that each of `world` processes reads."""
     samplers = [
         GroupSampler(Numbers(), GROUPS, batch_size, num_replicas=world, rank=rank, drop_last=drop_last)
         for rank in range(world)
@@ -181,31 +188,31 @@ def keys_of(world: int, batch_size: int, epoch: int = 0, drop_last: bool = True)
 
 def test_groups_stay_together_and_are_shuffled() -> None:
     ((*first,), (*second,)) = (keys_of(1, 22, epoch)[0] for epoch in range(2))
-    assert sorted(first) == list(range(22)) and sorted(second) == list(range(22, 44))  # each once an epoch
+    assert sorted(first) == list(range(22)) and sorted(second) == list(range(22, 44))  # each once per epoch
     orders = [[int(GROUPS[key % 22]) for key in keys] for keys in (first, second)]
     assert orders[0] != orders[1]
     for order in orders:
-        assert len(list(groupby(order))) == 8  # as many runs as groups
+        assert len(list(groupby(order))) == 8  # one run per group
 
 
 @pytest.mark.parametrize("epoch", [0, 3])
-def test_processes_divide_the_batches_of_one_with_groups(epoch: int) -> None:
-    (whole,) = keys_of(1, 8, epoch)
+def test_processes_share_each_batch_of_groups(epoch: int) -> None:
+    (single,) = keys_of(1, 8, epoch)
     shares = keys_of(2, 4, epoch)
-    assert len(whole) == 22
+    assert len(single) == 22
     for step in range(2):
-        assert shares[0][4 * step :][:4] + shares[1][4 * step :][:4] == whole[8 * step :][:8]
+        assert shares[0][4 * step :][:4] + shares[1][4 * step :][:4] == single[8 * step :][:8]
 
 
-def test_one_short_batch_of_groups_is_even() -> None:
+def test_a_single_short_batch_of_groups_is_padded_evenly() -> None:
     shares = keys_of(4, 32, drop_last=False)
-    assert [len(share) for share in shares] == [6] * 4  # of 22 samples two come twice
+    assert [len(share) for share in shares] == [6] * 4  # 2 of the 22 samples are repeated
     assert {key for share in shares for key in share} == set(range(22))
 
 
 @pytest.mark.parametrize("groups", [None, GROUPS], ids=["single", "groups"])
-def test_fewer_samples_than_an_accumulated_step_are_all_served_in_every_epoch(groups: Tensor | None) -> None:
-    loader = train_loader(Numbers(), 8, 0, 0, torch.stack, groups, accumulated=4)
+def test_every_epoch_serves_all_samples_if_they_are_fewer_than_a_step(groups: Tensor | None) -> None:
+    loader = train_loader(Numbers(), 8, 0, 0, torch.stack, groups, batches_per_step=4)
     for epoch in range(2):
         keys = [int(key) for batch in loader for key in batch[:, 0]]
         assert sorted(keys) == list(range(22 * epoch, 22 * (epoch + 1)))
@@ -228,7 +235,7 @@ def test_overfitting_repeats_the_same_batches() -> None:
     assert model.seen[:2] == model.seen[2:]
 
 
-def test_seeded_puts_the_generator_back() -> None:
+def test_seeded_restores_the_generator() -> None:
     before = torch.get_rng_state()
     with seeded(1, 2):
         first = torch.rand(3)
@@ -237,3 +244,13 @@ def test_seeded_puts_the_generator_back() -> None:
         assert not torch.equal(torch.rand(3), first)
     with seeded(1, 2):
         assert torch.equal(torch.rand(3), first)
+
+
+def test_modules_that_workers_import_do_not_import_lightning() -> None:
+    """Workers started by `forkserver` or `spawn` import the modules of the data set and the collate function."""
+    modules = ("loading", "pairs.regions", "captions.images")
+    code = (
+        "".join(f"import ovseg.data.{module}; " for module in modules) + "import sys; print('lightning' in sys.modules)"
+    )
+    answer = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    assert answer.strip() == "False"

@@ -68,7 +68,7 @@ def test_batches_and_filters(folder: Path) -> None:
     assert sorted(batch.texts) == sorted(NOUNS) and batch.regions.shape == (4, 3, 32, 32)
     filtered = data(folder, "released.csv", sampling=PairSampling(max_per_noun=1)).dataset.pairs
     assert sorted(pair.noun for pair in filtered) == sorted({*NOUNS})
-    with pytest.raises(InputError, match=r"no pair in .*released\.csv is as similar as 0\.1"):
+    with pytest.raises(InputError, match=r"no pair in .*released\.csv has a similarity of at least 0\.1"):
         data(folder, "released.csv", sampling=PairSampling(min_similarity=0.1))
 
 

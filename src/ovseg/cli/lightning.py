@@ -22,7 +22,7 @@ from lightning.pytorch.plugins import Precision
 from ovseg.callbacks import BestCheckpoint, LastCheckpoint, ReportWriter, StepSeed, StopAfterStep
 from ovseg.cli.run_folder import SaveVerbConfig, check_results, check_start, run_folder, starting_checkpoint
 from ovseg.cli.trainer import OVSegTrainer
-from ovseg.data.loading import ResumableDataModule
+from ovseg.data.resumable import ResumableDataModule
 from ovseg.structures import InputError
 
 WRITING_VERBS = ("mine", "segment", "sweep")

@@ -11,8 +11,9 @@ from torch.utils.data import DataLoader, Dataset
 from ovseg.data.base import eval_loader
 from ovseg.data.images import EvalImages
 from ovseg.data.labels import LabelFiles, coding_of
-from ovseg.data.loading import ResumableDataModule, ResumableLoader, run_seed, seeded
+from ovseg.data.loading import ResumableLoader, run_seed, seeded
 from ovseg.data.partners import by_stem
+from ovseg.data.resumable import ResumableDataModule
 from ovseg.data.transforms import SegmentationTransform
 from ovseg.data.vocabulary import read_vocabulary
 from ovseg.images import read_image

@@ -1,13 +1,15 @@
-"""Training loaders that shuffle by (seed, epoch) and resume inside an epoch.
+"""Training loaders that shuffle by (seed, epoch) and resume in the middle of an epoch.
 
-The contract for a data set that is read through `train_loader`: it is map-style, and `dataset[key]` gets one integer
-that names the epoch as well as the sample,
+`train_loader` takes a map-style data set and calls `dataset[key]` with one integer that encodes both the epoch and the
+sample:
 
     epoch, index = divmod(key, len(dataset))
 
-so that random augmentation can depend on (seed, epoch, index) and on nothing else: run it inside
-`with seeded(seed, key):`. The same sample then looks the same whichever worker or process reads it, and whenever the
-run was interrupted. Plain indices (Lightning's `overfit_batches`) are keys of epoch 0.
+Random augmentation must depend on (seed, epoch, index) and nothing else: wrap it in `with seeded(seed, key):`. A sample
+then looks the same in every worker and process, and after every resume. Plain indices, which Lightning's
+`overfit_batches` passes, are keys of epoch 0.
+
+Workers import this module, so it does not import Lightning.
 """
 
 from __future__ import annotations
@@ -22,26 +24,39 @@ import torch
 from torch import Tensor, distributed
 from torch.utils.data import DataLoader, Dataset, DistributedSampler
 
-from ovseg.data.base import LabelsDataModule
 from ovseg.stopping import outlive_signals
-from ovseg.structures import InputError
 
 Item = TypeVar("Item")
 
 
 @contextmanager
 def seeded(*entropy: int) -> Iterator[None]:
-    """Torch's CPU generator follows from these non-negative integers inside the block and is put back after it."""
+    """Seed torch's CPU generator from non-negative integers inside the block, and restore its state afterwards."""
     with torch.random.fork_rng(devices=[]):
-        # not torch.manual_seed: it would also reseed the accelerators, whose state nothing puts back
+        # not torch.manual_seed: it also reseeds the accelerators, whose state would not be restored
         torch.default_generator.manual_seed(int(np.random.SeedSequence(entropy).generate_state(1, np.uint64)[0]))
         yield
 
 
-class EpochSampler(DistributedSampler[int]):
-    """This process's share of a permutation drawn from (seed, epoch), as keys, without the first `skipped` of it.
+def run_seed(seed: int | None) -> int:
+    """Return `seed` if given, else the run's (`--seed_everything`), which Lightning's samplers use as well, else 0."""
+    return int(os.environ.get("PL_GLOBAL_SEED", 0)) if seed is None else seed
 
-    Being a `DistributedSampler` keeps Lightning from wrapping it in one of its own, which would not pass the epoch on.
+
+def process_count() -> int:
+    """Return the number of distributed processes, 1 without a process group."""
+    return distributed.get_world_size() if distributed.is_initialized() else 1
+
+
+def no_collate(batch: Any) -> Any:
+    """Return `batch` unchanged: the `collate_fn` of data sets that return whole batches."""
+    return batch
+
+
+class EpochSampler(DistributedSampler[int]):
+    """Yield this process's share of a permutation drawn from (seed, epoch), as keys, minus the first `skipped`.
+
+    As a subclass of `DistributedSampler` it is not wrapped by Lightning, whose wrapper would not pass on the epoch.
     """
 
     skipped = 0
@@ -55,15 +70,15 @@ class EpochSampler(DistributedSampler[int]):
 
 
 class GroupSampler(EpochSampler):
-    """The same with the samples of a group side by side: the groups are shuffled, not what is in them.
+    """Shuffle groups of samples and keep the samples of a group next to each other.
 
-    The whole is cut into the batches of all processes, and of each batch every process has one piece, so that a group
-    is divided by the edge of a piece only.
+    The order is cut into batches that span all processes, and each batch into one piece per process. Only the edge of
+    a piece can split a group.
 
     Args:
-        groups: (N,) int64, the group of each sample, from 0.
-        batch_size: samples a batch and process.
-        options: those of a `DistributedSampler`.
+        groups: (N,) int64, the group of each sample, counted from 0.
+        batch_size: samples per batch and process.
+        options: arguments of `DistributedSampler`.
     """
 
     def __init__(self, dataset: Dataset[Any], groups: Tensor, batch_size: int, **options: Any) -> None:
@@ -72,138 +87,51 @@ class GroupSampler(EpochSampler):
 
     def _order(self) -> list[int]:
         with seeded(self.seed, self.epoch):
-            place = torch.randperm(int(self.groups.max()) + 1)
-        order = place[self.groups].argsort(stable=True)
-        order = order.repeat(-(-self.total_size // len(order)))[: self.total_size]  # even, where nothing is dropped
+            rank_of_group = torch.randperm(int(self.groups.max()) + 1)
+        order = rank_of_group[self.groups].argsort(stable=True)
+        order = order.repeat(-(-self.total_size // len(order)))[: self.total_size]  # pads the only, short batch
         batches = torch.split(order, self.batch_size * self.num_replicas)  # the last may be smaller
-        chosen: list[int] = torch.cat([batch.view(self.num_replicas, -1)[self.rank] for batch in batches]).tolist()
-        return chosen
+        own: list[int] = torch.cat([batch.view(self.num_replicas, -1)[self.rank] for batch in batches]).tolist()
+        return own
 
 
 class ResumableLoader(DataLoader[Any]):
-    """A `DataLoader` that knows its place, an epoch and the batches served in it, and goes on from there.
+    """A `DataLoader` that tracks its position (the epoch and the batches served in it) and resumes there.
 
-    Each pass starts where the one before stopped: in the next epoch if that one was complete, in the middle if it was
-    not. The place is in every checkpoint of Lightning's. It is kept here, and Lightning's count of epochs only starts a
-    new loader, because that count runs ahead in a `max_steps` run resumed from a checkpoint at an epoch's end.
+    Each pass starts where the previous one stopped: in the next epoch after a complete pass, else in the middle of the
+    same epoch. Lightning stores the position in every checkpoint. Lightning's own epoch count is used only by a new
+    loader, because that count runs ahead when a `max_steps` run resumes from a checkpoint at the end of an epoch.
 
-    Resuming is exact with the same total batch size, accumulation and seed, on any number of processes; not so where
-    `limit_train_batches` cuts epochs short in a run limited by `max_epochs`, for which Lightning restores no place at
-    an epoch's end.
+    Resuming is exact on any number of processes, given the same total batch size, accumulation and seed. The exception
+    is a run limited by `max_epochs` whose epochs `limit_train_batches` cuts short: at the end of an epoch Lightning
+    restores no position there.
     """
 
-    place: tuple[int, int] | None = None  # epoch, batches served; None before the first pass
+    position: tuple[int, int] | None = None  # epoch, batches served; None before the first pass
 
     def __iter__(self) -> Iterator[Any]:  # type: ignore[override]
-        # A generator, because Lightning asks for the iterator before it tells the epoch: nothing runs until `next`.
+        # A generator, because Lightning asks for the iterator before it sets the epoch; nothing runs until `next`.
         sampler = self.sampler
-        if not isinstance(sampler, EpochSampler):  # `overfit_batches` puts in a plain one
+        if not isinstance(sampler, EpochSampler):  # `overfit_batches` substitutes a plain sampler
             yield from super().__iter__()
             return
-        epoch, served = self.place or (sampler.epoch, 0)
+        epoch, served = self.position or (sampler.epoch, 0)
         if served >= len(self):
             epoch, served = epoch + 1, 0
         sampler.set_epoch(epoch)
         sampler.skipped = served * (self.batch_size or 1)
         for batch in super().__iter__():
             served += 1
-            self.place = epoch, served
+            self.position = epoch, served
             yield batch
 
     def state_dict(self) -> dict[str, tuple[int, int] | None]:
-        return {"place": self.place}
+        """Return the position, under the key `place`."""
+        return {"place": self.position}
 
     def load_state_dict(self, state: dict[str, tuple[int, int] | None]) -> None:
-        self.place = state["place"]
-
-
-class ResumableDataModule(LabelsDataModule):
-    """Has the place of its training loader in checkpoints.
-
-    Lightning restores the place that a loader keeps itself only if it has not built the loader before it reads the
-    checkpoint; it has where a task asks for `estimated_stepping_batches`, as all with a schedule do.
-
-    Args:
-        total_batch_size: samples of a step, in all processes and in all batches that are accumulated for it, so that a
-            step is the same on any number of devices.
-
-    Raises:
-        InputError: `total_batch_size` is below 1.
-    """
-
-    _loader: ResumableLoader | None = None
-    _place: tuple[int, int] | None = None
-
-    def __init__(self, total_batch_size: int) -> None:
-        super().__init__()
-        if total_batch_size < 1:
-            raise InputError(f"data.total_batch_size is {total_batch_size}; give at least 1")
-        self.total_batch_size = total_batch_size
-
-    def prepare_data(self) -> None:
-        """Find what is wrong before a log or checkpoint is written."""
-        if self.trainer is not None and self.trainer.state.fn == "fit":
-            self.batch_size()
-
-    @property
-    def accumulated(self) -> int:
-        """Batches of a step."""
-        return 1 if self.trainer is None else self.trainer.accumulate_grad_batches
-
-    def batch_size(self) -> int:
-        """Samples of a batch in each process.
-
-        Raises:
-            InputError: they would not all have equally many.
-        """
-        processes = _processes() if self.trainer is None else self.trainer.world_size
-        parts = processes * self.accumulated
-        if self.total_batch_size % parts:
-            nearest = max(self.total_batch_size // parts, 1) * parts
-            each = f" with {self.accumulated} batches each" if self.accumulated > 1 else ""
-            raise InputError(
-                f"a total_batch_size of {self.total_batch_size} cannot be divided among {processes} "
-                f"process{'es' if processes > 1 else ''}{each}; give --data.total_batch_size {nearest}"
-            )
-        return self.total_batch_size // parts
-
-    def resumable(
-        self,
-        dataset: Dataset[Item],
-        seed: int,
-        num_workers: int,
-        collate: Callable[[list[Item]], Any],
-        groups: Tensor | None = None,
-    ) -> ResumableLoader:
-        """The loader to return from `train_dataloader`, put where the checkpoint was; see `train_loader`."""
-        loader = train_loader(dataset, self.batch_size(), seed, num_workers, collate, groups, self.accumulated)
-        loader.place, self._place, self._loader = self._place, None, loader
-        return loader
-
-    def val_dataloader(self) -> Any:
-        """Nothing to validate on, where there is no other.
-
-        Raises:
-            InputError: that is all that was to be done.
-        """
-        if self.trainer is not None and self.trainer.state.fn == "validate":
-            raise InputError("there is nothing to validate on; give --data.val a benchmark, if this data takes one")
-        return []
-
-    def state_dict(self) -> dict[str, tuple[int, int] | None]:
-        place = self._loader.place if self._loader else None
-        if place is not None and self.trainer is not None:  # a batch whose step has failed is to be served again
-            progress: Any = self.trainer.fit_loop.epoch_loop.batch_progress.current
-            place = place[0], place[1] - (progress.ready - progress.processed)
-        return {"place": place}
-
-    def load_state_dict(self, state: dict[str, tuple[int, int] | None]) -> None:
-        self._place = state["place"]
-
-
-def run_seed(seed: int | None) -> int:
-    """The seed given, or that of the run (`--seed_everything`), by which Lightning's own samplers go, too; else 0."""
-    return int(os.environ.get("PL_GLOBAL_SEED", 0)) if seed is None else seed
+        """Restore the position that `state_dict` returned."""
+        self.position = state["place"]
 
 
 def train_loader(
@@ -213,19 +141,19 @@ def train_loader(
     num_workers: int,
     collate: Callable[[list[Item]], Any],
     groups: Tensor | None = None,
-    accumulated: int = 1,
+    batches_per_step: int = 1,
 ) -> ResumableLoader:
-    """A shuffled, sharded, resumable loader; see the module for what `dataset` is asked for.
+    """Build a shuffled, sharded, resumable loader; the module docstring says what `dataset` must provide.
 
-    Step by step it serves the same samples whatever the number of processes and of batches in a step. The last, smaller
-    step of an epoch is dropped, unless there is no other.
+    Each optimizer step gets the same samples whatever the number of processes and of batches per step. The last,
+    smaller step of an epoch is dropped unless it is the only one.
 
     Args:
-        batch_size: samples of a batch in each process.
-        groups: (N,) int64; where given, samples of the same number stay together, see `GroupSampler`.
-        accumulated: batches of a step.
+        batch_size: samples per batch and process.
+        groups: (N,) int64; samples with the same number stay together, see `GroupSampler`.
+        batches_per_step: batches accumulated for one optimizer step.
     """
-    processes, step = _processes(), batch_size * _processes() * accumulated
+    processes, step = process_count(), batch_size * process_count() * batches_per_step
     whole = len(dataset) // step * step  # type: ignore[arg-type]
     rank = distributed.get_rank() if distributed.is_initialized() else 0
     options: dict[str, Any] = {"num_replicas": processes, "rank": rank, "seed": seed, "drop_last": whole > 0}
@@ -245,7 +173,3 @@ def train_loader(
         worker_init_fn=outlive_signals,
         persistent_workers=num_workers > 0,
     )
-
-
-def _processes() -> int:
-    return distributed.get_world_size() if distributed.is_initialized() else 1

@@ -1,39 +1,44 @@
-"""Images as mining sees them: batches with the nouns of captions, and masks."""
+"""The data set of mining: batches of images with the nouns of their captions, and with masks if there are any.
+
+Workers import this module, so it does not import Lightning.
+"""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from torch.utils.data import Dataset
 
 from ovseg.data.captions.shards import Batch
-from ovseg.data.masks import ImageMasks, MaskReader
 from ovseg.images import read_image, resize_short_side, to_tensor
 from ovseg.structures import CaptionBatch, InputError
 
-LONG_SIDE = 4  # longest side allowed, in short sides: 640 / 2560 and 512 / 2048 in the paper
-LABEL = -1  # in the place of a caption's id
+if TYPE_CHECKING:
+    from ovseg.data.masks import ImageMasks, MaskReader
+
+LONG_SIDE = 4  # limit of the long side, in short sides: 640 / 2560 and 512 / 2048 in the paper
+LABEL = -1  # caption id of a noun that comes from a label
 
 
 class CaptionedImage(NamedTuple):
-    """An image and what its captions name; nothing where its masks are labelled."""
+    """An image and the nouns of its captions; with labelled masks the lists are empty."""
 
     image_id: int
     file_name: str
     nouns: list[str]
-    caption_ids: list[int]  # per noun, the first caption that has it
+    caption_ids: list[int]  # per noun, the first caption that contains it
 
 
 class CaptionedImages(Dataset[CaptionBatch]):
-    """Whole batches, by the keys of `ovseg.data.captions.shards`.
+    """Whole batches, indexed by `ovseg.data.captions.shards.Batch`.
 
     Args:
-        images: the folder of the files.
-        samples: in the order of the keys' indices.
-        short_side: images are resized to it.
-        masks: of the images, where no network proposes regions.
-        labelled: whether nouns are the labels of the masks.
+        images: folder of the image files.
+        samples: the images; `Batch.images` indexes this list.
+        short_side: resize images to this short side, in pixels.
+        masks: the masks of the images, None if a network proposes regions.
+        labelled: whether the nouns are the labels of the masks.
     """
 
     def __init__(
@@ -52,18 +57,18 @@ class CaptionedImages(Dataset[CaptionBatch]):
 
     def __getitem__(self, key: Batch) -> CaptionBatch:
         batch = CaptionBatch([], [], [], [], [], [], None if self.masks is None else [], None, self.labelled)
-        given: list[ImageMasks] = []
+        image_masks: list[ImageMasks] = []
         faults = []
         for sample in (self.samples[index] for index in key.images):
             try:
                 path = self.images / sample.file_name
                 image = read_image(path)
                 size = (image.height, image.width)
-                given += [self.masks(path, size, sample.image_id)] if self.masks else []
+                image_masks += [self.masks(path, size, sample.image_id)] if self.masks else []
             except InputError as error:
                 faults.append(str(error))
                 continue
-            nouns = given[-1].names if self.labelled else sample.nouns
+            nouns = image_masks[-1].names if self.labelled else sample.nouns
             batch.images.append(to_tensor(resize_short_side(image, self.short_side, LONG_SIDE * self.short_side)))
             batch.sizes.append(size)
             batch.names.append(sample.file_name)
@@ -71,8 +76,8 @@ class CaptionedImages(Dataset[CaptionBatch]):
             batch.nouns.append(nouns)
             batch.caption_ids.append([LABEL] * len(nouns) if self.labelled else sample.caption_ids)
         return batch._replace(
-            masks=[masks.masks for masks in given] if self.masks else None,
-            mask_scores=[masks.scores for masks in given] if self.masks else None,
+            masks=[masks.masks for masks in image_masks] if self.masks else None,
+            mask_scores=[masks.scores for masks in image_masks] if self.masks else None,
             shard=key.shard,
             ends_shard=key.ends_shard,
             faults=tuple(faults),

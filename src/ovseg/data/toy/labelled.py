@@ -7,7 +7,8 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from ovseg.data.loading import ResumableDataModule, ResumableLoader, run_seed
+from ovseg.data.loading import ResumableLoader, run_seed
+from ovseg.data.resumable import ResumableDataModule
 from ovseg.data.toy.folder import TRAINING_LABELS
 from ovseg.data.toy.scenes import make_scene
 from ovseg.data.vocabulary import read_vocabulary

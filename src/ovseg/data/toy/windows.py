@@ -12,7 +12,8 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
-from ovseg.data.loading import ResumableDataModule, ResumableLoader, run_seed
+from ovseg.data.loading import ResumableLoader, run_seed
+from ovseg.data.resumable import ResumableDataModule
 from ovseg.data.toy.captions import Style, label, sentence
 from ovseg.data.toy.nouns import NOUNS
 from ovseg.data.toy.scenes import Region, Scene, make_scene, scene_rng

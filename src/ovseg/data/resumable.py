@@ -1,0 +1,99 @@
+"""The datamodule whose training loader resumes in the middle of an epoch."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from ovseg.data.base import LabelsDataModule
+from ovseg.data.loading import Item, ResumableLoader, process_count, train_loader
+from ovseg.structures import InputError
+
+
+class ResumableDataModule(LabelsDataModule):
+    """Store the position of the training loader in checkpoints, and restore it.
+
+    Lightning restores the loader's own state only if it reads the checkpoint before it builds the loader. It builds the
+    loader first when a task asks for `estimated_stepping_batches`, as every task with a schedule does.
+
+    Args:
+        total_batch_size: samples per optimizer step, summed over processes and accumulated batches, so that a step is
+            the same on any number of devices.
+
+    Raises:
+        InputError: `total_batch_size` is below 1.
+    """
+
+    _loader: ResumableLoader | None = None
+    _position: tuple[int, int] | None = None
+
+    def __init__(self, total_batch_size: int) -> None:
+        super().__init__()
+        if total_batch_size < 1:
+            raise InputError(f"data.total_batch_size is {total_batch_size}; give at least 1")
+        self.total_batch_size = total_batch_size
+
+    def prepare_data(self) -> None:
+        """Check the batch size before a log or checkpoint is written."""
+        if self.trainer is not None and self.trainer.state.fn == "fit":
+            self.batch_size()
+
+    @property
+    def batches_per_step(self) -> int:
+        """Batches that are accumulated for one optimizer step."""
+        return 1 if self.trainer is None else self.trainer.accumulate_grad_batches
+
+    def batch_size(self) -> int:
+        """Return the samples per batch and process.
+
+        Raises:
+            InputError: `total_batch_size` cannot be divided evenly.
+        """
+        processes = process_count() if self.trainer is None else self.trainer.world_size
+        parts = processes * self.batches_per_step
+        if self.total_batch_size % parts:
+            nearest = max(self.total_batch_size // parts, 1) * parts
+            each = f" with {self.batches_per_step} batches each" if self.batches_per_step > 1 else ""
+            raise InputError(
+                f"a total_batch_size of {self.total_batch_size} cannot be divided among {processes} "
+                f"process{'es' if processes > 1 else ''}{each}; give --data.total_batch_size {nearest}"
+            )
+        return self.total_batch_size // parts
+
+    def resumable(
+        self,
+        dataset: Dataset[Item],
+        seed: int,
+        num_workers: int,
+        collate: Callable[[list[Item]], Any],
+        groups: Tensor | None = None,
+    ) -> ResumableLoader:
+        """Build the loader for `train_dataloader` at the checkpoint's position; see `train_loader`."""
+        loader = train_loader(dataset, self.batch_size(), seed, num_workers, collate, groups, self.batches_per_step)
+        loader.position, self._position, self._loader = self._position, None, loader
+        return loader
+
+    def val_dataloader(self) -> Any:
+        """Return no loader; datamodules with validation data override this.
+
+        Raises:
+            InputError: the run only validates.
+        """
+        if self.trainer is not None and self.trainer.state.fn == "validate":
+            raise InputError("there is nothing to validate on; give --data.val a benchmark, if this data takes one")
+        return []
+
+    def state_dict(self) -> dict[str, tuple[int, int] | None]:
+        """Return the position of the training loader, under the key `place`."""
+        position = self._loader.position if self._loader else None
+        if position is not None and self.trainer is not None:  # a batch whose step failed has to be served again
+            progress: Any = self.trainer.fit_loop.epoch_loop.batch_progress.current
+            position = position[0], position[1] - (progress.ready - progress.processed)
+        return {"place": position}
+
+    def load_state_dict(self, state: dict[str, tuple[int, int] | None]) -> None:
+        """Keep the position for the loader that `resumable` builds next."""
+        self._position = state["place"]
