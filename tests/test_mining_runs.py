@@ -179,7 +179,9 @@ def test_wrong_parts_are_refused(mine: Mine, tmp_path: Path, capsys: pytest.Capt
     assert "mask_threshold is 2.0; give a number from 0 to 1" in refusal(
         capsys, *words, *out, "--model.mask_threshold", 2
     )
-    assert "images of the captions or masks are not in" in refusal(capsys, *words, *out, "--data.images", tmp_path)
+    assert "images of the captions or masks are missing from" in refusal(
+        capsys, *words, *out, "--data.images", tmp_path
+    )
     assert "no-such.json cannot be read" in refusal(capsys, *words, *out, "--data.captions", "no-such.json")
     data = ["--data", "ovseg.data.ImagesDataModule", "--data.images", tmp_path, "--data.vocabulary", "cat, dog"]
     Image.new("RGB", (8, 8)).save(tmp_path / "photo.png")

@@ -1,4 +1,4 @@
-"""Captioned images from files as COCO has them."""
+"""Tests of captioned images read from COCO's formats."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from ovseg.data.captions.shards import ShardBatches, Shards
 from ovseg.data.masks import LabelMaps
 from ovseg.structures import InputError
 
-CAPTIONS = [  # (id, image, text); not in the order of their ids
+CAPTIONS = [  # (id, image, text), not sorted by id
     (12, 3, "Two dogs on the grass"),
     (10, 3, "A DOG and a cat "),
     (11, 5, "a photo of it"),
@@ -46,15 +46,15 @@ def write_captions(path: Path, captions: Sequence[tuple[int, int, Any]] = CAPTIO
     path.write_text(json.dumps({"images": images, "annotations": annotations}))
 
 
-def prepared(folder: Path, **options: Any) -> CaptionDataModule:
+def prepared_data(folder: Path, **options: Any) -> CaptionDataModule:
     data = CaptionDataModule(folder, folder / "captions.json", short_side=10, **options)
     data.prepare_data()
     data.setup("predict")
     return data
 
 
-def test_nouns_are_unique_per_image_and_know_their_caption(folder: Path) -> None:
-    first, second = prepared(folder, captions_per_image=None, batch_size=1).predict_dataloader()
+def test_nouns_are_unique_per_image_and_carry_the_id_of_their_first_caption(folder: Path) -> None:
+    first, second = prepared_data(folder, captions_per_image=None, batch_size=1).predict_dataloader()
     assert first.nouns == [["dog", "cat", "grass"]]
     assert first.caption_ids == [[10, 10, 12]]
     assert (first.names, first.image_ids, first.sizes, first.masks) == (["3.png"], [3], [(20, 30)], None)
@@ -64,7 +64,7 @@ def test_nouns_are_unique_per_image_and_know_their_caption(folder: Path) -> None
 
 
 def test_captions_per_image_takes_the_first_by_id(folder: Path) -> None:
-    data = prepared(folder, captions_per_image=1, batch_size=2)
+    data = prepared_data(folder, captions_per_image=1, batch_size=2)
     (batch,) = data.predict_dataloader()
     assert batch.nouns == [["dog", "cat"], ["kite"]]
     assert [tuple(image.shape) for image in batch.images] == [(3, 10, 15)] * 2
@@ -72,12 +72,12 @@ def test_captions_per_image_takes_the_first_by_id(folder: Path) -> None:
 
 
 def test_workers_do_not_change_batches(folder: Path) -> None:
-    plain, worked = (list(prepared(folder, num_workers=n).predict_dataloader()) for n in (0, 1))
-    assert [batch.names for batch in plain] == [batch.names for batch in worked]
-    assert all(torch.equal(a.images[0], b.images[0]) for a, b in zip(plain, worked, strict=True))
+    in_process, in_worker = (list(prepared_data(folder, num_workers=n).predict_dataloader()) for n in (0, 1))
+    assert [batch.names for batch in in_process] == [batch.names for batch in in_worker]
+    assert all(torch.equal(a.images[0], b.images[0]) for a, b in zip(in_process, in_worker, strict=True))
 
 
-def test_nouns_are_extracted_once(folder: Path) -> None:
+def test_nouns_are_cached_per_extractor_and_captions(folder: Path) -> None:
     class Counting(SpacyNounExtractor):
         calls = 0
 
@@ -87,16 +87,16 @@ def test_nouns_are_extracted_once(folder: Path) -> None:
 
     extractor = Counting()
     for _ in range(2):
-        prepared(folder, nouns=extractor)
+        prepared_data(folder, nouns=extractor)
     assert extractor.calls == 1
-    prepared(folder, nouns=extractor, captions_per_image=2)
+    prepared_data(folder, nouns=extractor, captions_per_image=2)
     assert extractor.calls == 2
     other = Counting(stop_nouns=["cat"])
-    assert prepared(folder, nouns=other).dataset.samples[0].nouns == ["dog"]
+    assert prepared_data(folder, nouns=other).dataset.samples[0].nouns == ["dog"]
     assert other.calls == 1
 
 
-def test_masks_take_the_place_of_proposals(folder: Path) -> None:
+def test_masks_from_a_coco_file_replace_proposals(folder: Path) -> None:
     mask = torch.zeros(1, 20, 30, dtype=torch.bool)
     mask[:, 5:9, 3:20] = True
     annotations = [
@@ -105,7 +105,7 @@ def test_masks_take_the_place_of_proposals(folder: Path) -> None:
     ]
     captions = json.loads((folder / "captions.json").read_text())
     (folder / "masks.json").write_text(json.dumps({"images": captions["images"], "annotations": annotations}))
-    first, second = prepared(folder, masks=folder / "masks.json").predict_dataloader()
+    first, second = prepared_data(folder, masks=folder / "masks.json").predict_dataloader()
     expected = torch.zeros(20, 30, dtype=torch.bool)
     expected[2:12, 10:20] = True
     assert torch.equal(first.masks[0], torch.stack([mask[0], expected]))
@@ -114,13 +114,13 @@ def test_masks_take_the_place_of_proposals(folder: Path) -> None:
     assert first.mask_scores[0].tolist() == [1, 1] and not first.labelled
 
     Image.fromarray(np.zeros((30, 20, 3), np.uint8)).save(folder / "3.png")
-    first, second = prepared(folder, masks=folder / "masks.json").predict_dataloader()
+    first, second = prepared_data(folder, masks=folder / "masks.json").predict_dataloader()
     assert first.images == [] and second.faults == ()
     assert "3.png is 20 x 30 pixels, its masks 30 x 20" in first.faults[0]
 
 
 def test_masks_may_be_a_list_of_results(folder: Path) -> None:
-    """Run lengths without images, as SAM's users have them: compressed or not."""
+    """SAM's users have lists of run lengths, compressed or not, without image entries."""
     masks = torch.zeros(2, 20, 30, dtype=torch.bool)
     masks[0, 5:9, 3:20] = masks[1, :, 29] = True
     results = [
@@ -128,13 +128,13 @@ def test_masks_may_be_a_list_of_results(folder: Path) -> None:
         {"image_id": 8, "segmentation": {"size": [20, 30], "counts": [580, 20]}, "predicted_iou": 0.75},
     ]
     (folder / "masks.json").write_text(json.dumps(results))
-    first, second = prepared(folder, masks=folder / "masks.json").predict_dataloader()
+    first, second = prepared_data(folder, masks=folder / "masks.json").predict_dataloader()
     assert first.masks[0].shape == (0, 20, 30) and first.nouns == [["dog", "cat"]]
     assert torch.equal(second.masks[0], masks)
     assert second.mask_scores[0].tolist() == [0.5, 0.75]
 
 
-def test_without_captions_labels_name_their_masks(folder: Path) -> None:
+def test_without_captions_masks_are_paired_with_their_labels(folder: Path) -> None:
     images = json.loads((folder / "captions.json").read_text())["images"]
     square = [[10, 2, 20, 2, 20, 12, 10, 12]]
     annotations = [{"id": n, "image_id": 5, "category_id": n % 2, "segmentation": square} for n in range(3)]
@@ -151,7 +151,7 @@ def test_without_captions_labels_name_their_masks(folder: Path) -> None:
     assert (batches[1].caption_ids, batches[1].masks[0].shape) == ([[-1, -1, -1]], (3, 20, 30))
 
 
-def test_label_maps_give_a_mask_a_class(folder: Path) -> None:
+def test_label_maps_give_one_mask_per_class(folder: Path) -> None:
     values = np.full((20, 30), 255, np.uint8)
     values[:5], values[5:9, :7] = 1, 0
     (folder / "images").mkdir()
@@ -170,18 +170,18 @@ def test_label_maps_give_a_mask_a_class(folder: Path) -> None:
     assert torch.equal(first.masks[0], torch.from_numpy(np.stack([values == 0, values == 1])))
 
     before = data.settings()
-    (folder / "000000000008.png").rename(folder / "000000000009.png")  # other images, as many
+    (folder / "000000000008.png").rename(folder / "000000000009.png")  # the same number of files under other names
     assert data.settings()["masks"] != before["masks"]
 
 
-def test_broken_images_are_faults_of_their_batch(folder: Path) -> None:
+def test_batches_report_broken_images_as_faults(folder: Path) -> None:
     (folder / "3.png").write_bytes((folder / "3.png").read_bytes()[:60])
-    (batch,) = prepared(folder, batch_size=2).predict_dataloader()
+    (batch,) = prepared_data(folder, batch_size=2).predict_dataloader()
     assert batch.names == ["8.png"] and len(batch.images) == 1 and batch.nouns == [["kite"]]
     assert len(batch.faults) == 1 and "3.png cannot be used" in batch.faults[0]
 
 
-def test_processes_share_shards_whole(folder: Path) -> None:
+def test_each_shard_belongs_to_one_process() -> None:
     shards = Shards(images=11, shard_images=4, batch_size=3)
     assert len(shards) == 3
     assert [list(map(list, shards.batches(shard))) for shard in range(3)] == [
@@ -190,10 +190,10 @@ def test_processes_share_shards_whole(folder: Path) -> None:
         [[8, 9, 10]],
     ]
     for world in (1, 2, 5):
-        taken = [list(ShardBatches(shards, [0, 2], rank, world)) for rank in range(world)]
-        assert sorted(index for own in taken for batch in own for index in batch.images) == [0, 1, 2, 3, 8, 9, 10]
-        for own in taken:  # a shard's batches follow each other, and the last says so
-            assert [batch.shard for batch in own if batch.ends_shard] == list(dict.fromkeys(b.shard for b in own))
+        shares = [list(ShardBatches(shards, [0, 2], rank, world)) for rank in range(world)]
+        assert sorted(index for share in shares for batch in share for index in batch.images) == [0, 1, 2, 3, 8, 9, 10]
+        for share in shares:  # a shard's batches are consecutive, and its last one is marked
+            assert [batch.shard for batch in share if batch.ends_shard] == list(dict.fromkeys(b.shard for b in share))
 
 
 MASKS = {
@@ -210,10 +210,10 @@ MASKS = {
 
 
 @pytest.mark.parametrize("content", MASKS)
-def test_refuses_what_are_not_masks(folder: Path, content: str) -> None:
+def test_files_without_masks_are_refused(folder: Path, content: str) -> None:
     (folder / "masks.json").write_text(content)
     with pytest.raises(InputError) as error:
-        prepared(folder, masks=folder / "masks.json")
+        prepared_data(folder, masks=folder / "masks.json")
     assert MASKS[content] in str(error.value) and f"{folder}/masks.json" in str(error.value)
 
 
@@ -226,7 +226,7 @@ def test_masks_without_names_need_captions(folder: Path) -> None:
         CaptionDataModule(folder)
 
 
-def test_settings_follow_files_wherever_they_are(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
+def test_settings_depend_on_file_contents_not_on_paths(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
     moved = tmp_path_factory.mktemp("moved") / "captions.json"
     moved.write_bytes((folder / "captions.json").read_bytes())
     first = CaptionDataModule(folder, folder / "captions.json").settings()
@@ -250,43 +250,43 @@ def test_settings_follow_files_wherever_they_are(folder: Path, tmp_path_factory:
         ),
         (
             '{"images": [{"id": 3, "file_name": "3.png"}], "annotations": [{"id": 1, "image_id": 3, "caption": null}]}',
-            "not a text",
+            "the caption of annotation 1 is not a string",
         ),
         ('{"images": "3.png", "annotations": [{"id": 1, "image_id": 3, "caption": ""}]}', "an image lacks file_name"),
         ('{"images": [3], "annotations": [{"id": 1, "image_id": 3, "caption": ""}]}', "an image lacks file_name"),
         (
             '{"images": [{"id": 3, "file_name": "3.png"}], "annotations": [{"id": 1, "image_id": [3], "caption": ""}]}',
-            r"annotation 1 is of image \[3\], which is not listed",
+            r"annotation 1 refers to image \[3\], which is not listed",
         ),
         (
             '{"images": [{"id": 3, "file_name": "3.png"}], "annotations": [{"id": "a", "image_id": 3, "caption": ""}]}',
-            "the id 'a' of an annotation is taken already, or no whole number",
+            "the annotation id 'a' is a duplicate or not an integer",
         ),
         (
             '{"images": [{"id": 3, "file_name": "3.png"}], "annotations": '
             '[{"id": 1, "image_id": 3, "caption": ""}, {"id": 1, "image_id": 3, "caption": ""}]}',
-            "the id 1 of an annotation is taken already",
+            "the annotation id 1 is a duplicate",
         ),
     ],
 )
-def test_refuses_what_is_not_coco_captions(folder: Path, content: str | None, message: str) -> None:
+def test_files_that_are_no_coco_captions_are_refused(folder: Path, content: str | None, message: str) -> None:
     (folder / "captions.json").unlink()
     if content is not None:
         (folder / "captions.json").write_text(content)
     with pytest.raises(InputError, match=message) as error:
-        prepared(folder)
+        prepared_data(folder)
     assert str(folder / "captions.json") in str(error.value)
 
 
-def test_refuses_missing_images_before_any_work(folder: Path) -> None:
+def test_missing_images_are_refused_before_nouns_are_extracted(folder: Path) -> None:
     (folder / "5.png").unlink()
     (folder / "8.png").unlink()
     with pytest.raises(InputError, match=r"2 images .* the first is 5\.png"):
-        prepared(folder)
+        prepared_data(folder)
     assert not (folder / "cache").exists()
 
 
-def test_refuses_captions_without_nouns(folder: Path) -> None:
+def test_captions_without_nouns_are_refused(folder: Path) -> None:
     write_captions(folder / "captions.json", [(1, 3, ""), (2, 5, "  ")])
-    with pytest.raises(InputError, match=r"no caption .* has a noun"):
-        prepared(folder)
+    with pytest.raises(InputError, match=r"no caption .* contains a noun"):
+        prepared_data(folder)

@@ -1,1 +1,1 @@
-"""Images with captions, and the nouns to mine from them."""
+"""Captioned images and the nouns of their captions, the input of mining."""

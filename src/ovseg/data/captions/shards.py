@@ -1,4 +1,4 @@
-"""Images in fixed batches, batches in fixed shards: why a long run may be stopped, and shared by processes."""
+"""A fixed division of the images into shards and batches, so that mining can resume and processes can share it."""
 
 from __future__ import annotations
 
@@ -9,34 +9,34 @@ from torch.utils.data import DistributedSampler
 
 
 class Shards(NamedTuple):
-    """Which images are in which batch of which shard; it follows from these numbers alone."""
+    """Assigns images to batches and batches to shards, from three counts alone."""
 
     images: int
     shard_images: int
     batch_size: int
 
     def __len__(self) -> int:
-        """How many shards there are."""
+        """Return the number of shards."""
         return -(-self.images // self.shard_images)
 
     def batches(self, shard: int) -> list[range]:
-        """The indices of the images of each batch of a shard."""
+        """Return the image indices of each batch of a shard."""
         first, last = shard * self.shard_images, min((shard + 1) * self.shard_images, self.images)
         return [range(start, min(start + self.batch_size, last)) for start in range(first, last, self.batch_size)]
 
 
 class Batch(NamedTuple):
-    """A key of a data set whose samples are batches."""
+    """The key of one batch."""
 
-    images: range
+    images: range  # indices of the images
     shard: int
     ends_shard: bool
 
 
 class ShardBatches(DistributedSampler[Any]):
-    """The batches of this process's shards, one shard after the other: of `rank` every `world`-th of the pending ones.
+    """Yield the batches of this process's shards, shard by shard; process `rank` takes every `world`-th pending shard.
 
-    Being a `DistributedSampler` keeps Lightning from replacing it.
+    As a subclass of `DistributedSampler` it is not replaced by Lightning.
     """
 
     def __init__(self, shards: Shards, pending: Sequence[int], rank: int, world: int) -> None:
