@@ -72,7 +72,7 @@ def test_prompts_do_not_touch_the_weights_in_the_folder(tmp_path: Path) -> None:
 def test_prompts_of_another_depth_are_refused(tmp_path: Path, depth: int) -> None:
     tiny.clip(tmp_path / "new", prompt_depth=2).save_pretrained(tmp_path / "saved")
     assert CLIPAdapter(str(tmp_path / "saved"), prompt_depth=2).visual.prompt is not None
-    with pytest.raises(InputError, match=f"has mask prompts of depth 2, not {depth}; leave prompt_depth out"):
+    with pytest.raises(InputError, match=f"has mask prompts of depth 2, not {depth}; remove prompt_depth"):
         CLIPAdapter(str(tmp_path / "saved"), prompt_depth=depth)
 
 
@@ -87,7 +87,7 @@ def test_prompts_of_another_tower_are_refused(tmp_path: Path) -> None:
 def test_what_is_no_prompt_is_refused(tmp_path: Path, prompts: dict[str, torch.Tensor]) -> None:
     tiny.clip(tmp_path / "new").save_pretrained(tmp_path / "saved")
     save_file(prompts, tmp_path / "saved" / "mask_prompt.safetensors")
-    with pytest.raises(InputError, match=r"the mask prompts of .* are not of shape \(depth, patches, width\); save"):
+    with pytest.raises(InputError, match=r"the mask prompts of .* do not have shape \(depth, patches, width\); save"):
         CLIPAdapter(str(tmp_path / "saved"))
 
 
@@ -113,7 +113,7 @@ def test_colours_that_are_not_three_numbers_are_refused(tmp_path: Path, mean: An
     folder = Path(tiny.clip_folder(tmp_path))
     config = json.loads((folder / "open_clip_config.json").read_text()) | {"preprocess_cfg": {"mean": mean}}
     (folder / "open_clip_config.json").write_text(json.dumps(config))
-    with pytest.raises(InputError, match=rf"the mean of {tmp_path} is .*; give three numbers"):
+    with pytest.raises(InputError, match=rf"the mean of {tmp_path} is .*; set three numbers"):
         CLIPAdapter(str(folder))
 
 
@@ -124,9 +124,9 @@ def test_colours_that_are_not_three_numbers_are_refused(tmp_path: Path, mean: An
         ((2, 2, 32, 32), None, "regions have 2 channels; convert them to RGB"),
         ((2, 4, 32, 32), None, "regions have 4 channels; convert them to RGB"),
         ((3, 32, 32), None, r"regions have shape \(3, 32, 32\); stack them to"),
-        ((2, 3, 32, 7), None, r"regions of 32 × 7 pixels are smaller than a patch of CLIP \(8\); resize them"),
-        ((2, 3, 32, 32), (2, 1, 32, 32), r"masks of shape \(2, 1, 32, 32\) do not fit 2 regions of 32 × 32 pixels"),
-        ((2, 3, 32, 32), (2, 16, 16), r"masks of shape \(2, 16, 16\) do not fit 2 regions of 32 × 32 pixels"),
+        ((2, 3, 32, 7), None, r"regions of 32 × 7 pixels are smaller than CLIP's patches \(8 pixels\); resize them"),
+        ((2, 3, 32, 32), (2, 1, 32, 32), r"masks of shape \(2, 1, 32, 32\) do not match 2 regions of 32 × 32 pixels"),
+        ((2, 3, 32, 32), (2, 16, 16), r"masks of shape \(2, 16, 16\) do not match 2 regions of 32 × 32 pixels"),
     ],
 )
 def test_what_is_no_region_is_refused(
@@ -170,5 +170,5 @@ def test_a_clip_without_patch_tokens_does_all_but_prompts(tmp_path: Path, monkey
             InputError, match=r"ModifiedResNet, which has no patch tokens that mask prompts could repla"
         ):
             CLIPAdapter(model, prompt_depth=1)
-    with pytest.raises(InputError, match="regions of 32 × 48 pixels do not fit this image tower, which takes 32 × 32;"):
+    with pytest.raises(InputError, match="regions of 32 × 48 pixels do not fit this image tower, which needs 32 × 32;"):
         adapter.encode_regions(torch.rand(2, 3, 32, 48))

@@ -127,12 +127,15 @@ def test_the_code_of_a_tokenizer_is_refused_and_not_run(
 @pytest.mark.parametrize(
     ("way", "reason"),
     [
-        ("tokenizer", r"the tokenizer_config\.json of .* asks for code of its own \(auto_map\)"),
-        ("class", r"the tokenizer_config\.json of .* has the tokenizer_class 'AutoConfigFast', which is no tokenizer"),
+        ("tokenizer", r"the tokenizer_config\.json of .* asks to run code \(auto_map\)"),
+        (
+            "class",
+            r"the tokenizer_config\.json of .* has the tokenizer_class 'AutoConfigFast', which is not a tokenizer",
+        ),
         ("elsewhere", "the tokenizer of CLIP .* could not be loaded"),
         (
             "text tower",
-            "the text tower 'somebody/something', which no file may ask of a hub|asks for .* 'something'; what is",
+            "the text tower 'somebody/something', and files may not request downloads|asks for .* 'something'; what is",
         ),
         ("model", ""),  # of which the tokenizer needs nothing: it is loaded
     ],
@@ -172,7 +175,7 @@ def test_nobody_is_asked_whether_code_may_run(
 @pytest.mark.parametrize("name", ["payload.py", "../x.json", CONFIG, "mask_prompt.safetensors", "a/b.txt", ".json"])
 def test_a_tokenizer_in_a_checkpoint_is_made_of_data(tmp_path: Path, name: str) -> None:
     file = checkpoint(spoken(tmp_path / "new"), tmp_path / "last.ckpt", **{name: "{}"})
-    with pytest.raises(InputError, match=rf"comes with the file '{name}', which is not \.json, \.txt, \.model; take"):
+    with pytest.raises(InputError, match=rf"has the file '{name}', whose suffix is not one of \.json, \.txt, \.m"):
         CLIPAdapter(str(file))
 
 
@@ -181,17 +184,17 @@ def test_a_tokenizer_in_a_checkpoint_is_made_of_data(tmp_path: Path, name: str) 
     [
         (
             {"vision_cfg": {"timm_model_name": "hf-hub:somebody/tower"}},
-            "asks for the image tower 'hf-hub:somebody/tower'",
+            "names the image tower 'hf-hub:somebody/tower'",
         ),
         (
             {"vision_cfg": {"timm_model_name": "local-dir:/tmp"}},
-            "asks for the image tower 'local-dir:/tmp', which is no",
+            "names the image tower 'local-dir:/tmp', which timm does not",
         ),
         (
             {"text_cfg": TEXT | {"hf_model_name": "bert-base-uncased"}},
-            "has the text tower 'bert-base-uncased', which no file",
+            "names the text tower 'bert-base-uncased', and files",
         ),
-        ({"text_cfg": TEXT | {"code": "x"}}, "sets 'code' in text_cfg, which does not shape a CLIP; take it out"),
+        ({"text_cfg": TEXT | {"code": "x"}}, "sets 'code' in text_cfg, which is not part of a CLIP's shape; remove it"),
         ({"text_cfg": TEXT | {"tokenizer_kwargs": {"use_fast": False}}}, "sets 'use_fast' in tokenizer_kwargs"),
         ({"text_cfg": None}, "has no text_cfg; fetch it again"),
         ({"output_dict": True}, "sets 'output_dict' in model_cfg"),

@@ -124,7 +124,7 @@ def test_names_beyond_the_context_are_told_and_cut(
     TextEncoder(clip, "bare")([fits])
     assert not caplog.messages
     features = TextEncoder(clip, "bare")(["cat", longer, fits, longest])
-    assert caplog.messages == [f"longer than CLIP's context of 16 tokens, and cut there: {longer!r}, {longest!r}"]
+    assert caplog.messages == [f"truncated to CLIP's context of 16 tokens: {longer!r}, {longest!r}"]
     torch.testing.assert_close(features[[1, 3]], features[[2, 2]])
 
     caplog.clear()

@@ -190,7 +190,7 @@ def test_gradients_of_parts_that_are_computed_again_are_those_of_the_whole(confi
         (TOWERS["SigLIP"]["vision_cfg"] | {"patch_dropout": 0.5}, "drops patches in training"),
         (
             timm_tower("vit_small_patch16_rope_mixed_224", {"timm_pool": "token", "timm_proj": None}, **SMALL),
-            "rotary positions of a kind",
+            "rotary position embeddings",
         ),
     ],
 )

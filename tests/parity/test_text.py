@@ -90,5 +90,5 @@ def test_a_name_with_braces_goes_in_whole(clip: CLIPAdapter) -> None:
 
 @pytest.mark.parametrize("templates", ["vlid", ["a photo"], []])
 def test_unusable_templates_are_refused(clip: CLIPAdapter, templates: str | list[str]) -> None:
-    with pytest.raises(InputError, match="templates"):
+    with pytest.raises(InputError, match="template"):
         TextEncoder(clip, templates)

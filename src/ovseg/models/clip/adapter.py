@@ -1,4 +1,4 @@
-"""CLIP, adapted to masked regions."""
+"""CLIP adapted to masked regions."""
 
 from __future__ import annotations
 
@@ -34,21 +34,21 @@ IMAGENET_TEMPLATES: tuple[str, ...] = tuple(sentence("{}") for sentence in open_
 
 
 class CLIPAdapter(nn.Module):
-    """A CLIP model of open_clip whose image tower takes a mask beside each region.
+    """An open_clip model whose image tower accepts a mask with each region.
 
-    One without a vision transformer, such as RN50, has no place for mask prompts and does all else.
+    Models without a vision transformer, such as RN50, support everything except mask prompts.
 
     Args:
-        model: name of an open_clip model, `hf-hub:` name, a folder with `open_clip_config.json`, a `.ckpt` of adapter
-            training, or `toy`. All but the first bring their weights.
-        pretrained: an open_clip tag or a weights file for a named model; weights are random without, and `trained` is
-            false. Files of OpenAI and OVSeg need a `-quickgelu` model; OpenAI's own `.pt` are read as they are.
-        prompt_depth: layers with mask prompts; by default as many as `model` brings. To a `model` without prompts it
-            adds new ones, drawn from N(0, 0.02²) as a start for training.
-        shared_prompt: one new prompt for all positions instead of one each.
+        model: an open_clip model name, an `hf-hub:` name, a folder with `open_clip_config.json`, a `.ckpt` of adapter
+            training, or `toy`. All but an open_clip name come with weights.
+        pretrained: an open_clip tag or a weights file, for an open_clip name only. Without it, the weights are random
+            and `trained` is false. Weights of OpenAI and OVSeg need a `-quickgelu` model; OpenAI's `.pt` files work.
+        prompt_depth: number of layers with mask prompts; defaults to the depth stored with `model`. A `model` without
+            prompts gets new ones, drawn from N(0, 0.02²), to be trained.
+        shared_prompt: share one new prompt among all positions instead of learning one per position.
 
     Raises:
-        InputError: the model is unknown, or weights are missing or do not fit.
+        InputError: the model is unknown, or its weights are missing or do not fit.
     """
 
     mean: Tensor
@@ -65,23 +65,25 @@ class CLIPAdapter(nn.Module):
         checkpoint = model if Path(model).suffix == ".ckpt" else None
         with resolve_folder(model) as folder:
             if pretrained and (folder or model.startswith("hf-hub:")):
-                raise InputError(f"{model} brings its own weights; leave `pretrained` out, it is for open_clip's names")
+                raise InputError(
+                    f"{model} comes with weights; remove `pretrained`, which only applies to open_clip model names"
+                )
             with hub_or_cache(hub_name(folder, model, pretrained)):
                 self.clip, self.trained, values = create_clip(folder, model, pretrained)
                 self.config, self.merges = read_config(folder, values, self.clip)
                 self.tokenizer = create_tokenizer(folder, model, values)
             if folder is None and not self.trained:
                 logging.getLogger(__name__).warning(
-                    "CLIP %s starts from random weights: no `pretrained` is given", model
+                    "CLIP %s starts from random weights because `pretrained` is not set", model
                 )
             prompts = read_state(folder / PROMPT) if folder and (folder / PROMPT).is_file() else {}
         prompts = prompts or ({} if checkpoint is None else _prompts_in(checkpoint))
         shape: tuple[int, ...] = getattr(prompts.get("mask_embedding"), "shape", ()) if prompts else (0, 0, 0)
         if len(shape) != 3:
-            raise InputError(f"the mask prompts of {model} are not of shape (depth, patches, width); save it again")
+            raise InputError(f"the mask prompts of {model} do not have shape (depth, patches, width); save it again")
         depth, positions, _ = shape
         if depth and prompt_depth not in (None, depth):
-            raise InputError(f"{model} has mask prompts of depth {depth}, not {prompt_depth}; leave prompt_depth out")
+            raise InputError(f"{model} has mask prompts of depth {depth}, not {prompt_depth}; remove prompt_depth")
         self.clip.visual = MaskPromptedViT(self.clip.visual, depth, positions == 1)  # type: ignore[arg-type]
         if self.visual.prompt is not None:
             check_and_load(self.visual.prompt, prompts, model)
@@ -89,7 +91,7 @@ class CLIPAdapter(nn.Module):
             load_weights(self, checkpoint, "clip.")
             self.trained = True
         if prompt_depth is not None and prompt_depth < 0:
-            raise InputError(f"prompt_depth is {prompt_depth}; give a number of layers, or leave it out")
+            raise InputError(f"prompt_depth is {prompt_depth}; set a number of layers, or remove it")
         if prompt_depth and not depth:
             self.visual.add_prompt(prompt_depth, shared_prompt)
         preprocess = self.visual.visual.preprocess_cfg
@@ -100,74 +102,75 @@ class CLIPAdapter(nn.Module):
                     raise ValueError
             except (RuntimeError, TypeError, ValueError) as error:
                 raise InputError(
-                    f"the {name} of {model} is {preprocess[name]!r}; give three numbers, of std above 0"
+                    f"the {name} of {model} is {preprocess[name]!r}; set three numbers, positive ones for std"
                 ) from error
             self.register_buffer(name, colour, persistent=False)
 
     @property
     def visual(self) -> MaskPromptedViT:
+        """The image tower."""
         visual: MaskPromptedViT = self.clip.visual  # type: ignore[assignment]
         return visual
 
     @property
     def image_size(self) -> int:
-        """Side of the regions in pixels."""
+        """Side length of the square input regions, in pixels."""
         return self.visual.image_size
 
     @property
     def dim(self) -> int:
-        """Width of the joint space of regions and texts."""
+        """Width D of the embedding space that regions and texts share."""
         return int(self.config["model_cfg"]["embed_dim"])
 
     @property
     def logit_scale(self) -> nn.Parameter:
-        """Logarithm of the temperature, learned with CLIP."""
+        """Logarithm of the factor on cosine similarities, a parameter learned with CLIP."""
         scale: nn.Parameter = self.clip.logit_scale  # type: ignore[assignment]
         return scale
 
     def compile_visual(self) -> None:
-        """Compile the image tower at its first use, for any number of regions; no weight changes its name."""
+        """Compile the image tower on first use, for any number of regions; the names of weights do not change."""
         self.visual.compile()
 
     def encode_regions(self, regions: Tensor, region_masks: Tensor | None = None) -> Tensor:
-        """L2-normalised features of masked regions.
+        """Return the L2-normalised features of masked regions.
 
         Args:
             regions: (N, 3, S, S) in [0, 1], filled outside the mask.
-            region_masks: (N, S, S), positive where visible; nothing is blank where not given. A CLIP without mask
-                prompts has nothing to put into blank patches and sees the fill there, masks or not.
+            region_masks: (N, S, S), positive where visible; everything is visible by default. A CLIP without mask
+                prompts ignores the masks and sees the fill.
 
         Returns:
-            (N, D).
+            (N, D) float32.
 
         Raises:
-            InputError: regions are no RGB images, are smaller than a patch, or do not fit their masks.
+            InputError: regions are not RGB, are smaller than a patch, or do not match the shape of their masks.
         """
         self.visual.check(regions, region_masks)
         normalised = ((regions - self.mean) / self.std).to(self.mean.dtype)
-        return F.normalize(self.visual(normalised, region_masks).float(), dim=-1)  # half precision is no unit length
+        return F.normalize(self.visual(normalised, region_masks).float(), dim=-1)  # fp16 is too coarse for unit length
 
     def encode_text(self, texts: Sequence[str]) -> Tensor:
-        """L2-normalised features of K texts, (K, D); longer texts than the context are cut."""
+        """Return the L2-normalised features of K texts, (K, D) float32; texts are truncated to CLIP's context."""
         if isinstance(texts, str):
-            raise InputError(f"texts are given as a list, such as [{texts!r}], not one by one")
+            raise InputError(f"encode_text takes a list of texts, not a single one; pass [{texts!r}]")
         features = encode_tokens(self.clip, self.tokenizer(list(texts)))
         return features if features.dtype == torch.float32 else F.normalize(features.float(), dim=-1)
 
     def architecture(self) -> Architecture:
-        """What a training checkpoint keeps beside the weights, to rebuild the network without a hub."""
+        """Return what a training checkpoint stores beside the weights to rebuild the network without a hub."""
         return architecture_of(self.config, self.merges, self.tokenizer, self.clip)
 
     def save_pretrained(self, folder: str | Path) -> None:
-        """Write a folder that the constructor reads and, but for the prompts, open_clip too.
+        """Write a folder that the constructor can read. open_clip reads it too, without the mask prompts.
 
         Raises:
-            InputError: it holds something else than an earlier CLIP of ours; it stays as it is.
+            InputError: the folder holds anything other than a CLIP saved by this method; it is left unchanged.
         """
         folder = Path(folder)
         check_clip_target(folder)
         folder.mkdir(parents=True, exist_ok=True)
-        for name in (WEIGHTS, MERGES, PROMPT, TOKENIZER, TEXT_TOWER):  # of the earlier one
+        for name in (WEIGHTS, MERGES, PROMPT, TOKENIZER, TEXT_TOWER):  # left by an earlier save
             (folder / name).unlink(missing_ok=True)
         write_architecture(folder, self.architecture())
         weights, prompt = {}, self.visual.prompt
@@ -180,7 +183,8 @@ class CLIPAdapter(nn.Module):
 
 
 def _prompts_in(checkpoint: str) -> dict[str, Tensor]:
+    """Return the state dict of a training checkpoint's mask prompts, empty if it has none."""
     state = read_state(checkpoint).get("state_dict")
     if not isinstance(state, dict) or not all(isinstance(key, str) for key in state):
-        return {}  # which is said where the weights are loaded
+        return {}  # `load_weights` refuses the file later, with a proper message
     return under(state, "clip.clip.visual.prompt.")

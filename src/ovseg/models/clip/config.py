@@ -1,7 +1,7 @@
-"""What `open_clip_config.json` may say of a CLIP: its shape, and never what to fetch or to run.
+"""Validate `open_clip_config.json`: it may describe the shape of a CLIP, but not what to download or run.
 
-open_clip follows three of its values beyond a model: `timm_model_name` and `hf_model_name` may name a repository, and
-`tokenizer_kwargs` reach transformers as they are.
+Three of its values reach beyond the architecture: `timm_model_name` and `hf_model_name` may name a hub repository, and
+open_clip passes `tokenizer_kwargs` to transformers unchecked.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ from ovseg.checkpoint import first_line
 from ovseg.models.network_values import TEXT_TOWERS, shape_of
 from ovseg.structures import InputError
 
-CONFIG = "open_clip_config.json"  # a name that open_clip knows
-TEXT_TOWER = "text_tower.json"  # the config of a text tower of transformers'
+CONFIG = "open_clip_config.json"  # the file name that open_clip looks for
+TEXT_TOWER = "text_tower.json"  # the config of a text tower from transformers
 
 _BOTH = """width layers mlp_ratio ls_init_value pool_type final_ln_after_pool output_tokens act_kwargs norm_kwargs
     block_type qk_norm scaled_cosine_attn scale_heads scale_attn_inner scale_attn scale_fc"""
@@ -43,10 +43,10 @@ KNOWN = {
 
 
 def model_config(folder: Path | None, name: str) -> dict[str, Any]:
-    """open_clip's `model_cfg` of a folder, a repository or a name, of which a CLIP can be built without any risk.
+    """Return open_clip's `model_cfg` for a folder, a hub repository or a model name, safe to build from.
 
     Raises:
-        InputError: it cannot be read, or says more than how the model is shaped.
+        InputError: the config cannot be read, or sets values that do not describe the model's shape.
     """
     if folder is None:
         model: dict[str, Any] | None = open_clip.get_model_config(name)
@@ -60,7 +60,11 @@ def model_config(folder: Path | None, name: str) -> dict[str, Any]:
 
 
 def read_json(file: Path) -> dict[str, Any]:
-    """The JSON object in a file."""
+    """Read a file that holds one JSON object.
+
+    Raises:
+        InputError: the file cannot be read or holds something else.
+    """
     try:
         values = json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
@@ -71,31 +75,34 @@ def read_json(file: Path) -> dict[str, Any]:
 
 
 def check(values: Any, part: str, source: str) -> None:
-    """Refuse what shapes no CLIP.
+    """Refuse values that do not describe the shape of a CLIP.
 
     Args:
-        part: which of `KNOWN` the values are.
-        source: where they are from, for the refusal.
+        part: the key of `KNOWN` whose values these are.
+        source: where they come from, for the error message.
+
+    Raises:
+        InputError: `values` is not a dict, or has a key that is not in `KNOWN`, or names an unknown timm model.
     """
     if not isinstance(values, dict):
         raise InputError(f"{source} has no {part}; fetch it again")
     if unknown := sorted(str(key) for key in values.keys() - set(KNOWN[part].split())):
-        raise InputError(f"{source} sets {unknown[0]!r} in {part}, which does not shape a CLIP; take it out")
+        raise InputError(f"{source} sets {unknown[0]!r} in {part}, which is not part of a CLIP's shape; remove it")
     for inner in KNOWN:
         needed = part == "model_cfg" and inner in ("vision_cfg", "text_cfg")
         if needed or values.get(inner) is not None:
             check(values.get(inner), inner, source)
     trunk = values.get("timm_model_name")
     if trunk is not None and not (re.fullmatch(r"[\w.]+", str(trunk)) and timm.is_model(str(trunk))):
-        raise InputError(f"{source} asks for the image tower {trunk!r}, which is no name of timm's; give one of those")
+        raise InputError(f"{source} names the image tower {trunk!r}, which timm does not have; use a timm model name")
 
 
 @contextmanager
 def towers(folder: Path | None, name: str, model: dict[str, Any]) -> Iterator[dict[str, Any]]:
-    """The configs of both towers, for open_clip to build without asking any hub; what is made of them has to be random.
+    """Yield both towers' configs such that open_clip builds them with random weights, without contacting a hub.
 
     Raises:
-        InputError: a folder does not describe its text tower of transformers'.
+        InputError: the folder names a text tower from transformers but has no config for it.
     """
     vision, text = dict(model["vision_cfg"]), dict(model["text_cfg"])
     vision["timm_model_pretrained"] = text["hf_model_pretrained"] = False
@@ -106,17 +113,17 @@ def towers(folder: Path | None, name: str, model: dict[str, Any]) -> Iterator[di
     file = None if folder is None else folder / TEXT_TOWER
     if file is not None and not file.is_file():
         raise InputError(
-            f"{name} has the text tower {repository!r}, which no file may ask of a hub; put the config.json of that "
-            f"model into the folder as {TEXT_TOWER}"
+            f"{name} names the text tower {repository!r}, and files may not request downloads; copy that model's "
+            f"config.json into the folder as {TEXT_TOWER}"
         )
     values = read_json(file or Path(hf_hub_download(repository, "config.json")))
     shape = shape_of(values, f"the text tower of {name}", TEXT_TOWERS, strict=False)
-    with tempfile.TemporaryDirectory() as alone:  # transformers reads configs from folders only
-        (Path(alone) / "config.json").write_text(json.dumps(shape), encoding="utf-8")
-        yield {"vision_cfg": vision, "text_cfg": text | {"hf_model_name": alone}}
+    with tempfile.TemporaryDirectory() as config_folder:  # transformers reads configs from folders only
+        (Path(config_folder) / "config.json").write_text(json.dumps(shape), encoding="utf-8")
+        yield {"vision_cfg": vision, "text_cfg": text | {"hf_model_name": config_folder}}
 
 
 def text_tower(clip: Any) -> dict[str, Any] | None:
-    """The shape of a text tower of transformers', None of one of open_clip's own."""
+    """Return the config of a text tower from transformers; None for open_clip's built-in text tower."""
     config = getattr(getattr(clip, "text", None), "config", None)
     return None if config is None else shape_of(config.to_dict(), "this text tower", TEXT_TOWERS, strict=False)

@@ -14,33 +14,37 @@ from ovseg.structures import InputError
 
 
 class MaskPrompt(nn.Module):
-    """Learnable tokens that take the place of patches without any visible pixel.
+    """Learnable tokens that replace patches without any visible pixel.
 
     Args:
-        depth: number of layers that are prompted, the input being the first.
-        grid: patches per column and row at the tower's own resolution.
-        width: of the tokens.
-        shared: one token for all positions instead of one each.
+        depth: number of prompted layers; the first is the input to the transformer.
+        grid: patches per column and per row at the tower's native resolution.
+        width: width of the tokens.
+        shared: use one token for all positions instead of one per position.
     """
 
     def __init__(self, depth: int, grid: tuple[int, int], width: int, shared: bool = False) -> None:
         super().__init__()
         self.grid = grid
         positions = 1 if shared else grid[0] * grid[1]
-        self.mask_embedding = nn.Parameter(torch.randn(depth, positions, width) * 0.02)  # init of the release
+        self.mask_embedding = nn.Parameter(torch.randn(depth, positions, width) * 0.02)  # as in the release
 
     @property
     def depth(self) -> int:
+        """Number of prompted layers."""
         return self.mask_embedding.shape[0]
 
     def forward(self, tokens: Tensor, visible: Tensor, layer: int, grid: tuple[int, int]) -> Tensor:
-        """Replace the blank patches.
+        """Replace the tokens of blank patches by the prompt of a layer.
 
         Args:
             tokens: (N, L, C) patch tokens, without class tokens.
-            visible: (N, L) of zeros and ones.
+            visible: (N, L) zeros and ones.
             layer: 0 for the input, d for the output of block d.
-            grid: patches per column and row of `tokens`; prompts are interpolated to it.
+            grid: patches per column and per row of `tokens`; prompts are interpolated to it.
+
+        Returns:
+            (N, L, C).
         """
         prompt = self.mask_embedding[layer]
         if len(prompt) > 1:
@@ -49,17 +53,17 @@ class MaskPrompt(nn.Module):
 
 
 class MaskPromptedViT(nn.Module):
-    """An image tower of open_clip that takes a mask beside each region: a vision transformer, unless without prompts.
+    """An open_clip image tower that accepts a mask with each region; prompts require a vision transformer.
 
-    Without masks, with all-ones masks, or at depth 0 it computes exactly what `visual` computes. A vision transformer
-    takes inputs of another resolution than its own, too: positions and prompts are interpolated bicubically.
+    Without masks, with all-ones masks, or at depth 0, the output equals that of `visual`. A vision transformer accepts
+    inputs of any resolution: position embeddings and prompts are interpolated bicubically.
 
-    Batch norms keep their statistics in training, so that the features of a region depend on no other.
+    Batch norms stay in evaluation mode during training, so the features of a region do not depend on other regions.
 
     Args:
         visual: the image tower of an open_clip model.
-        prompt_depth: 0 for none; depths beyond the number of blocks have no effect.
-        shared_prompt: one token for all positions.
+        prompt_depth: number of prompted layers, 0 for none; layers beyond the number of blocks have no effect.
+        shared_prompt: use one token for all positions.
 
     Raises:
         InputError: the tower has no patch tokens that prompts could replace, see `towers.split_tower`.
@@ -68,12 +72,13 @@ class MaskPromptedViT(nn.Module):
     def __init__(self, visual: nn.Module, prompt_depth: int, shared_prompt: bool = False) -> None:
         super().__init__()
         check_pooled(visual)
-        self.visual: Any = visual  # open_clip and timm have no types for what is inside
+        self.visual: Any = visual  # open_clip and timm do not type the modules inside
         self.prompt: MaskPrompt | None = None
         if prompt_depth:
             self.add_prompt(prompt_depth, shared_prompt)
 
     def train(self, mode: bool = True) -> MaskPromptedViT:
+        """Switch between training and evaluation mode; batch norms stay in evaluation mode."""
         super().train(mode)
         for part in self.visual.modules():
             if isinstance(part, _BatchNorm):
@@ -81,30 +86,38 @@ class MaskPromptedViT(nn.Module):
         return self
 
     def add_prompt(self, depth: int, shared: bool = False) -> None:
-        """Start with new prompts, whatever was there before."""
+        """Replace any existing prompts with newly initialised ones.
+
+        Raises:
+            InputError: the tower has no patch tokens that prompts could replace.
+        """
         tower = self.tower
         self.prompt = MaskPrompt(depth, tower.grid, tower.width, shared)
 
     @property
     def tower(self) -> Tower:
-        """`visual`, in parts; made anew, as a copy of this module has a `visual` of its own."""
+        """The stages of `visual`; created on each access, because a deep copy of this module has another `visual`."""
         return split_tower(self.visual)
 
     @property
     def patch_size(self) -> int:
+        """Side length of a patch, in pixels."""
         return self.tower.patch_size
 
     @property
     def image_size(self) -> int:
-        """Side of the regions in pixels."""
+        """Side length of the square input regions, in pixels."""
         size = self.visual.image_size
         return int(size if isinstance(size, int) else size[0])
 
     def check(self, regions: Tensor, region_masks: Tensor | None) -> Tower | None:
-        """The parts that shall work on these regions, None where the tower is taken as a whole.
+        """Check the shapes of regions and masks.
+
+        Returns:
+            The stages of the tower, or None for a tower without patch tokens, which is called as a whole.
 
         Raises:
-            InputError: the shapes are others than `forward` takes.
+            InputError: `forward` does not accept these shapes.
         """
         try:
             tower = self.tower
@@ -114,26 +127,26 @@ class MaskPromptedViT(nn.Module):
             check_regions(regions, region_masks, 1)
             side = self.image_size
             if regions.shape[2:] != (side, side):
-                have = " × ".join(map(str, regions.shape[2:]))
+                size = " × ".join(map(str, regions.shape[2:]))
                 raise InputError(
-                    f"regions of {have} pixels do not fit this image tower, which takes {side} × {side}; resize them"
+                    f"regions of {size} pixels do not fit this image tower, which needs {side} × {side}; resize them"
                 ) from None
             return None
         check_regions(regions, region_masks, tower.patch_size)
         return tower
 
     def forward(self, regions: Tensor, region_masks: Tensor | None = None) -> Tensor:
-        """Features before normalisation.
+        """Return the features of regions, before L2 normalisation.
 
         Args:
-            regions: (N, 3, H, W), normalised as CLIP was trained.
+            regions: (N, 3, H, W), with CLIP's mean and standard deviation applied.
             region_masks: (N, H, W), positive where the region is visible.
 
         Returns:
             (N, D).
 
         Raises:
-            InputError: the shapes are others.
+            InputError: the regions or masks have other shapes.
         """
         tower, prompt = self.check(regions, region_masks), self.prompt
         if tower is None:
@@ -155,18 +168,28 @@ class MaskPromptedViT(nn.Module):
 
 
 def check_regions(regions: Tensor, region_masks: Tensor | None, patch_size: int) -> None:
-    """Refuse regions that are no RGB images, are smaller than a patch, or do not fit their masks."""
+    """Check that regions are RGB, no smaller than a patch, and as large as their masks.
+
+    Args:
+        regions: (N, 3, H, W).
+        region_masks: (N, H, W).
+        patch_size: side length of a patch, in pixels.
+
+    Raises:
+        InputError: one of these does not hold.
+    """
     if regions.ndim != 4:
         raise InputError(f"regions have shape {tuple(regions.shape)}; stack them to (N, 3, height, width)")
     count, channels, height, width = regions.shape
     if channels != 3:
-        have = "1 channel" if channels == 1 else f"{channels} channels"
-        raise InputError(f"regions have {have}; convert them to RGB, (N, 3, height, width)")
+        actual = "1 channel" if channels == 1 else f"{channels} channels"
+        raise InputError(f"regions have {actual}; convert them to RGB, (N, 3, height, width)")
     if min(height, width) < patch_size:
         raise InputError(
-            f"regions of {height} × {width} pixels are smaller than a patch of CLIP ({patch_size}); resize them"
+            f"regions of {height} × {width} pixels are smaller than CLIP's patches ({patch_size} pixels); resize them"
         )
     if region_masks is not None and region_masks.shape != (count, height, width):
         raise InputError(
-            f"masks of shape {tuple(region_masks.shape)} do not fit {count} regions of {height} × {width} pixels"
+            f"masks of shape {tuple(region_masks.shape)} do not match {count} regions of {height} × {width} pixels; "
+            f"pass masks of shape ({count}, {height}, {width})"
         )

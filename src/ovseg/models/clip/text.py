@@ -1,4 +1,4 @@
-"""Class names as text features: templates, averaging, normalisation (reference of the release: 14 templates)."""
+"""Encode class names as text features averaged over prompt templates (the release uses the 14 templates of ViLD)."""
 
 from __future__ import annotations
 
@@ -26,64 +26,70 @@ PROMPT_TEMPLATES: dict[str, tuple[str, ...]] = {
     ),
     "imagenet": IMAGENET_TEMPLATES,
     "single": ("a photo of a {}.",),
-    "bare": ("{}",),  # what the adapter is trained with
+    "bare": ("{}",),  # used in adapter training
 }
 _LOG = logging.getLogger(__name__)
-_SHOWN = 5  # names that a warning spells out
+_MAX_LISTED = 5  # names spelled out in a warning
 
 
 class TextEncoder:
-    """Text features of class names by a CLIP model.
+    """Encode class names with the text tower of a CLIP.
 
-    Those of a vocabulary are kept in the user's cache, see `ovseg.models.clip.text_cache`.
+    Calls are cached on disk, see `ovseg.models.clip.text_cache`.
 
     Args:
-        clip: holds the text tower.
-        templates: a name in `PROMPT_TEMPLATES`, or sentences with `{}` in the name's place.
+        clip: provides the text tower and the tokenizer.
+        templates: a key of `PROMPT_TEMPLATES`, or sentences with `{}` in place of the name.
 
     Raises:
-        InputError: no such templates, or a sentence without `{}`.
+        InputError: the templates are unknown or empty, or a sentence lacks `{}`.
     """
 
     def __init__(self, clip: CLIPAdapter, templates: str | Sequence[str] = "vild") -> None:
         if isinstance(templates, str):
             if templates not in PROMPT_TEMPLATES:
                 raise InputError(
-                    f"no prompt templates are called {templates!r}; choose from {', '.join(PROMPT_TEMPLATES)}"
+                    f"there are no prompt templates {templates!r}; choose from {', '.join(PROMPT_TEMPLATES)}"
                 )
             templates = PROMPT_TEMPLATES[templates]
         if not templates or any("{}" not in sentence for sentence in templates):
-            raise InputError("prompt templates are sentences with {} where the class name goes")
+            raise InputError("every prompt template needs {} in place of the class name; add it")
         self.clip, self.templates = clip, tuple(templates)
         self._features: dict[str, Tensor] = {}
 
     @torch.no_grad()
     def __call__(self, names: Sequence[str]) -> Tensor:
-        """L2-normalised mean of the normalised features over all templates, (K, D).
+        """Return the features of class names: the mean over all templates, L2-normalised before and after.
 
-        Names that do not fit into CLIP's context are logged as a warning, and cut.
+        Names that do not fit into CLIP's context are truncated, with a warning.
 
         Args:
-            names: K phrases, at least one; each goes into the templates whole, commas included.
+            names: K phrases; each is inserted into the templates unchanged, commas included.
+
+        Returns:
+            (K, D) on the device of `clip`.
+
+        Raises:
+            InputError: `names` is empty.
         """
         if not names:
-            raise InputError("there are no class names to embed; give at least one")
+            raise InputError("there are no class names to encode; pass at least one")
         tokens: Tensor = self.clip.tokenizer(self._sentences(names))
-        self._warn_of_cut(names, tokens.shape[1])
+        self._warn_about_truncation(names, tokens.shape[1])
         device = self.clip.mean.device
-        with torch.autocast(device.type, enabled=False):  # what is kept is of full precision
+        with torch.autocast(device.type, enabled=False):  # cached features have full precision
             key = cache_key(self.clip, tokens.view(len(names), len(self.templates), -1))
             return load_or_compute(key, lambda: self.encode(names)).to(device)
 
     @torch.no_grad()
     def encode(self, names: Sequence[str], batch_size: int = 128) -> Tensor:
-        """The same, computed.
+        """Like `__call__`, but without the cache and without the warning.
 
         Args:
-            batch_size: sentences that go through the tower at once.
+            batch_size: sentences encoded at once.
         """
         sentences = self._sentences(names)
-        # of like lengths together, as the tower works on as many positions as the longest of a batch has
+        # sorted by length, because each batch costs as many positions as its longest sentence has
         order = sorted(range(len(sentences)), key=lambda index: len(sentences[index]))
         batches = [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
         ordered = torch.cat([self.clip.encode_text([sentences[index] for index in batch]) for batch in batches])
@@ -100,18 +106,18 @@ class TextEncoder:
         """Drop the features that `cached` memoised, after the weights of the text tower changed or moved."""
         self._features.clear()
 
-    def _warn_of_cut(self, names: Sequence[str], context: int) -> None:
-        """Say which names are longer than the context: what is beyond it has no say."""
-        # a token has a byte at least; most names are known to fit without being tokenised twice
-        rest = context - 3 - max(len(template.encode()) for template in self.templates)
-        cut = [name for name in names if len(name.encode()) > rest and self._is_cut(name, context)]
-        if cut:
-            shown = ", ".join(repr(name if len(name) < 60 else f"{name[:59]}…") for name in cut[:_SHOWN])
-            more = f" and {len(cut) - _SHOWN} more" if len(cut) > _SHOWN else ""
-            _LOG.warning("longer than CLIP's context of %d tokens, and cut there: %s%s", context, shown, more)
+    def _warn_about_truncation(self, names: Sequence[str], context: int) -> None:
+        """Log the names that are longer than the context."""
+        # a token is at least one byte long, so most names need no second tokenisation to know that they fit
+        max_bytes = context - 3 - max(len(template.encode()) for template in self.templates)
+        truncated = [name for name in names if len(name.encode()) > max_bytes and self._is_truncated(name, context)]
+        if truncated:
+            listed = ", ".join(repr(name if len(name) < 60 else f"{name[:59]}…") for name in truncated[:_MAX_LISTED])
+            more = f" and {len(truncated) - _MAX_LISTED} more" if len(truncated) > _MAX_LISTED else ""
+            _LOG.warning("truncated to CLIP's context of %d tokens: %s%s", context, listed, more)
 
-    def _is_cut(self, name: str, context: int) -> bool:
-        """Whether a longer context holds other tokens of a name: where a text is cut its end is put in their place."""
+    def _is_truncated(self, name: str, context: int) -> bool:
+        """Whether tokens are lost: truncation overwrites the last one, so a longer context gives other tokens."""
         sentences = self._sentences([name])
         longer = self.clip.tokenizer(sentences, context_length=context + 1)
         return not torch.equal(longer[:, :context], self.clip.tokenizer(sentences))

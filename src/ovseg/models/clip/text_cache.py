@@ -1,6 +1,6 @@
-"""Text features on disk: in the folder `text` of the user's cache, see `ovseg.cache`.
+"""Cache text features on disk, in the folder `text` of the user's cache (see `ovseg.cache`).
 
-Any file there may be deleted at any time; it is made anew when needed.
+Its files may be deleted at any time; they are recomputed when needed.
 """
 
 from __future__ import annotations
@@ -22,16 +22,16 @@ from ovseg.cache import cache_folder
 from ovseg.checkpoint import tensor_digest, tensor_digests
 from ovseg.models.clip.adapter import CLIPAdapter
 
-FORMAT = 2  # raise it when the same key would stand for other features
+FORMAT = 2  # increment it when the same key would refer to different features
 
 
 def cache_key(clip: CLIPAdapter, tokens: Tensor) -> str:
-    """A hash of all that features depend on: the weights of the text tower as they are now, its config, and tokens.
+    """Hash everything that text features depend on: the current weights of the text tower, its config and the tokens.
 
-    Image tower, mask prompts and temperature do not count: a CLIP whose image side was adapted has the same texts.
+    Image tower, mask prompts and logit scale are excluded, so adapting the image side of a CLIP keeps the key.
 
     Args:
-        tokens: (K, templates, context); they stand for tokenizer, templates and names.
+        tokens: (K, templates, context), which represent the tokenizer, the templates and the names.
     """
     tensors = {
         name: tensor
@@ -45,13 +45,20 @@ def cache_key(clip: CLIPAdapter, tokens: Tensor) -> str:
 
 
 def load_or_compute(key: str, compute: Callable[[], Tensor]) -> Tensor:
-    """What the cache has under `key`, on the CPU; else what `compute` returns, kept for the next time.
+    """Load features from the cache; on a miss, compute and store them.
 
-    A file that is damaged is replaced; a cache that cannot be read or written is done without.
+    A damaged file is replaced. If the cache cannot be read or written, features are computed every time.
+
+    Args:
+        key: see `cache_key`.
+        compute: returns the features.
+
+    Returns:
+        The features, on the CPU if they were loaded.
     """
     try:
         path = cache_folder("text") / f"{key}.safetensors"
-    except RuntimeError:  # a user without a home
+    except RuntimeError:  # the user has no home directory
         return compute()
     features = _read(path)
     if features is None:
@@ -61,7 +68,7 @@ def load_or_compute(key: str, compute: Callable[[], Tensor]) -> Tensor:
 
 
 def _read(path: Path) -> Tensor | None:
-    """The features, None where there is no sound file."""
+    """Return the features in a file, None if it is missing or damaged."""
     try:
         with safe_open(path, framework="pt") as file:
             features: Tensor = file.get_tensor("features")
@@ -73,7 +80,7 @@ def _read(path: Path) -> Tensor | None:
 def _write(path: Path, features: Tensor) -> None:
     features = features.cpu().contiguous()
     content = save({"features": features}, metadata={"digest": tensor_digest(features)})
-    partial = path.with_suffix(f".{uuid4().hex}.tmp")  # of this writer alone, so that no reader sees half a file
+    partial = path.with_suffix(f".{uuid4().hex}.tmp")  # unique to this writer, so no reader sees a partial file
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         partial.write_bytes(content)
@@ -82,7 +89,7 @@ def _write(path: Path, features: Tensor) -> None:
         with suppress(OSError):
             partial.unlink()
         logging.getLogger(__name__).warning(
-            "text features cannot be kept in %s (%s); set OVSEG_CACHE to a folder that can be written",
+            "text features cannot be cached in %s (%s); set OVSEG_CACHE to a writable folder",
             path.parent,
             error.strerror,
         )

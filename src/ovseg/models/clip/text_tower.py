@@ -1,4 +1,4 @@
-"""The text tower of a CLIP, run on no more positions than the longest text of a batch needs."""
+"""Run the text tower of a CLIP on as many positions as the longest text of a batch needs."""
 
 from __future__ import annotations
 
@@ -10,34 +10,34 @@ from torch.func import functional_call
 
 from ovseg.structures import InputError
 
-_SWAP = Lock()  # torch puts the cut parameters into the module for the time of the call
+_SWAP = Lock()  # `functional_call` replaces parameters of the module while it runs
 
 
 def encode_tokens(clip: nn.Module, tokens: Tensor) -> Tensor:
-    """L2-normalised features of tokenised texts, equal to `clip.encode_text(tokens, normalize=True)`.
+    """Return L2-normalised text features equal to `clip.encode_text(tokens, normalize=True)`.
 
-    A causal tower that pools at the end-of-text token never looks beyond it, so the context is cut behind the last one;
-    any other tower gets the full context.
+    A causal tower that pools at the end-of-text token never attends to later positions, so the context is cut after
+    the last of these tokens in the batch. Any other tower gets the full context.
 
     Args:
-        clip: a model of open_clip.
+        clip: an open_clip model.
         tokens: (K, context) on any device.
 
     Returns:
         (K, D).
 
     Raises:
-        InputError: the tokenizer has tokens that the tower does not know.
+        InputError: the tokens exceed the tower's vocabulary.
     """
     tower: Any = getattr(clip, "text", clip)
     prefix = "" if tower is clip else "text."
     _check_vocabulary(tower, tokens)
-    positions = _positions_needed(tower, tokens)  # before the tokens are on a device that would have to be waited for
+    positions = _positions_needed(tower, tokens)  # on the CPU, before a GPU would have to be waited for
     tokens = tokens.to(next(clip.parameters()).device)
     if positions is None:
         features: Tensor = clip.encode_text(tokens, normalize=True)  # type: ignore[operator]
         return features
-    # a swap for this call only, through which gradients pass: open_clip adds both at their full length
+    # open_clip adds both at full length; replace them for this call, in a way that gradients pass through
     with _SWAP:
         cut = {
             f"{prefix}positional_embedding": tower.positional_embedding[:positions],
@@ -48,17 +48,19 @@ def encode_tokens(clip: nn.Module, tokens: Tensor) -> Tensor:
 
 
 def _check_vocabulary(tower: Any, tokens: Tensor) -> None:
+    """Refuse tokens that the embedding of the tower does not have."""
     embedding = getattr(tower, "token_embedding", None) or tower.transformer.get_input_embeddings()
     largest = int(tokens.max()) if tokens.numel() else 0
     if largest >= embedding.num_embeddings:
         raise InputError(
-            f"the tokenizer of this CLIP gives token {largest:,}, its text tower knows {embedding.num_embeddings:,}; "
-            "bring the tokenizer's files, such as merges.txt.gz, from where the weights are from"
+            f"the tokenizer of this CLIP yields token {largest:,}, but its text tower has only "
+            f"{embedding.num_embeddings:,} tokens; copy the tokenizer's files, such as merges.txt.gz, from where you "
+            "got the weights"
         )
 
 
 def _positions_needed(tower: nn.Module, tokens: Tensor) -> int | None:
-    """Length of the longest text; None where the tower looks further or is not known."""
+    """Return the length of the longest text; None if the tower attends beyond its end or is of an unknown kind."""
     pool = getattr(tower, "text_pool_type", getattr(tower, "pool_type", None))
     causal = isinstance(getattr(tower, "attn_mask", None), Tensor)
     appends_class_token = getattr(tower, "cls_emb", None) is not None  # CoCa pools there

@@ -1,7 +1,7 @@
-"""Image towers of open_clip taken apart, so that tokens can be replaced between their blocks.
+"""Split open_clip's image towers into stages, so that tokens can be replaced between transformer blocks.
 
-The one file that knows how the vision transformers of open_clip and timm work inside; `tests/models/test_towers.py`
-holds it equal to the public path.
+Only this file depends on the internals of open_clip's and timm's vision transformers. `tests/models/test_towers.py`
+checks that the stages together compute what the public `forward` computes.
 """
 
 from __future__ import annotations
@@ -23,28 +23,28 @@ from torch import Tensor, nn
 
 from ovseg.structures import InputError
 
-Grid = tuple[int, int]  # patches per column and row
-Block = Callable[[Tensor], Tensor]  # (N, prefix + L, C) to the same
+Grid = tuple[int, int]  # patches per column and per row
+Block = Callable[[Tensor], Tensor]  # (N, prefix + L, C) → the same shape
 
 
 class OpenClipTower:
-    """open_clip's own vision transformer: a class token, and any pooling that gives one feature an image."""
+    """Stages of open_clip's own vision transformer: one class token, and any pooling to one feature per image."""
 
-    prefix = 1  # tokens before those of patches
+    prefix = 1  # number of tokens before the patch tokens
 
     def __init__(self, visual: VisionTransformer) -> None:
         self.visual = visual
-        self.grid: Grid = visual.grid_size  # at the tower's own resolution
+        self.grid: Grid = visual.grid_size  # at the tower's native resolution
         self.patch_size = int(visual.patch_size[0])
         self.width = int(visual.conv1.out_channels)
 
     def patches(self, images: Tensor) -> tuple[Tensor, Grid]:
-        """Images (N, 3, H, W) to tokens (N, L, C) and their grid."""
+        """Embed images (N, 3, H, W) as patch tokens (N, L, C), and return their grid as well."""
         cells: Tensor = self.visual.conv1(images)  # (N, C, rows, columns)
         return cells.flatten(2).transpose(1, 2), (cells.shape[2], cells.shape[3])
 
     def embed(self, tokens: Tensor, grid: Grid) -> Tensor:
-        """Tokens (N, L, C) to what the first block takes, (N, prefix + L, C)."""
+        """Turn patch tokens (N, L, C) into the input of the first block, (N, prefix + L, C)."""
         visual = self.visual
         first = visual.class_embedding.to(tokens.dtype).expand(len(tokens), 1, -1)
         position = resize_grid(visual.positional_embedding, self.grid, grid, self.prefix)
@@ -52,17 +52,17 @@ class OpenClipTower:
         return embedded
 
     def blocks(self, grid: Grid) -> list[Block]:
-        """The blocks in order, for tokens of that grid."""
+        """Return the blocks in order, for tokens on this grid."""
         return list(self.visual.transformer.resblocks)
 
     def pool(self, tokens: Tensor) -> Tensor:
-        """What the last block gives to features (N, D)."""
+        """Pool the output of the last block into features (N, D)."""
         pooled: Tensor = self.visual._pool(tokens)[0]
         return pooled if self.visual.proj is None else pooled @ self.visual.proj
 
 
 class TimmTower:
-    """timm's vision transformer (SigLIP, MobileCLIP-B, ViTamin) or Eva (EVA-CLIP, Perception Encoder)."""
+    """Stages of timm's vision transformer (SigLIP, MobileCLIP-B, ViTamin) or Eva (EVA-CLIP, Perception Encoder)."""
 
     def __init__(self, visual: TimmModel) -> None:
         self.visual = visual
@@ -73,15 +73,15 @@ class TimmTower:
         self.width = int(self.trunk.embed_dim)
 
     def patches(self, images: Tensor) -> tuple[Tensor, Grid]:
-        """Images (N, 3, H, W) to tokens (N, L, C) and their grid."""
-        embed: Any = self.trunk.patch_embed  # its own `forward` takes no other resolution
+        """Embed images (N, 3, H, W) as patch tokens (N, L, C), and return their grid as well."""
+        embed: Any = self.trunk.patch_embed  # its `forward` only accepts the native resolution
         convolutional = isinstance(embed, HybridEmbed)
         cells: Tensor = embed.proj(embed.backbone(images) if convolutional else images)  # (N, C, rows, columns)
         tokens = cells.flatten(2).transpose(1, 2)
         return tokens if convolutional else embed.norm(tokens), (cells.shape[2], cells.shape[3])
 
     def embed(self, tokens: Tensor, grid: Grid) -> Tensor:
-        """Tokens (N, L, C) to what the first block takes, (N, prefix + L, C)."""
+        """Turn patch tokens (N, L, C) into the input of the first block, (N, prefix + L, C)."""
         trunk, position = self.trunk, self.trunk.pos_embed
         if position is not None and trunk.no_embed_class:
             tokens = tokens + resize_grid(position[0], self.grid, grid)
@@ -93,48 +93,54 @@ class TimmTower:
         return embedded
 
     def blocks(self, grid: Grid) -> list[Block]:
-        """The blocks in order, for tokens of that grid."""
+        """Return the blocks in order, for tokens on this grid."""
         rope = getattr(self.trunk, "rope", None)
         if rope is None:
             return list(self.trunk.blocks)
-        if grid != self.grid:  # it keeps the angles of one grid only, and the tower's own shall stay
+        if grid != self.grid:  # the module stores the angles of one grid, so change a copy
             rope = copy.deepcopy(rope)
             rope.update_feat_shape(list(grid))
         return [partial(block, rope=rope.get_embed()) for block in self.trunk.blocks]
 
     def pool(self, tokens: Tensor) -> Tensor:
-        """What the last block gives to features (N, D)."""
+        """Pool the output of the last block into features (N, D)."""
         pooled: Tensor = self.visual.head(self.trunk.forward_head(self.trunk.norm(tokens)))
         return pooled
 
 
 Tower = OpenClipTower | TimmTower
-PLAIN = (VisionTransformer, TimmViT, Eva)  # and these types alone: what inherits from them may compute something else
+PLAIN = (VisionTransformer, TimmViT, Eva)  # exact types, because subclasses may compute something else
 
 
 def split_tower(visual: nn.Module) -> Tower:
-    """The parts of an image tower.
+    """Split an image tower into its stages.
 
     Raises:
-        InputError: it has no patch tokens, does not keep them all, or does not pool them into one feature.
+        InputError: the tower has no patch tokens, drops some of them, or does not pool them into one feature.
     """
     trunk, kind = _trunk(visual)
     if type(trunk) not in PLAIN:
         raise InputError(
             f"the image tower is a {kind}, which has no patch tokens that mask prompts could replace; choose a plain "
-            "vision transformer of open_clip, such as ViT-B-16, ViT-B-16-SigLIP or EVA02-B-16"
+            "vision transformer from open_clip, such as ViT-B-16, ViT-B-16-SigLIP or EVA02-B-16"
         )
     check_pooled(visual)
     if not isinstance(getattr(trunk, "rope", None), RotaryEmbeddingCat | None):
-        raise InputError(f"the image tower, a {kind}, has rotary positions of a kind that is not supported")
+        raise InputError(
+            f"the image tower, a {kind}, has rotary position embeddings of an unsupported kind; choose another CLIP"
+        )
     dropout = getattr(trunk, "patch_dropout", getattr(trunk, "patch_drop", None))
     if not isinstance(dropout, nn.Identity | None):
-        raise InputError("the image tower drops patches in training, mask prompts need them all; set patch_dropout: 0")
+        raise InputError("the image tower drops patches in training, but mask prompts need all; set patch_dropout: 0")
     return TimmTower(visual) if isinstance(visual, TimmModel) else OpenClipTower(visual)
 
 
 def check_pooled(visual: nn.Module) -> None:
-    """Refuse a vision transformer that gives its tokens in place of one feature."""
+    """Check that a vision transformer pools its tokens into one feature.
+
+    Raises:
+        InputError: it returns the tokens.
+    """
     trunk, kind = _trunk(visual)
     pools = (getattr(trunk, "pool_type", None), getattr(trunk, "global_pool", None))
     if type(trunk) in PLAIN and (pools[0] == "none" or pools[1] == ""):
@@ -142,15 +148,21 @@ def check_pooled(visual: nn.Module) -> None:
 
 
 def _trunk(visual: nn.Module) -> tuple[Any, str]:
+    """Return the network inside an image tower and the name of its class."""
     trunk = visual.trunk if isinstance(visual, TimmModel) else visual
     return trunk, type(trunk).__name__
 
 
 def resize_grid(tokens: Tensor, grid: Grid, target: Grid, prefix: int = 0) -> Tensor:
-    """Interpolate one token per grid cell to another grid; the same object where the grids are equal.
+    """Interpolate tokens from one grid to another (bicubic, antialiased).
 
     Args:
-        tokens: (prefix + rows · columns, C); the first `prefix` stay as they are.
+        tokens: (prefix + rows · columns, C); the first `prefix` are not changed.
+        grid: rows and columns of `tokens`.
+        target: rows and columns of the result.
+
+    Returns:
+        (prefix + target rows · target columns, C); `tokens` itself if the grids are equal.
     """
     if grid == target:
         return tokens
