@@ -162,9 +162,9 @@ def test_missing_weights_are_refused(capsys: Capture, photo: Path) -> None:
     mine = ("mine", "--config", CONF / "mine.yaml", *clip, "--out", here / "out", "--model.proposals")
     assert f"weights not found: {here}/none.ckpt" in refusal(capsys, *mine, here / "none.ckpt")
     hub = refusal(capsys, *mine, "someone/some-model")
-    assert "'someone/some-model' could not be loaded" in hub and "without a network, bring" in hub
+    assert "'someone/some-model' could not be loaded" in hub and "if this machine is offline, download" in hub
     hub = refusal(capsys, "fit", "--config", CONF / "adapter.yaml")
-    assert "ViT-L-14-quickgelu" in hub and "without a network, bring" in hub
+    assert "ViT-L-14-quickgelu" in hub and "if this machine is offline, download" in hub
     fit = ("fit", "--config", CONF / "adapter.yaml", *clip)
     assert f"ckpt_path {here}/none.ckpt does not exist" in refusal(capsys, *fit, "--ckpt_path", here / "none.ckpt")
     write(here / "half.ckpt", "<html>not found</html>")

@@ -158,7 +158,7 @@ def test_without_a_network_it_says_so_at_once(monkeypatch: pytest.MonkeyPatch, o
     monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")
     arguments: dict[str, Any] = {"model": tiny.mask2former()} | {option: "somebody/something"}
     start = time.monotonic()
-    with pytest.raises(InputError, match=rf"'somebody/something' could not be loaded.*bring config.*as `{option}`"):
+    with pytest.raises(InputError, match=rf"'somebody/something' could not be loaded.*download config.*set `{option}`"):
         MaskProposer(**arguments)
     assert time.monotonic() - start < 5
 

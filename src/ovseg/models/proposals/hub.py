@@ -212,6 +212,6 @@ def _not_loaded(what: str, name: str, option: str, error: Exception) -> str:
     if Path(name).is_dir():
         return f"{what} in {name} could not be loaded ({reason}); fetch its config.json and model.safetensors again"
     return (
-        f"{what} {name!r} could not be loaded ({reason}); without a network, bring config.json and model.safetensors "
-        f"from elsewhere into a folder and give it as `{option}`"
+        f"{what} {name!r} could not be loaded ({reason}); if this machine is offline, download config.json and "
+        f"model.safetensors elsewhere and set `{option}` to their folder"
     )
