@@ -16,6 +16,7 @@ from ovseg.cli.lightning import OVSegCLI
 from ovseg.cli.main import run_trainer_verb
 from ovseg.cli.trainer import OVSegTrainer
 from ovseg.data import ADE20K150DataModule, CaptionDataModule, COCOStuffDataModule, RegionTextDataModule
+from ovseg.data.benchmarks import find_benchmarks
 from ovseg.data.masks import LabelMaps
 from ovseg.models.views import Views
 from ovseg.tasks import AdapterTask, MiningTask, ProposalTask, SegmentationTask, SweepTask
@@ -55,15 +56,8 @@ FRAGMENTS = {  # fragment → flag, and a stage that it can be a part of
     "model/mining_masks.yaml": ("--model", "mine_masks.yaml"),
     "model/proposals_swin_base.yaml": ("--model", "proposals.yaml"),
     "model/segmentation.yaml": ("--model", "test.yaml"),
-    "data/ade20k_150.yaml": ("--data", "test.yaml"),
-    "data/ade20k_847.yaml": ("--data", "test.yaml"),
-    "data/coco_stuff_171.yaml": ("--data", "test.yaml"),
     "data/own.yaml": ("--data", "test.yaml"),
-    "data/pascal_context_459.yaml": ("--data", "test.yaml"),
-    "data/pascal_context_59.yaml": ("--data", "test.yaml"),
-    "data/pascal_voc_20.yaml": ("--data", "test.yaml"),
-    "data/pascal_voc_20b.yaml": ("--data", "test.yaml"),
-    "data/pascal_voc_21.yaml": ("--data", "test.yaml"),
+    **{f"data/{name}.yaml": ("--data", "test.yaml") for name in find_benchmarks()},
     "data/coco_captions.yaml": ("--data", "mine.yaml"),
     "data/coco_captions_5.yaml": ("--data", "mine_5captions.yaml"),
     "data/coco_captions_masks.yaml": ("--data", "mine_masks.yaml"),

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from ovseg.data.benchmarks import BENCHMARKS
+from ovseg.data.benchmarks import find_benchmarks
 from ovseg.data.vocabulary import read_vocabulary
 from tests.data import layouts
 from tests.data.worlds import write_pair
@@ -27,7 +27,7 @@ def printed(capsys: Capture, *words: object) -> list[str]:
 @pytest.fixture
 def miniature(monkeypatch: pytest.MonkeyPatch) -> None:
     """As if every benchmark had been published with two images."""
-    for benchmark in BENCHMARKS.values():
+    for benchmark in find_benchmarks().values():
         monkeypatch.setattr(benchmark, "layout", benchmark.layout._replace(total=2))
 
 
@@ -75,7 +75,7 @@ def test_a_benchmark_of_which_a_part_is_missing_is_refused(tmp_path: Path, capsy
         printed(capsys, "ade20k_847", "--root", tmp_path)
     assert stopped.value.code == 2
     told = capsys.readouterr().err.splitlines()[-1]
-    assert told.startswith("ovseg: ade20k_847 has 1 images here and 2,000 as published; unpack ADE20K_2021_17_01.zip")
+    assert told.startswith("ovseg: ade20k_847 has 1 images here but 2,000 were published; unpack ADE20K_2021_17_01.zip")
 
 
 def test_every_fault_is_named(tmp_path: Path, capsys: Capture) -> None:

@@ -1,6 +1,7 @@
 """Files on disk: images, labels, captions, pairs and vocabularies, as datamodules.
 
-Names are looked up when they are asked for: `ovseg.data.toy` must not pay for Lightning and spaCy.
+Names are imported on first use, so that `ovseg.data.toy` does not pay for Lightning and spaCy. The classes that
+`ovseg.data.benchmarks.find_benchmarks` finds are names of this package as well.
 """
 
 from __future__ import annotations
@@ -9,27 +10,25 @@ from importlib import import_module
 from typing import Any
 
 _HOMES = {
-    "ADE20K150DataModule": "benchmarks",
-    "ADE20K847DataModule": "benchmarks",
     "CaptionDataModule": "captions.datamodule",
-    "COCOStuff171DataModule": "benchmarks",
     "COCOStuffDataModule": "coco_stuff",
     "ImagesDataModule": "images",
-    "PascalContext59DataModule": "benchmarks",
-    "PascalContext459DataModule": "benchmarks",
-    "PascalVOC20DataModule": "benchmarks",
-    "PascalVOC20bDataModule": "benchmarks",
-    "PascalVOC21DataModule": "benchmarks",
     "RegionTextDataModule": "pairs.datamodule",
-    "SegmentationBenchmark": "benchmarks",
+    "SegmentationBenchmark": "benchmarks.folder",
     "read_pairs": "pairs",
     "read_vocabulary": "vocabulary",
     "write_pairs": "pairs",
 }
-__all__ = sorted(_HOMES)
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _HOMES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)
+    if name == "__all__":
+        return __dir__()
+    if name in _HOMES or name[0].isupper():  # names of submodules are lower-case
+        return getattr(import_module(f"{__name__}.{_HOMES.get(name, 'benchmarks')}"), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    benchmarks = import_module(f"{__name__}.benchmarks").find_benchmarks().values()
+    return sorted([*_HOMES, *(benchmark.__name__ for benchmark in benchmarks)])

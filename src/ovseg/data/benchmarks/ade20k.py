@@ -1,4 +1,4 @@
-"""ADE20K, validation: 150 classes of the scene parsing benchmark, 847 of the full data set."""
+"""ADE20K, validation: the 150 classes of the scene parsing benchmark and 847 classes of the full data set."""
 
 from __future__ import annotations
 
@@ -24,20 +24,20 @@ Protocol = Literal["release", "full"]
 
 
 class ADE20K150DataModule(Benchmark):
-    """ADE20K SceneParsing 150, 2,000 images: value 0 is unlabelled, 1 the first class."""
+    """ADE20K SceneParsing 150, 2,000 images. Label 0 means unlabelled, 1 is the first class."""
 
     layout = Layout(
-        classes="ade20k_150",
+        name="ade20k_150",
         total=2000,
         homes=("ADEChallengeData2016", "."),
         images=("images/validation",),
         labels=("annotations/validation",),
-        source="unpack ADEChallengeData2016.zip there, from sceneparsing.csail.mit.edu",
+        source="unpack ADEChallengeData2016.zip from sceneparsing.csail.mit.edu into the root folder",
     )
 
     def label_files(self, locations: Mapping[str, Path]) -> LabelFiles:
         files = by_stem(locations["images"], locations["labels"], source=self.layout.source)
-        return LabelFiles(files, Coding(range(1, 151), {0}), self.layout.classes)
+        return LabelFiles(files, Coding(range(1, 151), {0}), self.layout.name)
 
 
 class ReducedImages(EvalImages):
@@ -81,7 +81,7 @@ class ReducedImages(EvalImages):
 
 
 def reduced_size(size: tuple[int, int], short_side: int) -> tuple[int, int]:
-    """(h, w) of an image of `size` (H, W) whose short side is not to exceed `short_side`."""
+    """Return (h, w) of an image of `size` (H, W) after its short side is limited to `short_side`."""
     if min(size) <= short_side:
         return size
     height, width = (round(side / min(size) * short_side) for side in size)
@@ -89,32 +89,37 @@ def reduced_size(size: tuple[int, int], short_side: int) -> tuple[int, int]:
 
 
 def _nearest(old: int, new: int) -> Tensor:
-    """Which of `old` pixels each of `new` ones is, in OpenCV's arithmetic: it decides where the quotient is whole."""
+    """Return the index, among `old` pixels, of the nearest neighbour of each of `new` pixels.
+
+    The arithmetic is OpenCV's, which decides about quotients that are whole numbers.
+    """
     return (torch.arange(new, dtype=torch.float64) * (1 / (new / old))).floor().long().clamp(max=old - 1)
 
 
 class ADE20K847DataModule(Benchmark):
-    """Full ADE20K of 2021, 2,000 images in nested folders: object ids in the colours of `*_seg.png`.
+    """Full ADE20K of 2021, 2,000 images in nested folders. The colours of `*_seg.png` encode object ids.
 
-    The 847 objects of the vocabulary count, all others are unlabelled. `index_ade20k.pkl` is not read: a pickle from
-    the web can run any code.
+    Objects outside the vocabulary of 847 are unlabelled. `index_ade20k.pkl` is not read, because a pickle can run any
+    code.
 
     Args:
-        root: the folder that holds the data sets, or this one.
+        root: the folder that holds the data sets, or this benchmark's folder.
         vocabulary: other names of the same classes in the same order, see `ovseg.data.vocabulary.read_vocabulary`.
-        synonyms: whether the built-in list's synonyms count, too.
-        resize: short and long side in pixels; what the segmenter was made for where not given.
-        protocol: `release`: images and labels whose short side exceeds 512 are reduced to that, see `ReducedImages`,
-            before the network enlarges the image again. `full`: photographs are seen in full and scored at their size.
+        synonyms: whether to use the built-in list's synonyms as well.
+        resize: short and long side in pixels; the segmenter's own if not given.
+        num_workers: processes that read images and labels.
+        masks: regions in place of proposals, see `Benchmark`; they are reduced together with the images.
+        protocol: `release` first reduces images and labels whose short side exceeds 512, see `ReducedImages`; `full`
+            shows the network the photographs as they are and scores at their size.
     """
 
     layout = Layout(
-        classes="ade20k_847",
+        name="ade20k_847",
         total=2000,
         homes=("ADE20K_2021_17_01", "."),
         images=("images/ADE/validation",),
-        source="unpack ADE20K_2021_17_01.zip there, which groups.csail.mit.edu/vision/datasets/ADE20K gives "
-        "after registration",
+        source="unpack ADE20K_2021_17_01.zip into the root folder; "
+        "groups.csail.mit.edu/vision/datasets/ADE20K provides it after registration",
     )
 
     def __init__(
@@ -137,8 +142,8 @@ class ADE20K847DataModule(Benchmark):
         folder = locations["images"]
         files = {image: image.with_name(f"{image.stem}_seg.png") for image in sorted(folder.rglob("*.jpg"))}
         if not files:
-            raise InputError(f"{folder} has no image; {self.layout.source}")
+            raise InputError(f"{folder} has no images; {self.layout.source}")
         require_labels(files, folder, self.layout.source)
-        ids = read_dataset_ids(self.layout.classes)
-        assert ids is not None  # it is ours
-        return LabelFiles(files, Coding(ids, range(26 * 256), read_ade20k_full), self.layout.classes)
+        ids = read_dataset_ids(self.layout.vocabulary)
+        assert ids is not None  # the built-in vocabulary has them
+        return LabelFiles(files, Coding(ids, range(26 * 256), read_ade20k_full), self.layout.name)

@@ -1,9 +1,9 @@
-"""What all benchmarks share: finding their files, reading their labels, and the loader."""
+"""What benchmarks share: locating their files, reading labels and masks, and the loader."""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import ClassVar, NamedTuple
@@ -19,16 +19,21 @@ from ovseg.structures import EvalBatch, InputError, Vocabulary
 
 
 class Layout(NamedTuple):
-    """A benchmark on disk; of alternatives the first that exists is taken."""
+    """The files of a benchmark. Of alternative places the first that exists is used."""
 
-    classes: str  # the built-in vocabulary
-    total: int  # images, as published; more may be there
-    homes: tuple[str, ...]  # where it may lie, below the root
-    images: tuple[str, ...]  # where these may lie, below its home
-    labels: tuple[str, ...] = ()  # none where they lie beside the images
-    split: tuple[str, ...] = ()  # text files that list the images; none where all count
-    source: str = ""  # end of a sentence that says where the data comes from
-    name: str = ""  # of the benchmark, where it is not that of its classes
+    name: str  # on the command line, and of its config conf/data/<name>.yaml
+    total: int  # published number of images; there may be more
+    homes: tuple[str, ...]  # folders below the root that may hold the benchmark
+    images: tuple[str, ...]  # places of the images, below the home
+    labels: tuple[str, ...] = ()  # places of the labels; none if they lie beside the images
+    split: tuple[str, ...] = ()  # text files that list the images; none if all images count
+    source: str = ""  # how to get the files, as the end of a sentence
+    classes: str = ""  # the vocabulary, see `read_vocabulary`; the built-in one of this `name` if not given
+
+    @property
+    def vocabulary(self) -> str:
+        """What the class names are read from."""
+        return self.classes or self.name
 
 
 class EvalDataModule(LabelsDataModule):
@@ -109,7 +114,7 @@ class Benchmark(EvalDataModule, ABC):
         masks: Path | LabelMaps | None = None,
     ) -> None:
         names = self._names(vocabulary, synonyms)
-        locations = self._find(Path(root))
+        locations = self._locate(Path(root))
         super().__init__(self.label_files(locations), names, locations, resize, num_workers, masks)
 
     @abstractmethod
@@ -120,50 +125,35 @@ class Benchmark(EvalDataModule, ABC):
             locations: `images`, and `labels` and `split` if the layout has them → the folder or file that holds them.
         """
 
-    def _names(self, given: str | None, synonyms: bool) -> Vocabulary:
-        own = read_vocabulary(self.layout.classes, synonyms)
-        if given is None:
+    def _names(self, vocabulary: str | None, synonyms: bool) -> Vocabulary:
+        """Read the class names, which may be others than the benchmark's own."""
+        own = read_vocabulary(self.layout.vocabulary, synonyms)
+        if vocabulary is None:
             return own
-        names = read_vocabulary(given, synonyms)
+        names = read_vocabulary(vocabulary, synonyms)
         if len(names) != len(own):
             raise InputError(
-                f"{given} names {len(names)} classes but {self.layout.classes} has {len(own)}; "
-                "name each of them, in its order"
+                f"{vocabulary} names {len(names)} classes but {self.layout.name} has {len(own)}; "
+                "name each of them, in the same order"
             )
         return replace(names, seen=own.seen, background_from=own.background_from)
 
-    def _find(self, root: Path) -> dict[str, Path]:
-        """Where images, labels and split are: all in the home that has most of them."""
+    def _locate(self, root: Path) -> dict[str, Path]:
+        """Find images, labels and split in the home that has most of them."""
         layout, homes = self.layout, [root / home for home in self.layout.homes]
         parts = {"images": layout.images, "labels": layout.labels, "split": layout.split}
         parts = {part: places for part, places in parts.items() if places}
-        found = [{part: path for part, places in parts.items() if (path := _first(home, places))} for home in homes]
-        best = max(found, key=len)
+        candidates = [
+            {part: path for part, places in parts.items() if (path := _first_existing(home, places))} for home in homes
+        ]
+        best = max(candidates, key=len)
         if missing := [part for part in parts if part not in best]:
-            home = homes[found.index(best)]
+            home = homes[candidates.index(best)]
             lacks = [f"no {part} ({' or '.join(str(home / place) for place in parts[part])})" for part in missing]
             elsewhere = f", nor in {' or '.join(str(other) for other in homes if other != home)}"
-            raise InputError(
-                f"{layout.classes} has {' and '.join(lacks)}{elsewhere if not best else ''}; {layout.source}"
-            )
+            raise InputError(f"{layout.name} has {' and '.join(lacks)}{elsewhere if not best else ''}; {layout.source}")
         return best
 
 
-def by_name(benchmarks: Iterable[type[Benchmark]]) -> dict[str, type[Benchmark]]:
-    """The benchmarks by the names that the command line knows them by.
-
-    Raises:
-        ValueError: two have one name.
-    """
-    found: dict[str, type[Benchmark]] = {}
-    for benchmark in benchmarks:
-        name = benchmark.layout.name or benchmark.layout.classes
-        if (other := found.setdefault(name, benchmark)) is not benchmark:
-            raise ValueError(
-                f"{other.__name__} and {benchmark.__name__} are both called {name}; give one a layout.name"
-            )
-    return found
-
-
-def _first(home: Path, places: Sequence[str]) -> Path | None:
+def _first_existing(home: Path, places: Sequence[str]) -> Path | None:
     return next((home / place for place in places if (home / place).exists()), None)

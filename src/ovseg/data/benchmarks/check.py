@@ -1,4 +1,4 @@
-"""Reads every image and label file of a benchmark and says what is wrong with which."""
+"""Check of a benchmark: reads every image and label file and reports what is wrong with which."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
-from ovseg.data.benchmarks import BENCHMARKS, Benchmark, EvalDataModule
+from ovseg.data.benchmarks import Benchmark, EvalDataModule, find_benchmarks
 from ovseg.data.labels import LabelFiles
 from ovseg.images import read_image
 from ovseg.structures import InputError
@@ -20,17 +20,23 @@ _SHOWN = 10  # absent classes that are named
 
 
 def load_benchmark(spec: str, root: Path | None = None) -> EvalDataModule:
-    """The datamodule of a published benchmark by its name, or of a file such as conf/data/own.yaml.
+    """Build the datamodule of a benchmark.
+
+    Args:
+        spec: its name, a YAML file such as conf/data/own.yaml, or the dotted path of its class.
+        root: the folder that holds it; the file's or the class's own if not given.
 
     Raises:
-        InputError: there is none, or its files cannot be used.
-        jsonargparse.ArgumentError: the file does not say which.
+        InputError: there is no such benchmark, or its files cannot be used.
+        jsonargparse.ArgumentError: the file or class is not a benchmark.
     """
-    if spec in BENCHMARKS:
-        return BENCHMARKS[spec]() if root is None else BENCHMARKS[spec](str(root))
-    if not Path(spec).is_file():
+    benchmarks = find_benchmarks()
+    if spec in benchmarks:
+        return benchmarks[spec]() if root is None else benchmarks[spec](str(root))
+    is_class = all(part.isidentifier() for part in spec.split(".")) and spec.rpartition(".")[2][:1].isupper()
+    if not is_class and not Path(spec).is_file():
         raise InputError(
-            f"there is no benchmark {spec!r}; take one of {', '.join(BENCHMARKS)}, or a file with its data"
+            f"there is no benchmark {spec!r}; take one of {', '.join(benchmarks)}, or give a YAML file or a class"
         )
     parser = jsonargparse.ArgumentParser(exit_on_error=False, allow_abbrev=False)
     parser.add_subclass_arguments(EvalDataModule, "data", required=True)
@@ -39,15 +45,15 @@ def load_benchmark(spec: str, root: Path | None = None) -> EvalDataModule:
     return data
 
 
-class Looked(NamedTuple):
-    """What an image's labels hold, or what is wrong with the two."""
+class FileCheck(NamedTuple):
+    """The result of reading an image and its labels."""
 
-    present: Tensor  # (K,) bool
-    fault: str
+    present: Tensor  # (K,) bool, the classes that occur
+    fault: str  # what is wrong with the files; empty if nothing is
 
 
-class CheckedFiles(Dataset[Looked]):
-    """Every image with its labels, as a test would read them."""
+class CheckedFiles(Dataset[FileCheck]):
+    """Every image with its labels, read as a test would read them."""
 
     def __init__(self, labels: LabelFiles) -> None:
         self.labels, self.images = labels, labels.images
@@ -55,22 +61,22 @@ class CheckedFiles(Dataset[Looked]):
     def __len__(self) -> int:
         return len(self.images)
 
-    def __getitem__(self, index: int) -> Looked:
+    def __getitem__(self, index: int) -> FileCheck:
         present = torch.zeros(len(self.labels.coding.values), dtype=torch.bool)
         try:
-            picture = read_image(self.images[index])
-            found = torch.unique(self.labels(self.images[index], (picture.height, picture.width))).long()
+            image = read_image(self.images[index])
+            classes = torch.unique(self.labels(self.images[index], (image.height, image.width))).long()
         except InputError as error:
-            return Looked(present, str(error))
-        present[found[found != self.labels.ignore_index]] = True
-        return Looked(present, "")
+            return FileCheck(present, str(error))
+        present[classes[classes != self.labels.ignore_index]] = True
+        return FileCheck(present, "")
 
 
 def check(data: EvalDataModule, num_workers: int = 0) -> list[str]:
-    """Read all files, with a progress bar that also shows each fault.
+    """Read all files. A progress bar shows each fault.
 
     Returns:
-        Lines for the user: where the files are, how many, and which classes are absent.
+        Lines for the user: where the files are, how many there are, and which classes are absent.
 
     Raises:
         InputError: an image cannot be read, its labels have another size or a value outside the vocabulary, or a
@@ -78,24 +84,24 @@ def check(data: EvalDataModule, num_workers: int = 0) -> list[str]:
     """
     files = CheckedFiles(data.labels)
     present, faults = torch.zeros(len(data.vocabulary.scored_names), dtype=torch.bool), 0
-    loader: DataLoader[Looked] = DataLoader(files, batch_size=None, num_workers=num_workers)
-    for looked in tqdm(loader, desc="images and labels", unit="image"):
-        present |= looked.present
-        if looked.fault:
+    results: DataLoader[FileCheck] = DataLoader(files, batch_size=None, num_workers=num_workers)
+    for result in tqdm(results, desc="images and labels", unit="image"):
+        present |= result.present
+        if result.fault:
             faults += 1
-            tqdm.write(looked.fault)
+            tqdm.write(result.fault)
     if faults:
         raise InputError(
             f"{faults:,} of {len(files):,} images or their labels cannot be used, see above; "
-            "replace them or delete them with their labels"
+            "replace them, or delete them together with their labels"
         )
-    # more may be there: VOC's own split list has one image more than that of Context 459
+    # more images may be there: VOC's own split list has one image more than that of Context 459
     if isinstance(data, Benchmark) and len(files) < data.layout.total:
         raise InputError(
-            f"{data.layout.classes} has {len(files):,} images here and {data.layout.total:,} as published; "
+            f"{data.layout.name} has {len(files):,} images here but {data.layout.total:,} were published; "
             f"{data.layout.source}"
         )
-    absent = [name.strip() for name, there in zip(data.vocabulary.scored_names, present, strict=True) if not there]
+    absent = [name.strip() for name, occurs in zip(data.vocabulary.scored_names, present, strict=True) if not occurs]
     more = f" and {len(absent) - _SHOWN} more" if len(absent) > _SHOWN else ""
     return [
         *(f"{part}: {path}" for part, path in data.locations.items()),

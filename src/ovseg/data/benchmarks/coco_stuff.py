@@ -1,4 +1,4 @@
-"""COCO-Stuff, validation."""
+"""COCO-Stuff, validation: 171 classes."""
 
 from __future__ import annotations
 
@@ -12,24 +12,24 @@ from ovseg.data.vocabulary import read_vocabulary
 
 
 class COCOStuff171DataModule(Benchmark):
-    """COCO-Stuff 171, 5,000 images: ids minus 1, with gaps; 255 is unlabelled.
+    """COCO-Stuff 171, 5,000 images. Labels are ids minus 1, with gaps; 255 means unlabelled.
 
-    A folder `stuffthingmaps_detectron2` is read as the class indices that it holds. Prepared labels under the name of
-    the original ones give themselves away by values that COCO-Stuff does not use, and are refused.
+    Labels in a folder `stuffthingmaps_detectron2` are read as class indices. Such prepared labels are refused in the
+    original folder `stuffthingmaps`; values that COCO-Stuff does not use give them away.
     """
 
     layout = Layout(
-        classes="coco_stuff_171",
+        name="coco_stuff_171",
         total=5000,
         homes=("coco", "coco-stuff", "."),
         images=("val2017", "images/val2017"),
         labels=("stuffthingmaps/val2017", "stuffthingmaps_detectron2/val2017"),
-        source="unpack val2017.zip there, from cocodataset.org, and stuffthingmaps_trainval2017.zip of COCO-Stuff, "
-        "from github.com/nightrome/cocostuff, in a folder stuffthingmaps",
+        source="unpack val2017.zip from cocodataset.org into coco in the root folder, and "
+        "stuffthingmaps_trainval2017.zip from github.com/nightrome/cocostuff into coco/stuffthingmaps",
     )
 
     def label_files(self, locations: Mapping[str, Path]) -> LabelFiles:
         files = by_stem(locations["images"], locations["labels"], source=self.layout.source)
         as_downloaded = locations["labels"].parent.name == "stuffthingmaps"
-        coding = coding_of(read_vocabulary(self.layout.classes), self.layout.classes, use_ids=as_downloaded)
-        return LabelFiles(files, coding, self.layout.classes)
+        coding = coding_of(read_vocabulary(self.layout.name), self.layout.name, use_ids=as_downloaded)
+        return LabelFiles(files, coding, self.layout.name)
