@@ -119,7 +119,7 @@ def test_pascal_context(split: str, tmp_path: Path) -> None:
 def test_a_list_of_pascal_context_goes_before_that_of_voc(tmp_path: Path) -> None:
     layouts.pascal_context(tmp_path, [[2, 2, 2], [2, 2, 2]], split="ImageSets/Main/val.txt")
     layouts.write_list(tmp_path / "VOCdevkit/VOC2010/pascalcontext_val.txt", [])
-    with pytest.raises(InputError, match=r"pascalcontext_val\.txt names no image; unpack VOCtrainval_03-May-2010"):
+    with pytest.raises(InputError, match=r"pascalcontext_val\.txt lists no images; unpack VOCtrainval_03-May-2010"):
         PascalContext59DataModule(str(tmp_path))
 
 
@@ -190,7 +190,7 @@ def test_missing_and_empty_parts_are_named(tmp_path: Path) -> None:
         ADE20K847DataModule(str(tmp_path))
     for part in ("images", "annotations"):
         (tmp_path / "ADEChallengeData2016" / part / "validation").mkdir(parents=True)
-    with pytest.raises(InputError, match=r"validation has no image; unpack ADEChallengeData2016\.zip"):
+    with pytest.raises(InputError, match=r"validation has no images; unpack ADEChallengeData2016\.zip"):
         ADE20K150DataModule(str(tmp_path))
 
 

@@ -200,7 +200,7 @@ MASKS = {
     "[]": "no images or no annotations",
     '{"annotations": [{}]}': "no images or no annotations",
     "[{}]": "annotation 1 lacks 'image_id'",
-    '[{"image_id": "x", "segmentation": []}]': "image_id 'x' is no whole number",
+    '[{"image_id": "x", "segmentation": []}]': "image_id 'x' is not an integer",
     '[{"image_id": 3, "segmentation": [[1, 2, 3, 4, 5, 6]]}]': "polygons need the image's height and width",
     '[{"image_id": 3, "segmentation": {"size": [2, 2], "counts": "~~~"}}]': "annotation 1",
     '[{"image_id": 3, "segmentation": 5}]': "neither polygons nor run lengths",

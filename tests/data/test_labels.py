@@ -79,7 +79,7 @@ def test_object_ids_in_colours(tmp_path: Path) -> None:
     assert read_ade20k_full(tmp_path / "x_seg.png").tolist() == [[2978, 2978, 3], [6655, 6655, 0]]
     indices = read(tmp_path / "x_seg.png", Coding([3, 2978], range(26 * 256), read_ade20k_full), (2, 3))
     assert indices == [[1, 1, 0], [IGNORE_INDEX, IGNORE_INDEX, IGNORE_INDEX]]
-    with pytest.raises(InputError, match=r"grey\.png is no RGB image; use the \*_seg\.png files as downloaded"):
+    with pytest.raises(InputError, match=r"grey\.png is not an RGB image; use the \*_seg\.png files as downloaded"):
         read_ade20k_full(save(tmp_path / "grey.png", [[1]]))
 
 
@@ -104,7 +104,7 @@ def test_damaged_label_maps_are_named(damage: str, tmp_path: Path) -> None:
     path.write_bytes({"cut": content[:150], "text": b"a" * 400, "empty": b""}.get(damage, content))
     if damage == "missing":
         path.unlink()
-    with pytest.raises(InputError, match=r"x\.mat has no LabelMap that can be read .*; unpack trainval\.tar\.gz anew"):
+    with pytest.raises(InputError, match=r"x\.mat has no readable LabelMap .*; unpack trainval\.tar\.gz again"):
         read_label_map(path)
 
 
@@ -113,7 +113,7 @@ def test_damaged_label_maps_are_named(damage: str, tmp_path: Path) -> None:
 )
 def test_images_that_are_no_labels_are_refused(mode: str, fault: str, tmp_path: Path) -> None:
     Image.new(mode, (2, 1)).save(tmp_path / "x.tiff")
-    with pytest.raises(InputError, match=rf"x\.tiff has {fault}; labels have one of whole numbers"):
+    with pytest.raises(InputError, match=rf"x\.tiff has {fault}; give labels with one channel of integers"):
         read(tmp_path / "x.tiff", coding_of(words(2), "words"))
 
 
@@ -137,7 +137,7 @@ def test_pictures_of_every_kind_have_labels_of_the_size_that_one_sees(tmp_path: 
     labels = LabelFiles(dict.fromkeys(images, label), coding_of(words(2), "words"), "words")
     assert [labels.fault(image) for image in images] == [None] * 4
     Image.new("RGB", (3, 2)).save(tmp_path / "turned.jpg", exif=exif)
-    assert labels.fault(images[3]) == f"{label} is 3 x 2 pixels but {images[3]} is 2 x 3; give its own labels"
+    assert labels.fault(images[3]) == f"{label} is 3 x 2 pixels but {images[3]} is 2 x 3; give the image's labels"
 
 
 def test_what_is_wrong_with_the_first_files_is_told_at_once(tmp_path: Path) -> None:
@@ -155,7 +155,7 @@ def test_what_is_wrong_with_the_first_files_is_told_at_once(tmp_path: Path) -> N
     faults = str(caught.value).split("; ")
     assert faults[0].startswith(f"{images[4]} cannot be used")
     assert sum(fault.startswith(f"{bad} has the value 7") for fault in faults) == 2
-    assert faults[-1] == "and 2 more of the 30 looked at"
+    assert faults[-1] == "and 2 more of the 30 checked"
 
 
 def test_files_are_looked_at_side_by_side(tmp_path: Path) -> None:

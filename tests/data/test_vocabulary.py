@@ -116,13 +116,13 @@ def test_the_same_word_in_two_classes_is_a_warning_that_names_both(
     file = tmp_path / "words.txt"
     file.write_text("seat; Chair\nsofa; sofa; couch\nchair; stool\nbench\n")
     read_vocabulary(str(file))
-    assert caplog.messages == [f"vocabulary {file} has the same word in two classes: 'chair' in 'seat' and 'chair'"]
+    assert caplog.messages == [f"vocabulary {file} has the same phrase in two classes: 'chair' in 'seat' and 'chair'"]
     caplog.clear()
     read_vocabulary("ade20k_847")
     assert caplog.messages == []
     read_vocabulary("ade20k_847", synonyms=True)
     (warning,) = caplog.messages
-    assert "'beds' in 'bed' and 'beds'; " in warning and warning.endswith(" and 40 more words")
+    assert "'beds' in 'bed' and 'beds'; " in warning and warning.endswith(" and 40 more")
 
 
 @pytest.mark.parametrize(
@@ -158,12 +158,12 @@ def test_refusals(spec: str, message: str) -> None:
         ("a.json", '{"classes": ["a", "b"], "seen": [1]}', "seen flags"),
         ("a.json", "[" * 100_000, "not JSON"),
         ("a.json", '{"classes": [1, 2]}', "no list of names"),
-        ("a.json", '{"classes": ["a"], "synonyms": 3}', "'synonyms' is no list"),
-        ("a.json", '{"classes": ["a"], "synonyms": ["b"]}', "'synonyms' is no list"),
-        ("a.json", '{"classes": ["a"], "synonyms": [[3]]}', "'synonyms' is no list"),
-        ("a.json", '{"classes": ["a"], "seen": 3}', "'seen' is no list"),
-        ("a.json", '{"classes": ["a"], "dataset_ids": 3}', "'dataset_ids' is no list"),
-        ("a.json", '{"classes": ["a", "b"], "background_from": "1"}', "'background_from' is no whole number"),
+        ("a.json", '{"classes": ["a"], "synonyms": 3}', "'synonyms' is not a list"),
+        ("a.json", '{"classes": ["a"], "synonyms": ["b"]}', "'synonyms' is not a list"),
+        ("a.json", '{"classes": ["a"], "synonyms": [[3]]}', "'synonyms' is not a list"),
+        ("a.json", '{"classes": ["a"], "seen": 3}', "'seen' is not a list"),
+        ("a.json", '{"classes": ["a"], "dataset_ids": 3}', "'dataset_ids' is not a list"),
+        ("a.json", '{"classes": ["a", "b"], "background_from": "1"}', "'background_from' is not an integer"),
     ],
 )
 def test_damaged_files_are_refused_by_name(name: str, content: str, message: str, tmp_path: Path) -> None:
@@ -175,5 +175,5 @@ def test_damaged_files_are_refused_by_name(name: str, content: str, message: str
 
 def test_ids_must_be_one_per_class(tmp_path: Path) -> None:
     (tmp_path / "a.json").write_text('{"classes": ["a", "b"], "dataset_ids": [1, 1]}')
-    with pytest.raises(InputError, match="one id of its own"):
+    with pytest.raises(InputError, match="needs one distinct id per class"):
         read_dataset_ids(str(tmp_path / "a.json"))

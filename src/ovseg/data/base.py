@@ -1,4 +1,4 @@
-"""What datamodules share: labels that travel small, and loaders for evaluation, which read each image once."""
+"""What datamodules share: labels in small integer types, and evaluation loaders that read each image exactly once."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from ovseg.structures import EvalBatch, InputError, SegmentationBatch
 
 
 class LabelsDataModule(LightningDataModule):
-    """Sends labels to the device as the small integers that they are read as; torch indexes with int64 there."""
+    """Transfers labels to the device as small integers and converts them to int64, which torch needs for indexing."""
 
     def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
-        """The batch, now on the device, with labels in int64."""
+        """Convert the labels of a batch on the device to int64."""
         if isinstance(batch, EvalBatch):
             return batch._replace(labels=[labels.long() for labels in batch.labels])
         if isinstance(batch, SegmentationBatch):
@@ -28,10 +28,10 @@ class LabelsDataModule(LightningDataModule):
 
 
 class ShardSampler(DistributedSampler[int]):
-    """Every sample in exactly one process: rank r takes r, r + world, …
+    """Assigns every sample to exactly one process: rank r takes r, r + world, …
 
-    Torch's own sampler repeats samples until all processes have equally many, and a metric would count them twice.
-    Being a `DistributedSampler` keeps Lightning from replacing it.
+    Torch's own sampler repeats samples until all processes have the same number, so a metric would count some twice.
+    This one is a `DistributedSampler` because Lightning would replace any other.
     """
 
     def __iter__(self) -> Iterator[int]:
@@ -42,15 +42,16 @@ class ShardSampler(DistributedSampler[int]):
 
 
 def eval_loader(dataset: Dataset[EvalBatch], num_workers: int, may_idle: bool = False) -> DataLoader[EvalBatch]:
-    """A loader of one image a batch, in order, sharded over the processes without padding.
+    """Make a loader with one image per batch, in order, sharded over the processes without padding.
 
     Args:
-        dataset: the images.
-        num_workers: that read them.
-        may_idle: whether a process may have no image; one that should help to sum up a metric may not.
+        dataset: the images, as batches of one.
+        num_workers: processes that read images.
+        may_idle: whether a process may have no images. Metrics are reduced over all processes and need at least one
+            image in each.
 
     Raises:
-        InputError: there are fewer images than processes.
+        InputError: there are fewer images than processes, and no process may idle.
     """
     processes = distributed.get_world_size() if distributed.is_initialized() else 1
     rank = distributed.get_rank() if distributed.is_initialized() else 0
@@ -61,11 +62,11 @@ def eval_loader(dataset: Dataset[EvalBatch], num_workers: int, may_idle: bool = 
         batch_size=1,
         sampler=ShardSampler(dataset, num_replicas=processes, rank=rank, shuffle=False),
         num_workers=num_workers,
-        collate_fn=_only,
+        collate_fn=_single,
         pin_memory=torch.cuda.is_available(),
         worker_init_fn=outlive_signals,
     )
 
 
-def _only(batches: list[EvalBatch]) -> EvalBatch:
+def _single(batches: list[EvalBatch]) -> EvalBatch:
     return batches[0]

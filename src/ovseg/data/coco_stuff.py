@@ -1,4 +1,4 @@
-"""COCO-Stuff as downloaded: what proposals are trained on."""
+"""COCO-Stuff as downloaded, for training proposals."""
 
 from __future__ import annotations
 
@@ -21,24 +21,29 @@ from ovseg.structures import IGNORE_INDEX, EvalBatch, InputError, SegmentationBa
 
 _SOURCE = (
     "unpack train2017.zip and val2017.zip of COCO and stuffthingmaps_trainval2017.zip of COCO-Stuff there, "
-    "or make a small world of the same layout by `ovseg toy --out DIR`"
+    "or write toy data in the same layout with `ovseg toy --out DIR`"
 )
 
 
 class COCOStuffDataModule(ResumableDataModule):
     """Images `train2017/*.jpg` (or `images/train2017`) with labels `stuffthingmaps/train2017/*.png`.
 
-    Label values are COCO-Stuff ids minus 1, as downloaded; a vocabulary without `dataset_ids` has class indices there.
-    A folder `stuffthingmaps_detectron2` is read as the class indices that it holds. Prepared labels under the name of
-    the original ones give themselves away by values that COCO-Stuff does not use, and are refused.
+    Label values are COCO-Stuff ids minus 1, as downloaded, or class indices if the vocabulary has no `dataset_ids`.
+    Labels in a folder `stuffthingmaps_detectron2` are read as class indices. Such prepared labels are refused in the
+    original folder `stuffthingmaps`; values that COCO-Stuff does not use give them away.
 
     Args:
         root: the folder `coco`.
         vocabulary: see `ovseg.data.vocabulary.read_vocabulary`.
-        total_batch_size: images of a step, in all processes and accumulated batches.
-        seed: of order and augmentation; that of the run where not given.
-        val_split: folder of the validation images, or how many of the training images, the last by name, to hold back.
-        val_short_side: validation images are resized to this short side and at most four times this long side.
+        transform: augmentation of the training images.
+        total_batch_size: images per optimizer step, over all processes and accumulated batches.
+        num_workers: processes that read images.
+        seed: seed of the order and augmentation; the run's seed if not given.
+        val_split: folder of the validation images, or the number of training images, the last by name, to hold back.
+        val_short_side: short side of validation images in pixels; their long side is at most four times as long.
+
+    Raises:
+        InputError: the vocabulary has more classes than 8-bit labels hold.
     """
 
     def __init__(
@@ -62,12 +67,17 @@ class COCOStuffDataModule(ResumableDataModule):
         self.val_split, self.val_short_side = val_split, val_short_side
 
     def prepare_data(self) -> None:
-        """Find what is wrong before a log or checkpoint is written."""
+        """Check the files before any log or checkpoint is written."""
         super().prepare_data()
         stage = self.trainer.state.fn if self.trainer else None
         self.setup(stage or "fit")
 
     def setup(self, stage: str) -> None:
+        """Match images with labels and split off the validation images.
+
+        Raises:
+            InputError: files are missing or cannot be read, or no training or validation images are left.
+        """
         train = self._labels("train2017") if stage == "fit" or isinstance(self.val_split, int) else None
         if isinstance(self.val_split, str):
             val = self._labels(self.val_split)
@@ -78,7 +88,7 @@ class COCOStuffDataModule(ResumableDataModule):
             if not 0 < kept < len(train.images):
                 raise InputError(
                     f"val_split holds back {self.val_split} of the {len(train.images)} images in {self.root}/train2017;"
-                    " give a number that leaves some on either side"
+                    " give a number that leaves images for both training and validation"
                 )
             train_images, val_images = train.images[:kept], train.images[kept:]
         self.val_dataset = EvalImages(val_images, (self.val_short_side, 4 * self.val_short_side), val)
@@ -103,7 +113,7 @@ class COCOStuffDataModule(ResumableDataModule):
 
 
 class TrainImages(Dataset[tuple[Tensor, Tensor]]):
-    """Augmented images and labels, by the keys of `ovseg.data.loading`."""
+    """Augmented images and labels. The keys of `ovseg.data.loading` select the image and seed its augmentation."""
 
     def __init__(self, images: list[Path], labels: LabelFiles, transform: SegmentationTransform, seed: int) -> None:
         self.images, self.labels, self.transform, self.seed = images, labels, transform, seed

@@ -1,4 +1,4 @@
-"""Datasets and the datamodule of images to be answered at their own size."""
+"""Images for evaluation and segmentation: their datasets, and the datamodule of unlabelled images."""
 
 from __future__ import annotations
 
@@ -21,25 +21,25 @@ OTHERS = "others"
 
 
 def find_images(paths: str | Path | Sequence[str | Path]) -> list[Path]:
-    """The files named, and those with an image's suffix directly in the folders named, sorted within each.
+    """List image files: those given, and those with an image's suffix directly in the given folders, sorted by name.
 
     Raises:
-        InputError: a path is missing, a folder has no image, or nothing is named.
+        InputError: a path does not exist, a folder has no images, or there are no paths.
     """
-    found: list[Path] = []
+    files: list[Path] = []
     for path in map(Path, [paths] if isinstance(paths, str | Path) else paths):
         if path.is_dir():
             inside = sorted(file for file in path.iterdir() if file.suffix.lower() in IMAGE_SUFFIXES)
             if not inside:
-                raise InputError(f"{path} has no image; name a folder that holds files such as photo.jpg or photo.png")
-            found += inside
+                raise InputError(f"{path} has no images; give a folder with files such as photo.jpg or photo.png")
+            files += inside
         elif path.exists():
-            found.append(path)
+            files.append(path)
         else:
             raise InputError(f"{path} does not exist; give an image file or a folder of images")
-    if not found:
-        raise InputError("no images given; name an image file or a folder of images")
-    return found
+    if not files:
+        raise InputError("no images given; give an image file or a folder of images")
+    return files
 
 
 class EvalSample(NamedTuple):
@@ -163,7 +163,7 @@ class ImagesDataModule(LightningDataModule):
 
 
 def _with_others(vocabulary: Vocabulary) -> Vocabulary:
-    """A single word would be all of the picture."""
+    """Add `others` to a single word, which would otherwise get every pixel."""
     if len(vocabulary) > 1 or vocabulary.names[0].casefold() == OTHERS:
         return vocabulary
     return Vocabulary((*vocabulary.names, OTHERS), (*vocabulary.synonyms, (OTHERS,)))

@@ -220,18 +220,21 @@ class CocoMasks(MaskReader):
 
 
 class _Mask(NamedTuple):
-    counts: bytes
-    size: tuple[int, int]
-    name: str
+    """A mask as it is kept in memory."""
+
+    counts: bytes  # compressed run lengths
+    size: tuple[int, int]  # (H, W)
+    name: str  # of its class; "" if unknown
     score: float
 
 
 def _to_mask(annotation: Any, images: Mapping[int, Any] | None, names: Mapping[int, str]) -> _Mask:
+    """Convert a COCO annotation; `images` are the listed images by id, `names` the categories' names by id."""
     image_id = annotation["image_id"]
     if not isinstance(image_id, int):
-        raise TypeError(f"image_id {image_id!r} is no whole number")
+        raise TypeError(f"image_id {image_id!r} is not an integer")
     if images is not None and image_id not in images:
-        raise ValueError(f"it is of image {image_id}, which is not listed")
+        raise ValueError(f"it belongs to image {image_id}, which is not listed")
     image = {} if images is None else images[image_id]
     size = (image["height"], image["width"]) if {"height", "width"} <= image.keys() else None
     counts, size = rle.from_coco(annotation["segmentation"], size)
@@ -240,10 +243,10 @@ def _to_mask(annotation: Any, images: Mapping[int, Any] | None, names: Mapping[i
 
 
 def read_json(path: Path, advice: str) -> Any:
-    """The content of a JSON file.
+    """Read a JSON file.
 
     Raises:
-        InputError: it is missing or not JSON; the sentence ends with `advice`.
+        InputError: the file is missing or not JSON; the message ends with `advice`.
     """
     try:
         return json.loads(path.read_text(encoding="utf-8"))

@@ -1,4 +1,4 @@
-"""Random views of labelled images for training, by torch's default generator: run them inside `seeded`."""
+"""Random augmentation of labelled images for training. It draws from torch's default generator; use it in `seeded`."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ from ovseg.data.ssd_jitter import SSDJitter
 from ovseg.images import resize_short_side, to_tensor
 from ovseg.structures import IGNORE_INDEX
 
-IMAGE_FILL = 128 / 255  # what the release pads images with
+IMAGE_FILL = 128 / 255  # the value with which the release pads images
 
 
 @dataclass(frozen=True)
 class SegmentationTransform:
-    """Resize, crop, colour jitter and mirroring, in this order, as the paper trains proposals; defaults for its Swin-B.
+    """Resizing, cropping, colour jitter and mirroring, in this order. The defaults train the paper's Swin-B proposals.
 
     Args:
-        crop_size: side of the square crop; smaller images are padded on the right and bottom.
-        short_sides: the image's short side becomes one of these.
-        long_side: what its long side may not exceed.
+        crop_size: side of the square crop in pixels; smaller images are padded on the right and at the bottom.
+        short_sides: lengths in pixels from which the short side of the resized image is drawn.
+        long_side: upper limit in pixels of its long side.
     """
 
     crop_size: int = 640
@@ -32,10 +32,10 @@ class SegmentationTransform:
     long_side: int = 2560
 
     def __call__(self, image: Image.Image, labels: Tensor) -> tuple[Tensor, Tensor]:
-        """An RGB image and its (H, W) labels → (3, c, c) in [0, 1] and (c, c) labels of the same type."""
+        """Augment an RGB image and its (H, W) labels to (3, c, c) in [0, 1] and (c, c) labels of the same type."""
         short_side = self.short_sides[int(torch.randint(len(self.short_sides), ()))]
         image = resize_short_side(image, short_side, self.long_side)
-        # torch's nearest takes the first pixel of those that become one, as the release does, and not the middle one
+        # like the release, torch's "nearest" takes the first of the pixels that are merged, not the middle one
         resized = F.interpolate(labels[None, None].float(), image.size[::-1], mode="nearest")[0, 0]
 
         left, top = (int(torch.randint(max(side - self.crop_size, 0) + 1, ())) for side in image.size)

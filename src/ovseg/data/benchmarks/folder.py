@@ -51,4 +51,4 @@ class SegmentationBenchmark(EvalDataModule):
         super().__init__(label_files, classes, locations, resize, num_workers, masks)
 
 
-_SOURCE = "give the folder of your images and that of their label files, or make small ones by `ovseg toy --out DIR`"
+_SOURCE = "give the folder of your images and that of their label files, or write toy data with `ovseg toy --out DIR`"
