@@ -1,7 +1,7 @@
-"""The paper's ablations on the toy world, by ovseg's own stages; run it by `./scripts/ablate_toy.sh`.
+"""Run the paper's ablations on the toy world with ovseg's own stages: `./scripts/ablate_toy.sh`.
 
-Every adaptation starts from the shipped CLIP and takes the same number of steps, with three seeds; a cell is the mean
-of the three and their range. Nothing was chosen on the scenes of this world's seed. What is finished is not repeated.
+Every adaptation starts from the shipped CLIP and takes the same number of steps, with three seeds. A cell shows their
+mean and range. Nothing was chosen on the scenes of this world's seed. Finished steps are not repeated.
 """
 
 from __future__ import annotations
@@ -30,18 +30,18 @@ from ovseg.structures import RegionTextPair
 OUT = Path("runs/ablation")
 WORLD, WORLD_SEED, SCENES, VAL_SCENES = OUT / "world", 31, 900, 150
 STEPS, FINE_TUNING_LR = 80, 1e-3
-LEFT_OUT = 0.2  # share of mined pairs, the least similar
+LEFT_OUT = 0.2  # drop this share of the mined pairs, the least similar ones
 SEEDS = (0, 1, 2)
 
-Adaptation = tuple[tuple[str, str], ...]  # (store of pairs, what is trained), one after the other
+Adaptation = tuple[tuple[str, str], ...]  # steps in order: (store of pairs, what to train)
 Flags = tuple[object, ...]
-Row = tuple[Adaptation, Flags]  # flags of the training
-Job = tuple[Adaptation, Flags, int]  # the same with a seed
-Column = tuple[tuple[str, ...], str]  # flags of the test, what it reports
+Row = tuple[Adaptation, Flags]  # with flags for training
+Job = tuple[Adaptation, Flags, int]  # a row with a seed
+Column = tuple[tuple[str, ...], str]  # flags for the test, metric
 Scores = dict[Column, float]  # in per cent
 Result = TypeVar("Result")
 TRUE_MASKS = WORLD / "annotations" / "regions_train2017.json"
-CAPTIONS: Flags = ("--data.captions", WORLD / "annotations" / "captions_train2017.json")  # of the mining
+CAPTIONS: Flags = ("--data.captions", WORLD / "annotations" / "captions_train2017.json")  # for mining
 TRUE: Flags = ("--model.proposals", "null", "--data.masks", TRUE_MASKS)
 PLAIN: Adaptation = ()
 PROMPTS: Adaptation = (("mined", "prompt"),)
@@ -70,12 +70,12 @@ COLUMNS: dict[Column, str] = {
 
 
 def run(*words: object) -> None:
-    """One verb of ovseg."""
+    """Run one verb of ovseg."""
     ovseg([str(word) for word in words])
 
 
 def make_pairs() -> None:
-    """The stores: mined with the proposer's masks and with true masks, mined boxes unmasked, and clean labels."""
+    """Make the stores: mined with the proposer's or true masks, the same pairs unmasked, and clean labels."""
     run("toy", "--out", WORLD, "--scenes", SCENES, "--val_scenes", VAL_SCENES, "--seed", WORLD_SEED)
     stores = {"mined": CAPTIONS, "mined_true": (*CAPTIONS, *TRUE), "all_labels": ("--data.captions", "null", *TRUE)}
     in_parallel(mine, list(stores), list(stores.values()))
@@ -86,7 +86,7 @@ def make_pairs() -> None:
 
 
 def derive(name: str, pairs: Iterable[RegionTextPair]) -> None:
-    """A store made of others; what a stopped run left of it is made anew."""
+    """Write a store derived from others; redo what an interrupted run left."""
     if not (done := OUT / f"{name}.done").is_file():
         shutil.rmtree(OUT / name, ignore_errors=True)
         write_pairs(OUT / name, pairs)
@@ -94,37 +94,37 @@ def derive(name: str, pairs: Iterable[RegionTextPair]) -> None:
 
 
 def mine(name: str, flags: Flags) -> None:
-    """A store of pairs."""
+    """Mine a store of pairs."""
     run("mine", "--config", "conf/toy/mine.yaml", *flags, "--data.images", WORLD / "train2017", "--out", OUT / name)
 
 
 def in_parallel(work: Callable[..., Result], *arguments: Sequence[object]) -> list[Result]:
-    """What a function gives for each of its arguments; as many processes of one thread run as there are cores."""
+    """Map a function over its arguments in as many single-threaded processes as there are cores."""
     context, jobs = multiprocessing.get_context("spawn"), int(os.environ.get("JOBS", os.cpu_count() or 1))
     with ProcessPoolExecutor(jobs, context, initializer=begin_worker) as pool:
         try:
             return list(pool.map(work, *arguments, chunksize=1))
-        except BaseException:  # Ctrl-C, too: neither train to the end nor begin what is next in the queue
+        except BaseException:  # Ctrl-C included: do not finish training, and do not start the next job
             for worker in multiprocessing.active_children():
                 worker.kill()
             raise
 
 
 def begin_worker() -> None:
-    """One thread; and no worker outlives its parent, or the next run would train in the same folders beside it."""
+    """Use one thread, and end with the parent: a surviving worker would train in the folders of the next run."""
     torch.set_num_threads(1)
     threading.Thread(target=end_with_parent, daemon=True).start()
 
 
 def end_with_parent() -> None:
-    """Wait until the parent is gone, and go."""
+    """Exit once the parent has exited."""
     if parent := multiprocessing.parent_process():
         parent.join()
         os._exit(1)
 
 
 def unmasked(pair: RegionTextPair) -> RegionTextPair:
-    """The same pair with its whole box visible."""
+    """Return the pair with its whole box visible."""
     x0, y0, x1, y1 = pair.box
     mask = torch.zeros(1, *pair.size, dtype=torch.bool)
     mask[:, y0:y1, x0:x1] = True
@@ -132,14 +132,14 @@ def unmasked(pair: RegionTextPair) -> RegionTextPair:
 
 
 def min_similarity(pairs: str) -> float:
-    """What a pair of a store has to reach; labels are all right."""
+    """Return the least similarity a pair of a store needs; all labels pass."""
     left_out = 0.0 if pairs == "labels" else LEFT_OUT
     similarity = read_columns(OUT / pairs, ["similarity"])["similarity"].to_numpy()
     return float(torch.from_numpy(similarity).quantile(left_out))
 
 
 def adapt(adaptation: Adaptation, flags: Flags, seed: int) -> str:
-    """The CLIP that an adaptation ends with: `toy`, or a checkpoint; a finished one is taken as it is."""
+    """Adapt CLIP, unless that is done, and return the result: `toy` or a checkpoint."""
     clip, name = "toy", f"seed{seed}"
     for pairs, train in adaptation:
         name += f"-{train}-{pairs}" + "".join(str(flag).rpartition(".")[2] for flag in flags)
@@ -151,7 +151,7 @@ def adapt(adaptation: Adaptation, flags: Flags, seed: int) -> str:
             words += ["--model.clip.prompt_depth", "null" if train == "visual" else 3]
             words += ["--data.pairs", OUT / pairs, "--data.images", WORLD / "train2017", "--data.val", "null"]
             words += ["--data.num_workers", 0, "--data.sampling.min_similarity", min_similarity(pairs), *flags]
-            if (folder / "last.ckpt").is_file():  # of a run that was stopped
+            if (folder / "last.ckpt").is_file():  # left by an interrupted run
                 words += ["--ckpt_path", folder / "last.ckpt"]
             run(*words)
             (folder / "done").touch()
@@ -160,18 +160,18 @@ def adapt(adaptation: Adaptation, flags: Flags, seed: int) -> str:
 
 
 def report(segmenter: str, name: str, flags: Sequence[str]) -> dict[str, float]:
-    """What `ovseg test` reports of a segmenter on the benchmark scenes."""
+    """Return the metrics of `ovseg test` for a segmenter on the benchmark scenes."""
     folder = OUT / "tests" / "-".join([name, *(flag for flag in flags if not flag.startswith("-"))])
     if not (folder / "report.json").is_file():
         words = ["test", "--config", "conf/toy/test.yaml", "--trainer.default_root_dir", folder]
         words += ["--data.images", WORLD / "val2017", "--data.labels", WORLD / "stuffthingmaps" / "val2017"]
         run(*words, "--model.segmenter", segmenter, *flags)
-    found: dict[str, float] = json.loads((folder / "report.json").read_text())["metrics"]
-    return found
+    metrics: dict[str, float] = json.loads((folder / "report.json").read_text())["metrics"]
+    return metrics
 
 
 def score(adaptation: Adaptation, flags: Flags, seed: int) -> Scores:
-    """The columns of one adapted CLIP, in per cent."""
+    """Return the columns for one adapted CLIP, in per cent."""
     checkpoint = adapt(adaptation, flags, seed)
     name = "plain" if checkpoint == "toy" else Path(checkpoint).parent.name
     segmenter = "toy" if checkpoint == "toy" else str(bundled(checkpoint, name))
@@ -179,7 +179,7 @@ def score(adaptation: Adaptation, flags: Flags, seed: int) -> Scores:
 
 
 def bundled(clip: str, name: str) -> Path:
-    """The segmenter of an adapted CLIP, its other settings as shipped."""
+    """Return a segmenter with an adapted CLIP and otherwise the shipped parts and settings."""
     folder = OUT / "segmenters" / name
     if not (folder / "segmenter.yaml").is_file():
         weight = OpenVocabSegmenter.from_pretrained("toy").ensemble_weight
@@ -189,42 +189,42 @@ def bundled(clip: str, name: str) -> Path:
 
 
 def scores(rows: Iterable[Row]) -> list[list[Scores]]:
-    """Of each row the scores of all seeds; of plain CLIP, which has none, one."""
+    """Return the scores of all seeds for each row; plain CLIP, which is not trained, has one."""
     jobs = [[(*row, seed) for seed in (SEEDS if row[0] else SEEDS[:1])] for row in rows]
-    found: dict[Job, Scores] = {}
-    for lengths in ((0, 1), (2,)):  # those of two steps begin where others end
+    results: dict[Job, Scores] = {}
+    for lengths in ((0, 1), (2,)):  # adaptations of two steps start from those of one
         if wave := list(dict.fromkeys(job for group in jobs for job in group if len(job[0]) in lengths)):
-            found.update(zip(wave, in_parallel(score, *zip(*wave, strict=True)), strict=True))
-    return [[found[job] for job in group] for group in jobs]
+            results.update(zip(wave, in_parallel(score, *zip(*wave, strict=True)), strict=True))
+    return [[results[job] for job in group] for group in jobs]
 
 
 def publish(title: str, name: str, rows: dict[str, list[Scores]]) -> None:
-    """Print a table in Markdown and keep it, and all of its numbers; a column that a row does not have stays empty."""
+    """Print a Markdown table and save it with all its numbers; columns that a row lacks stay empty."""
     lines = ["| | " + " | ".join(COLUMNS.values()) + " |", "| --- |" + " --- |" * len(COLUMNS)]
-    for row, found in rows.items():
-        cells = [[seed[column] for seed in found if column in seed] for column in COLUMNS]
+    for row, seeds in rows.items():
+        cells = [[seed[column] for seed in seeds if column in seed] for column in COLUMNS]
         lines.append(f"| {row} | " + " | ".join(map(cell, cells)) + " |")
     text = "\n".join(lines) + "\n"
     (OUT / f"{name}.md").write_text(text)
     with (OUT / f"{name}.csv").open("w", newline="") as file:
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(["row", "seed", "column", "value"])
-        for row, found in rows.items():
-            for seed, scored in enumerate(found):
+        for row, seeds in rows.items():
+            for seed, scored in enumerate(seeds):
                 known = {title: scored[column] for column, title in COLUMNS.items() if column in scored}
                 writer.writerows([row, seed, title, f"{value:.2f}"] for title, value in known.items())
     print(f"\n{title}\n\n{text}", flush=True)
 
 
 def cell(values: Sequence[float]) -> str:
-    """Mean, and range where there are several."""
+    """Format the mean, and the range if there are several values."""
     if len(values) < 2:
         return "".join(f"{value:.1f}" for value in values)
     return f"{sum(values) / len(values):.1f} ({min(values):.1f} … {max(values):.1f})"
 
 
 def paper_rows() -> None:
-    """The table of pairs mined with the proposer's masks, and that of true masks."""
+    """Publish the tables for pairs mined with the proposer's masks and with true masks."""
     flags = ("--model.classifier", "proposals")
     alone: Scores = {((), key): 100 * value for key, value in report("toy", "plain", flags).items() if "miou" in key}
     true = [tuple((WITH_TRUE_MASKS.get(pairs, pairs), train) for pairs, train in row) for row in ROWS.values()]
@@ -239,4 +239,4 @@ if __name__ == "__main__":
         make_pairs()
         paper_rows()
     except KeyboardInterrupt:
-        sys.exit("stopped; the same command goes on")
+        sys.exit("stopped; rerun the command to resume")

@@ -1,10 +1,10 @@
 #!/usr/bin/env bash
-# The paper's ablations in small: adapts the toy world's CLIP in every way, three times each, and scores each on scenes
-# that nothing was ever chosen on. Tables go to runs/ablation/*.md, their numbers beside them; what is finished is not repeated:
-# delete the folder after a change of the shipped weights.
-#   ./scripts/ablate_toy.sh            rows of the paper: prompts, fine-tuning, both, controls
+# Runs the paper's ablations in miniature: adapts the toy world's CLIP by every method, with three seeds each, and evaluates
+# each on held-out scenes. Tables and their numbers go to runs/ablation. Finished steps are not repeated: delete the folder
+# after changing the shipped weights.
+#   ./scripts/ablate_toy.sh            the paper's rows: prompts, fine-tuning, both, controls
 #   ./scripts/ablate_toy.sh sweeps     prompt depth, shared prompts, how regions are resized, ensemble weight, mask threshold
-#   ./scripts/ablate_toy.sh mining     captions a scene, proposals or true masks, filters: how good pairs are, and CLIP
+#   ./scripts/ablate_toy.sh mining     captions per scene, masks, filters: quality of the pairs, and what CLIP learns from them
 set -euo pipefail
 cd "$(dirname "$0")/.."
 case "$*" in

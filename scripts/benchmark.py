@@ -1,7 +1,7 @@
-"""Speed of the parts, before and after, as ratios of one run: the one place of claims about speed.
+"""Measure every claim about speed: each part before and after, as ratios within one run.
 
-python scripts/benchmark.py text              a table of seconds and ratios, beside hardware and commit
-python scripts/benchmark.py adapter --help    the sizes that can be chosen
+python scripts/benchmark.py text              prints seconds and ratios with hardware and commit
+python scripts/benchmark.py adapter --help    lists the sizes you can choose
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from benchmarks.scoring import scoring
 from benchmarks.sweep import sweep
 from benchmarks.text import text
 
-# one function a file in scripts/benchmarks
+# each function is in its own file in scripts/benchmarks
 BENCHMARKS: dict[str, Any] = {
     "adapter": adapter,
     "loading": loading,

@@ -1,9 +1,9 @@
-"""How good mined pairs are, and what CLIP learns of them: Table 2 of the paper in small.
+"""Measure the quality of mined pairs and what CLIP learns from them: the paper's Table 2 in miniature.
 
-Each row is a store of pairs: from one caption a scene or more, with masks of the proposer or true ones, with one filter
-or none. CLIP is fine-tuned on each for the same number of steps, with three seeds, and names the true masks of the
-benchmark scenes. World, adaptation and test are those of ablate_toy.py; what is finished, there too, is not repeated.
-Run it by `./scripts/ablate_toy.sh mining`.
+Each row is a store of pairs: from one or more captions per scene, with the proposer's or true masks, with one filter or
+none. CLIP is fine-tuned on each for the same number of steps, with three seeds, and classifies the true masks of the
+benchmark scenes. World, adaptation and test are those of ablate_toy.py; steps finished here or there are not repeated.
+Run it with `./scripts/ablate_toy.sh mining`.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from ovseg.data.pairs import Pairs, read_pairs
 from ovseg.data.toy import NOUNS
 from ovseg.structures import RegionTextPair
 
-MINED: dict[str, ablate_toy.Flags] = {  # stores that ablate_toy.py does not make, by flags of `ovseg mine`
+MINED: dict[str, ablate_toy.Flags] = {  # further stores → flags of `ovseg mine`
     "mined_2captions": (*CAPTIONS, "--data.captions_per_image", 2),
     "mined_5captions": (*CAPTIONS, "--data.captions_per_image", 5),  # a scene has two or three
     "mined_true_2captions": (*CAPTIONS, "--data.captions_per_image", 2, *TRUE),
@@ -30,8 +30,8 @@ MINED: dict[str, ablate_toy.Flags] = {  # stores that ablate_toy.py does not mak
     "mined_overlap": (*CAPTIONS, "--model.filters.max_overlap", 0.5),
 }
 SHARE, CAP = ablate_toy.LEFT_OUT, 50
-ALL = ("--data.sampling.min_similarity", "null")  # else the adaptations leave out the least similar share
-ROWS: dict[str, tuple[str, ablate_toy.Flags]] = {  # what a row is → store, flags of training
+ALL = ("--data.sampling.min_similarity", "null")  # otherwise adaptations drop the least similar share
+ROWS: dict[str, tuple[str, ablate_toy.Flags]] = {  # row → store, flags for training
     "proposals, 1 caption": ("mined", ALL),
     "proposals, 2 captions": ("mined_2captions", ALL),
     "proposals, all captions": ("mined_5captions", ALL),
@@ -50,21 +50,21 @@ SCORES = {"mask_accuracy": "accuracy, all", "mask_accuracy_seen": "seen", "mask_
 
 
 def without_small_margins() -> None:
-    """The pairs of one caption without those of the smallest margins: what `PairFilters` would leave out."""
+    """Derive a store without the smallest margins, which `PairFilters` would drop."""
     pairs = read_pairs(OUT / "mined")
     margins = torch.from_numpy(pairs.column("margin").to_numpy().copy())
     ablate_toy.derive("mined_margin", pairs.take((margins >= margins.quantile(SHARE)).nonzero()[:, 0].numpy()))
 
 
 def pairs_of(row: str) -> Pairs:
-    """What a row trains on."""
+    """Return the pairs that a row trains on."""
     store, flags = ROWS[row]
     least = None if flags else ablate_toy.min_similarity(store)
     return read_pairs(OUT / store).filter(least, CAP if CAP in flags else None)
 
 
 def judge(pairs: Pairs) -> list[str]:
-    """Compare nouns with the true classes of their regions: those that most of their pixels have."""
+    """Compare nouns with the true classes of their regions, which are those of most of their pixels."""
     true = CocoMasks(TRUE_MASKS)
     judged = [verdict(pair, true(Path(pair.file_name), pair.size, pair.image_id)) for pair in pairs]
     there = [right for right, named in judged if named]
@@ -73,7 +73,7 @@ def judge(pairs: Pairs) -> list[str]:
 
 
 def verdict(pair: RegionTextPair, scene: ImageMasks) -> tuple[bool, bool]:
-    """Whether the noun is the class of the region, and whether it is in the scene."""
+    """Return whether the noun is the region's class, and whether it is in the scene."""
     pixels = (scene.masks & rle.decode([pair.counts], pair.size)).sum(dim=(1, 2)).tolist()
     areas: Counter[str] = Counter()
     for name, count in zip(scene.names, pixels, strict=True):
@@ -83,7 +83,7 @@ def verdict(pair: RegionTextPair, scene: ImageMasks) -> tuple[bool, bool]:
 
 
 def accuracy(row: str, seed: int) -> dict[str, float]:
-    """How many true masks of the benchmark scenes the CLIP of a row names right."""
+    """Return the accuracy of a row's CLIP on the true masks of the benchmark scenes."""
     store, flags = ROWS[row]
     checkpoint = ablate_toy.adapt(((store, "visual"),), flags, seed)
     name = Path(checkpoint).parent.name
@@ -100,9 +100,9 @@ def main() -> None:
     scores = {"plain CLIP": [ablate_toy.report("toy", "plain", ORACLE)]}
     scores |= {row: [next(answers) for _ in SEEDS] for row in ROWS}
     lines = [f"| | {' | '.join([*QUALITY, *SCORES.values()])} |", "| --- |" + " --- |" * len([*QUALITY, *SCORES])]
-    for row, found in scores.items():
+    for row, seeds in scores.items():
         quality = judge(pairs_of(row)) if row in ROWS else [""] * len(QUALITY)
-        cells = [ablate_toy.cell([100 * seed[key] for seed in found]) for key in SCORES]
+        cells = [ablate_toy.cell([100 * seed[key] for seed in seeds]) for key in SCORES]
         lines.append(f"| {' | '.join([row, *quality, *cells])} |")
     (OUT / "mining.md").write_text("\n".join(lines) + "\n")
     print((OUT / "mining.md").read_text())
@@ -112,4 +112,4 @@ if __name__ == "__main__":
     try:
         main()
     except KeyboardInterrupt:
-        sys.exit("stopped; the same command goes on")
+        sys.exit("stopped; rerun the command to resume")

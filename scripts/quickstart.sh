@@ -1,9 +1,9 @@
 #!/usr/bin/env bash
-# Shows OVSeg at work on the embedded toy world: mines region-text pairs from captions, adapts CLIP to masked regions by
-# mask prompts, tests before and after, and segments a scene into words of yours. Needs nothing but Python 3.11.
+# Runs OVSeg on the embedded toy world: mines region-text pairs from captions, adapts CLIP to masked regions with mask
+# prompts, tests before and after, and segments a scene into your own words. Needs nothing but Python 3.11.
 #   ./scripts/quickstart.sh                                     everything, into runs/quickstart
-#   ./scripts/quickstart.sh 'a heart, water, a pile of sand'    with words of your own
-# Steps that are finished are not repeated; delete runs/quickstart to start again.
+#   ./scripts/quickstart.sh 'a heart, water, a pile of sand'    with your own words
+# Finished steps are not repeated; delete runs/quickstart to start afresh.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 . scripts/setup.sh
@@ -12,12 +12,12 @@ out=runs/quickstart
 words=${1:-grass, sand, water, sky, snow, brick, wood, gravel, circle, star, heart, moon, arrow, gear}
 data=(--data.images "$out/world/val2017" --data.labels "$out/world/stuffthingmaps/val2017")
 
-# step NAME TEXT COMMAND …: runs the command unless it has finished before; what a stopped one left is made anew
+# step NAME TEXT COMMAND …: runs the command unless it finished before; redoes what an interrupted run left
 step() {
     local name=$1 text=$2
     shift 2
     if [ -e "$out/.done/$name" ]; then
-        printf '\n== %s: finished already\n' "$text"
+        printf '\n== %s: already finished\n' "$text"
         return
     fi
     printf '\n== %s\n   %s\n' "$text" "$*"

@@ -1,14 +1,13 @@
 #!/usr/bin/env bash
-# Makes sure that ovseg and what it needs is installed, and puts its Python first on PATH.
+# Makes sure that ovseg and its dependencies are installed, and puts their Python first on PATH.
 # Source it:  . scripts/setup.sh
 #
-# An active virtual or conda environment that imports this checkout (pip install -e .) is taken as it is. Otherwise .venv is made in the
-# repository and filled by pip; again only when setup.cfg or pyproject.toml has changed.
+# Uses an active virtual or conda environment if it imports this checkout (pip install -e .). Otherwise creates .venv in the
+# repository and fills it with pip, again only after a change of setup.cfg or pyproject.toml.
 
 _repository=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 
-# looks without importing, which would take seconds
-# the ovseg of another checkout is not this one
+# Looks for the packages without importing them, which would take seconds, and rejects the ovseg of another checkout.
 _has_ovseg='import sys, pathlib, importlib.util as u
 found = u.find_spec("lightning") and u.find_spec("ovseg")
 sys.exit(not found or pathlib.Path(sys.argv[1]).resolve() not in pathlib.Path(found.origin).resolve().parents)'
@@ -30,13 +29,13 @@ _install() {
     if [ "$(cat "$environment/.installed" 2>/dev/null)" != "$wanted" ]; then
         if ! [ -x "$environment/bin/pip" ]; then
             if ! python=$(_find_python); then
-                echo "ovseg needs Python 3.11 or newer and none was found; install it and run this again." >&2
+                echo "ovseg needs Python 3.11 or newer, but none was found; install it and rerun this script." >&2
                 return 1
             fi
-            echo "Making the environment .venv with $("$python" --version) …"
+            echo "Creating the environment .venv with $("$python" --version) …"
             "$python" -m venv "$environment" || return 1
         fi
-        echo "Installing ovseg and what it needs into .venv (several minutes the first time, 2 to 7 GB) …"
+        echo "Installing ovseg and its dependencies into .venv (several minutes the first time, 2 to 7 GB) …"
         "$environment/bin/python" -m pip install --quiet --disable-pip-version-check \
             --editable "$_repository[dev]" || return 1
         echo "$wanted" >"$environment/.installed"

@@ -1,6 +1,6 @@
-"""Prompts, resizing of regions, ensemble weight and mask threshold: run it by `./scripts/ablate_toy.sh sweeps`.
+"""Sweep prompts, resizing of regions, ensemble weight and mask threshold: `./scripts/ablate_toy.sh sweeps`.
 
-World, adaptation and test are those of ablate_toy.py; what is finished, there too, is not repeated.
+World, adaptation and test are those of ablate_toy.py; steps finished here or there are not repeated.
 """
 
 from __future__ import annotations
@@ -12,20 +12,20 @@ from pathlib import Path
 import ablate_toy
 from ablate_toy import OUT, PLAIN, PROMPTS, ROWS, SEEDS, WORLD
 
-PARTS = {"miou_union": "all", "miou_union_seen": "seen", "miou_union_unseen": "unseen"}  # of a sweep
-FIXED = (0.9, 0.5)  # ensemble weight and mask threshold, where the other is swept
+PARTS = {"miou_union": "all", "miou_union_seen": "seen", "miou_union_unseen": "unseen"}  # metrics of a sweep
+FIXED = (0.9, 0.5)  # ensemble weight and mask threshold while the other is swept
 
 
 def prompts() -> None:
-    """The table of prompt depth and sharing."""
+    """Publish the table of prompt depth and sharing."""
     rows: dict[str, ablate_toy.Flags] = {f"depth {depth}": ("--model.clip.prompt_depth", depth) for depth in (1, 2, 4)}
     rows = {"depth 3": (), **rows, "depth 3, shared": ("--model.clip.shared_prompt", "true")}
-    found = dict(zip(rows, ablate_toy.scores((PROMPTS, flags) for flags in rows.values()), strict=True))
-    ablate_toy.publish("mask prompts", "prompts", dict(sorted(found.items())))
+    scores = dict(zip(rows, ablate_toy.scores((PROMPTS, flags) for flags in rows.values()), strict=True))
+    ablate_toy.publish("mask prompts", "prompts", dict(sorted(scores.items())))
 
 
 def regions() -> None:
-    """The table of how regions are resized in training."""
+    """Publish the table of how regions are resized in training."""
     ways: dict[str, ablate_toy.Flags] = {
         "as in inference": (),
         "as in the release": ("--data.transform.resize", "release"),
@@ -35,12 +35,12 @@ def regions() -> None:
         for adaptation in ("mask prompts", "both at once")
         for way, flags in ways.items()
     }
-    found = ablate_toy.scores(rows.values())
-    ablate_toy.publish("regions of training resized", "regions", dict(zip(rows, found, strict=True)))
+    scores = ablate_toy.scores(rows.values())
+    ablate_toy.publish("resizing of training regions", "regions", dict(zip(rows, scores, strict=True)))
 
 
 def settings() -> None:
-    """The tables of ensemble weight and mask threshold, of plain and adapted CLIP."""
+    """Print and save the tables of ensemble weight and mask threshold for plain and adapted CLIP."""
     adapted = ROWS["fine-tuned, then mask prompts"]
     plain, *others = ablate_toy.in_parallel(sweep, [PLAIN, *[adapted] * len(SEEDS)], [SEEDS[0], *SEEDS])
     columns = [f"{clip}: {part}" for clip in ("plain CLIP", "adapted") for part in PARTS.values()]
@@ -56,7 +56,7 @@ def settings() -> None:
 
 
 def sweep(adaptation: ablate_toy.Adaptation, seed: int) -> dict[tuple[float, float], dict[str, float]]:
-    """By ensemble weight and mask threshold the mIoU of one segmenter, in per cent."""
+    """Return one segmenter's mIoU in per cent by ensemble weight and mask threshold."""
     checkpoint = ablate_toy.adapt(adaptation, (), seed)
     name = "plain" if checkpoint == "toy" else Path(checkpoint).parent.name
     segmenter, folder = "toy" if checkpoint == "toy" else ablate_toy.bundled(checkpoint, name), OUT / "sweep" / name
@@ -80,4 +80,4 @@ if __name__ == "__main__":
         regions()
         settings()
     except KeyboardInterrupt:
-        sys.exit("stopped; the same command goes on")
+        sys.exit("stopped; rerun the command to resume")

@@ -18,7 +18,7 @@ if [ $# -eq 0 ]; then
     python -m ruff format --check .
     python -m mypy
     echo "Tests …"
-    # as many processes as the smallest machine has cores
+    # two processes, for the smallest machines have two cores
     python -m pytest -q -n 2 -m "not slow"
     echo "Slow tests …"
     set -- -m slow

@@ -1,7 +1,7 @@
-"""What the shipped toy segmenter does on scenes drawn on the spot: `python scripts/toy_card.py 200 99`.
+"""Evaluate the shipped toy segmenter on freshly drawn scenes: `python scripts/toy_card.py 200 99`.
 
-Unlike in `ovseg test`, every region is a segment of its own, so that two hearts are two. The card of the weights has
-these numbers for 20 scenes, which a test compares, and for 200.
+Unlike in `ovseg test`, every region counts as a separate segment, so two hearts count twice. The card of the weights
+shows these numbers for 20 scenes, which a test checks, and for 200.
 """
 
 from __future__ import annotations
@@ -17,18 +17,18 @@ from ovseg.images import to_tensor
 from ovseg.metrics import MeanIoU, segment_ious
 from ovseg.models import OpenVocabSegmenter
 
-SEED = 99  # settings of adaptation were chosen on these scenes; the weights know none of them
+SEED = 99  # CLIP's training was chosen on these scenes; no weights were trained on them
 SCENES = 20
 
 
 @torch.no_grad()
 def measure(scenes: int = SCENES, seed: int = SEED) -> dict[str, float]:
-    """Per cent: proposals' mean best IoU with regions, accuracy of naming true regions, mIoU of the segmenter."""
+    """Return the proposals' mean best IoU, CLIP's accuracy on true regions and the segmenter's mIoU, in per cent."""
     segmenter = OpenVocabSegmenter.from_pretrained("toy")
     vocabulary = read_vocabulary("toy")
     segmenter.set_vocabulary(vocabulary)
     miou = MeanIoU(vocabulary.names, seen=vocabulary.seen)
-    found: dict[str, list[float]] = {}
+    values_of: dict[str, list[float]] = {}
     for index in range(scenes):
         scene = make_scene(seed, index, split="val2017")
         image = to_tensor(Image.fromarray(scene.image))
@@ -39,17 +39,17 @@ def measure(scenes: int = SCENES, seed: int = SEED) -> dict[str, float]:
         for region, iou, name in zip(scene.regions, best.tolist(), names.tolist(), strict=True):
             kind = "seen" if NOUNS[region.noun].seen else "unseen"
             for part in ("all", kind):
-                found.setdefault(f"mean best IoU, {part}", []).append(iou)
-                found.setdefault(f"mask accuracy, {part}", []).append(name == region.noun)
+                values_of.setdefault(f"mean best IoU, {part}", []).append(iou)
+                values_of.setdefault(f"mask accuracy, {part}", []).append(name == region.noun)
         miou.update(segmenter.labels([image])[0], torch.from_numpy(scene.labels).long())
-    result = {name: 100 * sum(values) / len(values) for name, values in sorted(found.items())}
+    result = {name: 100 * sum(values) / len(values) for name, values in sorted(values_of.items())}
     means = miou.compute()
     parts = {"all": "", "seen": "_seen", "unseen": "_unseen"}
     return {**result, **{f"mIoU, {name}": 100 * float(means[f"miou_union{part}"]) for name, part in parts.items()}}
 
 
 def rows(result: dict[str, float]) -> list[str]:
-    """Lines of a table in Markdown."""
+    """Format the rows of a Markdown table."""
     return [f"| {name} | {value:.1f} |" for name, value in result.items()]
 
 

@@ -1,7 +1,7 @@
-"""Scenes, proposals and answers side by side: `python scripts/toy_picture.py ADAPTED_SEGMENTER PICTURE.png`.
+"""Draw scenes, proposals and predictions side by side: `python scripts/toy_picture.py ADAPTED_SEGMENTER PICTURE.png`.
 
-From left to right: the image, the proposals (each pixel has the colour of its strongest mask), what plain CLIP and what
-the adapted one make of them, and the truth. The scenes are the first of a world that nothing was chosen on.
+From left to right: the image, the proposals (each pixel has the colour of its strongest mask), the predictions of plain
+and of adapted CLIP, and the ground truth. The scenes are the first of a world that nothing was chosen on.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ TITLES = ("image", "proposals", "plain CLIP", "adapted CLIP", "truth")
 
 @torch.no_grad()
 def draw(adapted: str, out: str) -> None:
-    """Write the picture."""
+    """Draw the picture and save it."""
     vocabulary = read_vocabulary("toy")
     segmenters = [OpenVocabSegmenter.from_pretrained(name) for name in ("toy", adapted)]
     for segmenter in segmenters:
@@ -48,10 +48,10 @@ def draw(adapted: str, out: str) -> None:
 
 
 def _words(labels: NDArray[np.int64], names: tuple[str, ...]) -> str:
-    """The names in a label map, the largest first, in lines of four."""
+    """Format the names in a label map, largest area first, four per line."""
     values, counts = np.unique(labels, return_counts=True)
-    found = [names[value] for value in values[np.argsort(-counts)] if (labels == value).sum() > 30]
-    return "\n".join(", ".join(found[start : start + 4]) for start in range(0, len(found), 4))
+    shown = [names[value] for value in values[np.argsort(-counts)] if (labels == value).sum() > 30]
+    return "\n".join(", ".join(shown[start : start + 4]) for start in range(0, len(shown), 4))
 
 
 if __name__ == "__main__":

@@ -2,7 +2,7 @@
 
     python scripts/toy_tokenizer.py conf/toy/clip
 
-Words of the toy world get the same tokens as CLIP's own tokenizer gives them; any other word falls into smaller pieces.
+Words of the toy world get the tokens of CLIP's own tokenizer; any other word is split into smaller pieces.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ BYTES_AND_SPECIAL = 2 * 256 + 2  # every byte inside and at the end of a word; s
 
 
 def used_merges(tokenizer: SimpleTokenizer, word: str) -> set[tuple[str, str]]:
-    """The merges that byte pair encoding applies to one word."""
+    """Return the merges that byte pair encoding applies to one word."""
     letters = [tokenizer.byte_encoder[byte] for byte in word.encode()]
     parts, used = [*letters[:-1], letters[-1] + "</w>"], set()
     while pairs := get_pairs(parts):
