@@ -107,7 +107,9 @@ def test_other_settings_are_refused_before_any_work(
     before = files(whole)
     words = mine(whole, "--model.mask_threshold", 0.3, "--data.captions_per_image", "null")
     sentence = refusal(capsys, *words)
-    assert f"{whole} already holds pairs of other settings: mask_threshold was 0.5 and is now 0.3, " in sentence
+    assert (
+        f"{whole} already contains pairs with different settings: mask_threshold was 0.5 and is now 0.3, " in sentence
+    )
     assert "captions_per_image was 1 and is now None; choose another --out" in sentence
     assert files(whole) == before
 
@@ -149,7 +151,7 @@ def test_a_broken_image_is_left_out_and_the_exit_code_says_so(
     assert str(broken) in (tmp_path / "pairs" / "log.txt").read_text()
     assert names(tmp_path / "pairs") == [found for found in names(whole) if found[0] != broken.name]
     ovseg("pairs", "stats", tmp_path / "pairs")
-    assert "1 that could not be read" in capsys.readouterr().out
+    assert "1 unreadable images" in capsys.readouterr().out
 
 
 def test_a_disk_that_is_gone_stops_the_run(

@@ -529,5 +529,5 @@ def test_a_mined_store_is_not_written_over(runs: Runs, capsys: pytest.CaptureFix
     store = runs.root / "pairs"
     before = {file: file.read_bytes() for file in store.iterdir()}
     sentence = refusal(capsys, "mine", "--config", store / "mine.yaml", "--out", store, "--model.templates", "vild")
-    assert f"{store} already holds pairs of other settings: templates" in sentence
+    assert f"{store} already contains pairs with different settings: templates" in sentence
     assert {file: file.read_bytes() for file in store.iterdir()} == before

@@ -1,4 +1,4 @@
-"""The store gives back what was put in, goes on where it was stopped, and refuses what is not a store."""
+"""Tests of the store: round trips, resuming, filters, statistics, and refusals of folders that are no store."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def pair(index: int, noun: str = "dog", similarity: float = 0.25) -> RegionTextP
     )
 
 
-def test_read_gives_what_was_written_over_shards(tmp_path: Path) -> None:
+def test_pairs_survive_a_round_trip_over_several_shards(tmp_path: Path) -> None:
     pairs, folder = [pair(index) for index in range(23)], tmp_path / "new" / "pairs"
     store = PairStore(folder, {"seed": 3})
     assert store.begin(3) == [0, 1, 2] and not store.complete
@@ -50,14 +50,12 @@ def test_read_gives_what_was_written_over_shards(tmp_path: Path) -> None:
     assert list(stored) == pairs
     assert (len(stored), stored[-1], list(stored[3:6])) == (23, pairs[-1], pairs[3:6])
     assert stored.provenance == {"seed": 3}
-    assert json.loads(pq.read_schema(folder / names[0]).metadata[b"ovseg_settings"]) == {
-        "seed": 3
-    }  # in every shard, too
+    assert json.loads(pq.read_schema(folder / names[0]).metadata[b"ovseg_settings"]) == {"seed": 3}  # in every shard
     with pytest.raises(IndexError):
         stored[23]
 
 
-def test_small_columns_are_read_without_the_masks(tmp_path: Path) -> None:
+def test_columns_can_be_read_without_the_masks(tmp_path: Path) -> None:
     write_pairs(tmp_path, [pair(0), pair(1, "cat")])
     table = read_columns(tmp_path, ["noun", "similarity"])
     assert table.to_pydict() == {"noun": ["dog", "cat"], "similarity": [0.25, 0.25]}
@@ -72,50 +70,51 @@ def test_masks_can_be_read_by_row_group(tmp_path: Path) -> None:
     assert file.read_row_group(1, columns=["counts"]).to_pydict() == {"counts": [pairs[1000].counts]}
 
 
-def test_a_store_goes_on_with_what_is_missing(tmp_path: Path) -> None:
+def test_an_incomplete_store_resumes_with_its_missing_shards(tmp_path: Path) -> None:
     first = PairStore(tmp_path, {"seed": 3})
     first.begin(3)
     first.write(1, [pair(1)], NO_FAULTS)
-    (tmp_path / ".pairs-00002.parquet.tmp").write_text("a process was killed as it wrote")
-    with pytest.raises(InputError, match=r"unfinished: 2 of 3 shards are not there, .*run the same `ovseg mine` again"):
+    (tmp_path / ".pairs-00002.parquet.tmp").write_text("partial file of a killed process")
+    with pytest.raises(
+        InputError, match=r"incomplete: 2 of 3 shards are missing .*rerun the same `ovseg mine` command"
+    ):
         read_pairs(tmp_path)
 
-    again = PairStore(tmp_path, {"seed": 3})
-    assert again.begin(3) == [0, 2]
+    resumed = PairStore(tmp_path, {"seed": 3})
+    assert resumed.begin(3) == [0, 2]
     assert not list(tmp_path.glob(".*"))
     for shard in (0, 2):
-        again.write(shard, [pair(shard)], NO_FAULTS)
+        resumed.write(shard, [pair(shard)], NO_FAULTS)
     assert list(read_pairs(tmp_path)) == [pair(0), pair(1), pair(2)]
 
 
-def test_other_settings_are_refused_with_the_difference(tmp_path: Path) -> None:
+def test_different_settings_are_refused_and_listed(tmp_path: Path) -> None:
     PairStore(tmp_path, {"seed": 3, "words": None, "clip": "a" * 64, "same": 0.5}).begin(3)
     before = (tmp_path / "store.json").read_bytes()
     with pytest.raises(InputError) as refused:
         PairStore(tmp_path, {"seed": 4, "clip": "b" * 64, "same": 0.5, "new": 1})
-    assert "other settings: seed was 3 and is now 4, clip is another, new was None and is now 1; choose" in str(
-        refused.value
-    )
+    differences = "seed was 3 and is now 4, clip has changed, new was None and is now 1"
+    assert f"different settings: {differences}; choose" in str(refused.value)
     with pytest.raises(InputError, match="begun with 3 shards and would now have 4: the images or captions"):
         PairStore(tmp_path, {"seed": 3, "words": None, "clip": "a" * 64, "same": 0.5}).begin(4)
     assert (tmp_path / "store.json").read_bytes() == before
 
 
-def test_write_pairs_never_touches_another_store(tmp_path: Path) -> None:
+def test_write_pairs_never_overwrites_a_store(tmp_path: Path) -> None:
     write_pairs(tmp_path, [pair(0), pair(1)])
-    with pytest.raises(InputError, match="already holds pairs"):
+    with pytest.raises(InputError, match="already contains pairs"):
         write_pairs(tmp_path, [pair(2)])
     assert list(read_pairs(tmp_path)) == [pair(0), pair(1)]
 
 
-def test_an_empty_region_is_a_mistake_of_ours(tmp_path: Path) -> None:
+def test_an_empty_region_raises_a_value_error(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"the region of 'dog' in train/0\.jpg is empty"):
         write_pairs(tmp_path, [pair(0)._replace(box=(0, 0, 0, 0))])
 
 
 @contextmanager
 def files_of_at_most(size: int) -> Iterator[None]:
-    """The disk is full as soon as a file is larger."""
+    """Fail writes beyond this file size, in bytes, like a full disk."""
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
     try:
@@ -124,27 +123,27 @@ def files_of_at_most(size: int) -> Iterator[None]:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
-def test_a_full_disk_costs_the_shard_in_work_and_nothing_else(tmp_path: Path) -> None:
+def test_a_full_disk_loses_only_the_current_shard(tmp_path: Path) -> None:
     store = PairStore(tmp_path, {})
     store.begin(2)
     store.write(0, [pair(0)], NO_FAULTS)
     with files_of_at_most(1000), pytest.raises(InputError) as refused:
         store.write(1, [pair(1)], NO_FAULTS)
-    assert f"{tmp_path}/pairs-00001.parquet cannot be written (File too large); make room" in str(refused.value)
+    assert f"{tmp_path}/pairs-00001.parquet cannot be written (File too large); free disk space" in str(refused.value)
     assert sorted(file.name for file in tmp_path.iterdir()) == ["pairs-00000.parquet", "store.json"]
     store.write(1, [pair(1)], NO_FAULTS)
     assert list(read_pairs(tmp_path)) == [pair(0), pair(1)]
 
 
-def test_images_that_could_not_be_read_are_in_the_log(tmp_path: Path) -> None:
+def test_unreadable_images_are_logged_and_counted(tmp_path: Path) -> None:
     store = PairStore(tmp_path, {})
     store.begin(2)
     store.write(0, [pair(0)], ShardLog(3, ["a.jpg is damaged"]))
     store.write(1, [pair(2)], ShardLog(3, ["b.jpg is damaged"]))
     assert store.finish() == ["a.jpg is damaged", "b.jpg is damaged"]
     assert (tmp_path / "log.txt").read_text() == "a.jpg is damaged\nb.jpg is damaged\n"
-    found = pair_statistics(tmp_path)
-    assert (found.images, found.images_without, found.images_unread) == (2, 2, 2)
+    stats = pair_statistics(tmp_path)
+    assert (stats.images, stats.images_without_pairs, stats.images_unreadable) == (2, 2, 2)
 
 
 def test_filter_by_similarity_and_noun(tmp_path: Path) -> None:
@@ -152,35 +151,35 @@ def test_filter_by_similarity_and_noun(tmp_path: Path) -> None:
     write_pairs(tmp_path, [pair(index, *row) for index, row in enumerate(rows)])
     pairs = read_pairs(tmp_path)
 
-    def kept(min_similarity: float | None, max_per_noun: int | None) -> list[tuple[str, float]]:
+    def filtered(min_similarity: float | None, max_per_noun: int | None) -> list[tuple[str, float]]:
         return [(one.noun, one.similarity) for one in pairs.filter(min_similarity, max_per_noun)]
 
-    assert kept(None, None) == rows
-    assert kept(0.2, None) == [("cat", 0.3), ("dog", 0.5), ("dog", 0.4), ("cat", 0.2)]
-    assert kept(None, 1) == [("cat", 0.3), ("dog", 0.5), ("kite", 0.15)]
-    assert kept(0.15, 2) == [("cat", 0.3), ("dog", 0.5), ("dog", 0.4), ("cat", 0.2), ("kite", 0.15)]
-    assert kept(0.9, 2) == []
+    assert filtered(None, None) == rows
+    assert filtered(0.2, None) == [("cat", 0.3), ("dog", 0.5), ("dog", 0.4), ("cat", 0.2)]
+    assert filtered(None, 1) == [("cat", 0.3), ("dog", 0.5), ("kite", 0.15)]
+    assert filtered(0.15, 2) == [("cat", 0.3), ("dog", 0.5), ("dog", 0.4), ("cat", 0.2), ("kite", 0.15)]
+    assert filtered(0.9, 2) == []
 
 
-def test_statistics(tmp_path: Path) -> None:
+def test_statistics_by_hand(tmp_path: Path) -> None:
     write_pairs(tmp_path, [pair(0, "dog", 0.1), pair(1, "cat", 0.2), pair(2, "dog", 0.6)])
-    found = pair_statistics(tmp_path, most_frequent=1)
-    assert (found.pairs, found.unique_nouns, found.images, found.images_without) == (3, 2, 2, 0)
-    assert found.most_frequent == {"dog": 2}
-    assert found.similarity == pytest.approx([0.11, 0.15, 0.2, 0.4, 0.56])
-    assert found.pairs_an_image[2] == 1.5
+    stats = pair_statistics(tmp_path, most_frequent=1)
+    assert (stats.pairs, stats.unique_nouns, stats.images, stats.images_without_pairs) == (3, 2, 2, 0)
+    assert stats.most_frequent == {"dog": 2}
+    assert stats.similarity == pytest.approx([0.11, 0.15, 0.2, 0.4, 0.56])
+    assert stats.pairs_per_image[2] == 1.5
 
 
-def test_a_pair_takes_little_space(tmp_path: Path) -> None:
+def test_a_pair_takes_less_than_a_kilobyte(tmp_path: Path) -> None:
     y, x = torch.meshgrid(torch.arange(480), torch.arange(640), indexing="ij")
     discs = torch.stack([(y - 240) ** 2 + (x - 320) ** 2 < (60 + index) ** 2 for index in range(20)])
     write_pairs(tmp_path, [pair(0)._replace(size=(480, 640), counts=counts) for counts in rle.encode(discs)])
     assert (tmp_path / "pairs-00000.parquet").stat().st_size < 20 * 1024
 
 
-def test_missing_store_names_the_command(tmp_path: Path) -> None:
+def test_the_error_for_a_missing_store_names_the_command(tmp_path: Path) -> None:
     folder = tmp_path / "pairs"
-    for _ in range(2):  # missing, then empty
+    for _ in range(2):  # a missing folder, then an empty one
         with pytest.raises(InputError) as error:
             read_pairs(folder)
         command = f"run `ovseg mine --config conf/mine.yaml --out {folder}`"
@@ -188,10 +187,10 @@ def test_missing_store_names_the_command(tmp_path: Path) -> None:
         folder.mkdir(exist_ok=True)
 
 
-def test_refuses_what_is_not_a_store(tmp_path: Path) -> None:
-    write_pairs(tmp_path / "none", [])
-    with pytest.raises(InputError, match="holds no pairs"):
-        read_pairs(tmp_path / "none")
+def test_folders_that_are_no_store_are_refused(tmp_path: Path) -> None:
+    write_pairs(tmp_path / "empty", [])
+    with pytest.raises(InputError, match="contains no pairs"):
+        read_pairs(tmp_path / "empty")
     folder = tmp_path / "pairs"
     write_pairs(folder, [pair(0)])
     shard = folder / "pairs-00000.parquet"
@@ -199,14 +198,16 @@ def test_refuses_what_is_not_a_store(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="cannot be read"):
         read_pairs(folder)
     pq.write_table(pa.table({"title": ["a dog"]}), shard)
-    with pytest.raises(InputError, match="does not hold pairs as this version"):
+    with pytest.raises(InputError, match="does not contain pairs in this version's format"):
         read_pairs(folder)
     (folder / "store.json").write_text(json.dumps({"ovseg_schema": 1}))
-    with pytest.raises(InputError, match=r"does not hold pairs as this version writes them \(schema 1, not 2\)"):
+    with pytest.raises(InputError, match=r"does not contain pairs in this version's format \(schema 1, not 2\)"):
         read_pairs(folder)
     for shards in ("x", -1, 10**11, None):
         (folder / "store.json").write_text(json.dumps({"ovseg_schema": 2, "shards": shards, "settings": {}}))
-        with pytest.raises(InputError, match=r"store\.json gives .* as the number of shards; delete .* and mine again"):
+        with pytest.raises(
+            InputError, match=r"store\.json has an invalid number of shards, .*; delete .* and mine again"
+        ):
             read_pairs(folder)
     (folder / "store.json").write_text("[" * 100_000)
     with pytest.raises(InputError, match=r"store\.json cannot be read"):
@@ -214,6 +215,6 @@ def test_refuses_what_is_not_a_store(tmp_path: Path) -> None:
     (folder / "store.json").write_text("[")
     with pytest.raises(InputError, match=r"store\.json cannot be read"):
         read_pairs(folder)
-    (folder / "store.json").unlink()  # as before there was one
-    with pytest.raises(InputError, match="holds pairs of an older version of ovseg"):
+    (folder / "store.json").unlink()  # versions before 2 wrote none
+    with pytest.raises(InputError, match="contains pairs of an older version of ovseg"):
         PairStore(folder, {})

@@ -1,4 +1,4 @@
-"""What is fast in cutting regions gives what the plain functions of torch and torchvision give."""
+"""Tests that the fast region transform equals the plain functions of torch, torchvision and Pillow."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ from ovseg.structures import InputError
 SIDES = [(1, 1), (2, 3), (7, 90), (33, 16), (64, 64), (151, 207), (700, 31)]
 
 
-def plain(crop: Tensor, mask: Tensor, size: int) -> tuple[Tensor, Tensor]:
-    """The same augmentation, all of the box filled and both parts resized by torchvision."""
+def reference_augment(crop: Tensor, mask: Tensor, size: int) -> tuple[Tensor, Tensor]:
+    """Compute the same augmentation with torchvision: fill the whole box, then crop and resize both."""
     top, left, height, width = RandomResizedCrop.get_params(crop, list(SCALE), list(RATIO))
     if not mask[:, top : top + height, left : left + width].any():
         top, left, (height, width) = 0, 0, mask.shape[1:]
@@ -33,13 +33,13 @@ def plain(crop: Tensor, mask: Tensor, size: int) -> tuple[Tensor, Tensor]:
 
 @pytest.mark.parametrize("sides", SIDES)
 @pytest.mark.parametrize("size", [16, 224])
-def test_augmentation_is_that_of_torchvision(sides: tuple[int, int], size: int) -> None:
+def test_augmentation_equals_torchvisions(sides: tuple[int, int], size: int) -> None:
     generator = torch.Generator().manual_seed(0)
     crop = torch.rand(3, *sides, generator=generator)
-    for key, kept in enumerate((0.5, 0.001, 1.0)):
-        mask = torch.rand(1, *sides, generator=generator) < kept
+    for key, share in enumerate((0.5, 0.001, 1.0)):
+        mask = torch.rand(1, *sides, generator=generator) < share
         with seeded(0, key):
-            expected, expected_mask = plain(crop, mask, size)
+            expected, expected_mask = reference_augment(crop, mask, size)
         with seeded(0, key):
             region, region_mask = RegionTransform().augment(crop, mask, size)
         assert torch.allclose(region, expected, rtol=0, atol=2e-6)
@@ -47,7 +47,7 @@ def test_augmentation_is_that_of_torchvision(sides: tuple[int, int], size: int) 
 
 
 @pytest.mark.parametrize("sides", SIDES)
-def test_resize_of_the_release_is_pillows(sides: tuple[int, int]) -> None:
+def test_release_resize_equals_pillows(sides: tuple[int, int]) -> None:
     generator = torch.Generator().manual_seed(0)
     levels = torch.randint(0, 256, (*sides, 3), generator=generator, dtype=torch.uint8).numpy()
     mask = torch.rand(1, *sides, generator=generator) < 0.5
@@ -55,17 +55,17 @@ def test_resize_of_the_release_is_pillows(sides: tuple[int, int]) -> None:
     transform = RegionTransform(resize="release")
     with seeded(1):
         filled = Image.fromarray(np.where(mask[0, :, :, None], levels, np.array([124, 116, 103], np.uint8)))
-        # what the release's own transform does to the stored crop
-        view = RandomResizedCrop(224, SCALE, RATIO, InterpolationMode.BICUBIC)(filled)
+        # the release's own transform of the stored crop
+        expected = RandomResizedCrop(224, SCALE, RATIO, InterpolationMode.BICUBIC)(filled)
     with seeded(1):
         region, region_mask = transform.augment(torch.from_numpy(levels).permute(2, 0, 1).float() / 255, mask, 224)
-    assert torch.equal((region * 255).round().byte(), torch.from_numpy(np.array(view)).permute(2, 0, 1))
+    assert torch.equal((region * 255).round().byte(), torch.from_numpy(np.array(expected)).permute(2, 0, 1))
     with seeded(1):
         assert torch.equal(region_mask, RegionTransform().augment(torch.zeros(3, *sides), mask, 224)[1])
 
 
-def test_resize_of_the_release_antialiases_and_that_of_inference_does_not() -> None:
-    stripes = (torch.arange(448) % 2).float().expand(3, 448, 448)  # as narrow as a pixel
+def test_release_resize_antialiases_and_inference_resize_does_not() -> None:
+    stripes = (torch.arange(448) % 2).float().expand(3, 448, 448)  # one pixel wide
     mask = torch.ones(1, 448, 448, dtype=torch.bool)
     contrast = {
         resize: RegionTransform(resize=resize).augment(stripes, mask, 64)[0].std().item()
@@ -77,7 +77,7 @@ def test_resize_of_the_release_antialiases_and_that_of_inference_does_not() -> N
 
 
 @pytest.mark.parametrize("sides", SIDES)
-def test_bicubic_is_torchs(sides: tuple[int, int]) -> None:
+def test_bicubic_resize_equals_torchs(sides: tuple[int, int]) -> None:
     image = torch.rand(4, *sides, generator=torch.Generator().manual_seed(0))
     for size in (1, 5, 64, 336):
         expected = F.interpolate(image[None], (size, size), mode="bicubic", align_corners=False)[0]

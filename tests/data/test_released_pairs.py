@@ -1,4 +1,4 @@
-"""The authors' published pairs: crops that are filled already, and a tab-separated table."""
+"""Tests of the released pairs: crops filled outside the region, and a tab-separated table."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ NOUNS = ["bicycle", "null", "a dog's bowl", "bicycle"]
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The same pairs as a store and as they are published."""
+    """Write the same pairs as a store and in the released format."""
     folder = tmp_path_factory.mktemp("released")
     generator = torch.Generator().manual_seed(0)
     (folder / "crops").mkdir()
@@ -54,16 +54,16 @@ def data(folder: Path, pairs: str, **options: Any) -> RegionTextDataModule:
     return module
 
 
-def test_published_crops_train_as_their_images_and_masks_would(folder: Path) -> None:
-    ours, theirs = data(folder, "pairs").dataset, data(folder, "released.csv").dataset
+def test_released_crops_give_the_same_samples_as_images_with_masks(folder: Path) -> None:
+    mined_pairs, released_pairs = data(folder, "pairs").dataset, data(folder, "released.csv").dataset
     for key in range(2 * len(NOUNS)):
-        mined, published = ours[key], theirs[key]
-        assert mined.text == published.text == NOUNS[key % len(NOUNS)]
-        assert torch.equal(mined.region, published.region)
-        assert torch.equal(mined.region_mask, published.region_mask)
+        mined, released = mined_pairs[key], released_pairs[key]
+        assert mined.text == released.text == NOUNS[key % len(NOUNS)]
+        assert torch.equal(mined.region, released.region)
+        assert torch.equal(mined.region_mask, released.region_mask)
 
 
-def test_batches_and_filters(folder: Path) -> None:
+def test_released_pairs_can_be_batched_and_filtered(folder: Path) -> None:
     (batch,) = data(folder, "released.csv").train_dataloader()
     assert sorted(batch.texts) == sorted(NOUNS) and batch.regions.shape == (4, 3, 32, 32)
     filtered = data(folder, "released.csv", sampling=PairSampling(max_per_noun=1)).dataset.pairs
@@ -72,7 +72,7 @@ def test_batches_and_filters(folder: Path) -> None:
         data(folder, "released.csv", sampling=PairSampling(min_similarity=0.1))
 
 
-def test_the_mask_is_what_has_another_colour(folder: Path) -> None:
+def test_the_mask_is_where_the_colour_differs_from_the_fill() -> None:
     crop = to_tensor(Image.new("RGB", (3, 2), FILL))
     crop[:, 1, 2] += torch.tensor([0, 0, 1 / 255])
     assert mask_by_colour(crop).tolist() == [[False, False, False], [False, False, True]]
@@ -83,13 +83,13 @@ def test_the_mask_is_what_has_another_colour(folder: Path) -> None:
     [
         ("filepath,title\na.png,dog\n", "has no column 'filepath' and no column 'title'"),
         ("filepath\tcaption\na.png\tdog\n", "has no column 'title'"),
-        ("filepath\ttitle\n", "holds no pairs"),
+        ("filepath\ttitle\n", "contains no pairs"),
         ("", "cannot be read as a table"),
         ("filepath\ttitle\na.png\tdog\tcat\n", "cannot be read as a table"),
         ("filepath\ttitle\na.png\tdog\nb.png\t \n", "line 3 of .* has no title"),
         (
             'filepath\ttitle\na.png\tdog\nb.png\t"cat\nc.png\tsofa\n',
-            "the quote in line 3 of .* does not end in that line",
+            "the quote in line 3 of .* is not closed in that line",
         ),
     ],
 )
@@ -99,7 +99,7 @@ def test_other_tables_are_refused(tmp_path: Path, text: str, fault: str) -> None
         read_released(tmp_path / "pairs.tsv")
 
 
-def test_they_can_be_looked_at(folder: Path, tmp_path: Path) -> None:
+def test_released_pairs_can_be_described_and_shown(folder: Path, tmp_path: Path) -> None:
     lines = describe(folder / "released.csv")
     assert lines[0].startswith("4 pairs of 3 unique nouns") and not any("nan" in line for line in lines)
     assert write_page(folder / "released.csv", folder, tmp_path / "page.html") == 4

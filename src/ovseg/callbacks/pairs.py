@@ -98,7 +98,7 @@ class PairsWriter(Callback):
         self.begun = monotonic()
 
     def _check_shared(self, trainer: L.Trainer) -> None:
-        mark = trainer.strategy.broadcast(self.store.leave_mark() if trainer.is_global_zero else "")
+        mark = trainer.strategy.broadcast(self.store.create_marker() if trainer.is_global_zero else "")
         seen = gathered((self.store.folder / mark).is_file())
         if trainer.is_global_zero:
             (self.store.folder / mark).unlink()

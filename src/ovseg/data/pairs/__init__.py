@@ -1,4 +1,4 @@
-"""The store of region-text pairs: a folder of Parquet shards, written by `ovseg mine` and read by adapter training."""
+"""The store of region-text pairs: a folder of Parquet shards that `ovseg mine` writes and adapter training reads."""
 
 from ovseg.data.pairs.page import write_page
 from ovseg.data.pairs.read import read_columns, read_pairs

@@ -1,9 +1,9 @@
-"""An uncompressed copy of pairs that all processes of a machine map, so that it is in memory once.
+"""An uncompressed copy of the pairs, which all processes of a machine share through one memory map.
 
-    pairs.0f3a….arrow      beside the shards of a store, or in the user's cache where those are on a read-only disk
+    pairs.0f3a….arrow      next to the shards of a store, or in the user's cache if the store is read-only
 
-Parquet is compressed and cannot be mapped. Whoever reads first makes the copy. Its name follows from sizes and times of
-its sources, so that it is made anew when they change.
+Parquet is compressed and cannot be mapped. The first reader writes the copy. Its name contains a hash of the sizes and
+times of its sources, so a changed source leads to a new copy.
 """
 
 from __future__ import annotations
@@ -24,34 +24,34 @@ from ovseg.cache import cache_folder
 from ovseg.data.pairs.table import SCHEMA
 from ovseg.structures import InputError
 
-# a column of `binary` cannot hold 2 GiB
+# a `binary` column is limited to 2 GiB
 MAPPED_SCHEMA = SCHEMA.set(SCHEMA.get_field_index("counts"), pa.field("counts", pa.large_binary()))
-VERSION = 1  # of the copy
-LEFTOVER_SECONDS = 3600.0  # after which a partial copy is of a process that was killed
+VERSION = 1  # of the copy's format
+LEFTOVER_SECONDS = 3600.0  # age from which a partial copy is taken to belong to a killed process
 
 
 def map_tables(sources: Sequence[Path], name: str, tables: Callable[[], Iterable[pa.Table]]) -> Path:
-    """The copy, made from the tables if there is none of these sources yet.
+    """Return the path of the copy, which is written first if there is none of these sources.
 
     Args:
         sources: the files that the tables are read from.
-        name: what the copy's name begins with.
-        tables: columns as in `SCHEMA`, a part in memory at a time.
+        name: beginning of the copy's file name.
+        tables: yields the tables with the columns of `SCHEMA`; one is in memory at a time.
 
     Raises:
-        InputError: there is no room for it.
+        InputError: the copy cannot be written.
     """
     store = sources[0].parent
     identity = [VERSION, *((path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in sources)]
-    places = [store / f"{name}.{_key(identity)}.arrow"]
-    with contextlib.suppress(RuntimeError):  # without a home there is no cache
-        # times may be equal, in an image of a file system for example, and only here stores meet
-        places.append(cache_folder("pairs") / f"{name}.{_key([str(store.resolve()), *identity])}.arrow")
-    for path in places:
+    candidates = [store / f"{name}.{_key(identity)}.arrow"]
+    with contextlib.suppress(RuntimeError):  # without a home folder there is no cache
+        # all stores share the cache, and their times can be equal, in a disk image for example: hash the path as well
+        candidates.append(cache_folder("pairs") / f"{name}.{_key([str(store.resolve()), *identity])}.arrow")
+    for path in candidates:
         if path.is_file():
             return path
     faults = []
-    for path in places:
+    for path in candidates:
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             _write(path, tables())
@@ -59,12 +59,12 @@ def map_tables(sources: Sequence[Path], name: str, tables: Callable[[], Iterable
             faults.append(f"{path.parent}: {error.strerror or error}")
             continue
         _delete_partial(path.parent)
-        if path == places[0]:  # the cache has copies of other stores, too
+        if path == candidates[0]:  # the cache also contains copies of other stores
             _delete_outdated(path, name)
         return path
     raise InputError(
-        f"the pairs of {store} cannot be copied into a file that processes share ({'; '.join(faults)}); "
-        "make room there, or set OVSEG_CACHE to a folder with room"
+        f"the shared copy of the pairs of {store} cannot be written ({'; '.join(faults)}); "
+        "free disk space there, or set OVSEG_CACHE to a folder with free space"
     )
 
 
@@ -73,10 +73,10 @@ def _key(identity: Sequence[object]) -> str:
 
 
 def open_mapped(path: Path, check: bool = True) -> pa.Table:
-    """The copy as a table in mapped memory.
+    """Return the copy as a memory-mapped table.
 
     Args:
-        check: every value, whoever wrote the file; processes that open it after this one need not.
+        check: validate every value; processes that reopen a copy which has been checked can skip it.
 
     Raises:
         InputError: the file is damaged.
@@ -87,14 +87,14 @@ def open_mapped(path: Path, check: bool = True) -> pa.Table:
             table.validate(full=True)
         if table.schema.equals(MAPPED_SCHEMA):
             return table
-        fault = "other columns"
+        fault = "unexpected columns"
     except (pa.ArrowException, OSError) as error:
         fault = str(error).splitlines()[0]
-    raise InputError(f"{path} is damaged ({fault}); delete it and run the same command again, which makes it anew")
+    raise InputError(f"{path} is damaged ({fault}); delete it and rerun the same command, which writes it again")
 
 
 def _write(path: Path, tables: Iterable[pa.Table]) -> None:
-    """Write the file as a whole or not at all; one that another process has written meanwhile stays."""
+    """Write the file atomically; keep it if another process has written it in the meantime."""
     partial = path.with_name(f".{path.name}.{socket.gethostname()}.{os.getpid()}.tmp")
     try:
         with partial.open("wb") as file:
@@ -104,11 +104,11 @@ def _write(path: Path, tables: Iterable[pa.Table]) -> None:
             file.flush()
             os.fsync(file.fileno())
         try:
-            # not a rename, which would take the file away from processes of other machines that have it mapped
+            # a rename would remove the file that processes on other machines have mapped
             os.link(partial, path)
         except FileExistsError:
             pass
-        except OSError:  # a file system without links
+        except OSError:  # the file system has no hard links
             partial.replace(path)
     finally:
         partial.unlink(missing_ok=True)
@@ -116,7 +116,7 @@ def _write(path: Path, tables: Iterable[pa.Table]) -> None:
 
 
 def _delete_outdated(path: Path, name: str) -> None:
-    """Copies of what the sources were before."""
+    """Delete copies of earlier versions of the sources."""
     copies = re.compile(re.escape(name) + r"\.[0-9a-f]{16}\.arrow")
     for file in path.parent.iterdir():
         if copies.fullmatch(file.name) and file != path:
@@ -125,7 +125,7 @@ def _delete_outdated(path: Path, name: str) -> None:
 
 
 def _delete_partial(folder: Path) -> None:
-    """Partial copies of processes that were killed."""
+    """Delete partial copies that killed processes left behind."""
     for file in folder.glob(".*.arrow.*.tmp"):
         with contextlib.suppress(OSError):
             if time.time() - file.stat().st_mtime > LEFTOVER_SECONDS:

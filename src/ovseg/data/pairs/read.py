@@ -1,4 +1,4 @@
-"""Reads a store of pairs."""
+"""Read a store of pairs."""
 
 from __future__ import annotations
 
@@ -12,23 +12,23 @@ import pyarrow.parquet as pq
 
 from ovseg.data.pairs.mapped import map_tables, open_mapped
 from ovseg.data.pairs.released import read_released
-from ovseg.data.pairs.store import ROW_GROUP_PAIRS, SCHEMA_VERSION, missing_shards, read_begun, shard_name
+from ovseg.data.pairs.store import ROW_GROUP_PAIRS, SCHEMA_VERSION, missing_shards, read_manifest, shard_name
 from ovseg.data.pairs.table import SCHEMA, Pairs
 from ovseg.limits import check_names, check_unpacked
 from ovseg.structures import InputError
 
-PACKED = 100  # times that a shard may be smaller than its pairs; masks hardly get smaller by packing
+MAX_COMPRESSION = 100  # ratio of unpacked to stored bytes in an honest shard; masks hardly compress
 
 
 def read_pairs(path: str | Path) -> Pairs:
-    """The pairs of a store, in the order of its shards, or of the table that OVSeg's authors published.
+    """Read the pairs of a store, in the order of its shards, or those of the released table.
 
-    They are in mapped memory, see `ovseg.data.pairs.mapped`: processes of a machine share them, and of the run lengths
-    only what is asked for is read.
+    The pairs are memory-mapped, see `ovseg.data.pairs.mapped`: the processes of a machine share them, and run lengths
+    are read only when they are accessed.
 
     Raises:
-        InputError: there is no store, it is unfinished, empty, or not one of ours, or names files elsewhere; there is
-            no room for the copy.
+        InputError: there is no store; it is incomplete, empty or not in this version's format; it names images outside
+            the image folder; or the shared copy cannot be written.
     """
     path = Path(path)
     if path.is_file():
@@ -38,10 +38,10 @@ def read_pairs(path: str | Path) -> Pairs:
 
 
 def read_columns(path: str | Path, columns: Sequence[str]) -> pa.Table:
-    """Some columns of a store; without `counts`, the masks, hundreds of thousands of pairs take no time.
+    """Read some columns of a store, which is fast unless they include `counts`, the masks.
 
     Raises:
-        InputError: as `read_pairs`.
+        InputError: see `read_pairs`.
     """
     path = Path(path)
     if path.is_file():
@@ -58,36 +58,36 @@ def _mapped(
 ) -> Pairs:
     copy = map_tables(sources, path.name if path.is_file() else "pairs", tables)
     table = open_mapped(copy)
-    check_names(table["file_name"].unique().to_pylist(), path)  # once more: the copy may have come with the store
+    check_names(table["file_name"].unique().to_pylist(), path)  # again, because the copy may have come with the store
     if not table.num_rows:
         raise _no_pairs(path)
     return Pairs(table, provenance, reopen=partial(open_mapped, copy, check=False))
 
 
 def _shards(folder: Path) -> tuple[list[Path], Mapping[str, Any]]:
-    """The files of a store, and the settings it was written with."""
+    """Return the shard files of a store, and the settings it was written with."""
     command = f"run `ovseg mine --config conf/mine.yaml --out {folder}`"
-    if (begun := read_begun(folder)) is None:
+    if (manifest := read_manifest(folder)) is None:
         raise InputError(f"pairs not found in {folder}; {command}")
-    if pending := missing_shards(folder, begun["shards"]):
+    if missing := missing_shards(folder, manifest["shards"]):
         raise InputError(
-            f"the pairs in {folder} are unfinished: {len(pending)} of {begun['shards']} shards are not there, mining "
-            "was interrupted; run the same `ovseg mine` again to go on"
+            f"the pairs in {folder} are incomplete: {len(missing)} of {manifest['shards']} shards are missing because "
+            "mining was interrupted; rerun the same `ovseg mine` command to resume it"
         )
-    return [folder / shard_name(shard) for shard in range(begun["shards"])], begun["settings"]
+    return [folder / shard_name(shard) for shard in range(manifest["shards"])], manifest["settings"]
 
 
 def _no_pairs(folder: Path) -> InputError:
     command = f"run `ovseg mine --config conf/mine.yaml --out {folder}` with other captions or proposals"
-    return InputError(f"{folder} holds no pairs: no noun found a region; {command}")
+    return InputError(f"{folder} contains no pairs: no noun matched a region; {command}")
 
 
 def _read_shard(shard: Path, columns: Sequence[str]) -> pa.Table:
-    advice = f"delete {shard.name} and run the same `ovseg mine` again"
+    advice = f"delete {shard.name} and rerun the same `ovseg mine` command"
     try:
         schema = pq.read_schema(shard)
         if (schema.metadata or {}).get(b"ovseg_schema") == str(SCHEMA_VERSION).encode() and schema.equals(SCHEMA):
-            table = _unpacked(shard, columns)
+            table = _read_limited(shard, columns)
             if "file_name" in columns:
                 check_names(table["file_name"].unique().to_pylist(), shard)
             return table
@@ -95,18 +95,18 @@ def _read_shard(shard: Path, columns: Sequence[str]) -> pa.Table:
         raise
     except (pa.ArrowException, OSError, ValueError) as error:
         raise InputError(f"{shard} cannot be read ({str(error).splitlines()[0]}); {advice}") from error
-    raise InputError(f"{shard} does not hold pairs as this version writes them; {advice}")
+    raise InputError(f"{shard} does not contain pairs in this version's format; {advice}")
 
 
-def _unpacked(shard: Path, columns: Sequence[str]) -> pa.Table:
-    """The columns of a shard, unless a small file holds very much."""
+def _read_limited(shard: Path, columns: Sequence[str]) -> pa.Table:
+    """Read columns of a shard, and stop if a small file unpacks to far too many bytes."""
     with pq.ParquetFile(shard) as file:
         packed, groups = shard.stat().st_size, [file.metadata.row_group(i) for i in range(file.num_row_groups)]
-        check_unpacked(sum(group.total_byte_size for group in groups), packed, PACKED)
+        check_unpacked(sum(group.total_byte_size for group in groups), packed, MAX_COMPRESSION)
         batches, unpacked = [], 0
-        # in portions, since a value that repeats is stored once
+        # batch by batch, because the metadata counts a repeated value once
         for batch in file.iter_batches(ROW_GROUP_PAIRS, columns=list(columns)):
-            check_unpacked(unpacked := unpacked + batch.nbytes, packed, PACKED)
+            check_unpacked(unpacked := unpacked + batch.nbytes, packed, MAX_COMPRESSION)
             batches.append(batch)
         schema = pa.schema([SCHEMA.field(name) for name in columns])
         return pa.Table.from_batches([batch.select(columns) for batch in batches], schema)

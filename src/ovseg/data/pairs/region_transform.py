@@ -1,4 +1,4 @@
-"""How a region is cut and augmented for adapter training."""
+"""Crop and augment regions for adapter training."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from ovseg.images import to_tensor
 from ovseg.ops import CLIP_MEAN
 from ovseg.structures import InputError
 
-# the paper's augmentation, of the region's box
+# the paper's random resized crop, applied to the region's box
 SCALE = (0.9, 1.0)
 RATIO = (3 / 4, 4 / 3)
 
@@ -27,17 +27,17 @@ Resize = Literal["inference", "release"]
 
 @dataclass(frozen=True)
 class RegionTransform:
-    """The paper's random resized crop of a region and its mask together.
+    """Apply the paper's random resized crop to a region and its mask.
 
     Args:
-        size: side of the regions in pixels; the resolution of the CLIP that is adapted where not given.
-        resize: `inference`: as `crop_regions` makes the regions that CLIP is asked about, bicubic without antialiasing,
-            outside the mask CLIP's mean colour. `release`: bytes by Pillow's bicubic, which antialiases, outside
-            (124, 116, 103). The first is the default: regions are then the same in training and inference, in half the
-            time, and the toy's CLIP learns as much from either (docs/toy.md).
+        size: side of the regions in pixels; defaults to the resolution of the CLIP that is trained.
+        resize: `inference` resizes like `crop_regions`: bicubic without antialiasing, with CLIP's mean colour outside
+            the mask. `release` resizes bytes with Pillow's antialiased bicubic filter and fills with (124, 116, 103).
+            `inference` treats regions alike in training and inference and takes half the time; the toy CLIP learns
+            equally well from both (docs/toy.md).
 
     Raises:
-        InputError: the size is below 1, or there is no such way to resize.
+        InputError: `size` is below 1, or `resize` is neither of the two.
     """
 
     size: int | None = None
@@ -50,19 +50,21 @@ class RegionTransform:
             raise InputError(f"transform.resize is {self.resize!r}; give {' or '.join(get_args(Resize))}")
 
     def augment(self, crop: Tensor, mask: Tensor, size: int) -> tuple[Tensor, Tensor]:
-        """Fill what the mask leaves out and resize a random part of the box; the mask by nearest neighbour.
+        """Fill the area outside the mask, and resize a random part of the box; the mask uses nearest neighbour.
 
         Args:
-            crop: (3, h, w), the box of the mask.
+            crop: (3, h, w) in [0, 1], the box of the mask.
             mask: (1, h, w) bool.
-            size: that of this transform, or of the CLIP.
+            size: side of the result in pixels.
 
         Returns:
-            (3, size, size) and (size, size) bool.
+            The region, (3, size, size), and its mask, (size, size) bool.
         """
         top, left, height, width = RandomResizedCrop.get_params(crop, list(SCALE), list(RATIO))
         rows, columns = slice(top, top + height), slice(left, left + width)
-        if not mask[0, rows, columns].numpy().any():  # of a long thin box the centre alone is taken
+        if (
+            not mask[0, rows, columns].numpy().any()
+        ):  # of a long thin box the crop is the centre, where the mask can be empty
             rows = columns = slice(None)
         window = mask[0, rows, columns]
         if self.resize == "release":
@@ -70,16 +72,16 @@ class RegionTransform:
             filled = torch.where(window, levels, levels.new_tensor(FILL)[:, None, None])
             image = Image.fromarray(filled.permute(1, 2, 0).numpy())
             region = to_tensor(image.resize((size, size), Image.Resampling.BICUBIC))
-        else:  # the colour outside the mask is added at the end, since resizing leaves a colour as it is
+        else:  # the fill colour is added after resizing, which does not change a constant
             fill = torch.tensor(CLIP_MEAN)[:, None, None]
             region = resize_bicubic((crop[:, rows, columns] - fill).mul_(window), size).add_(fill)
         return region, _resize_nearest(window, size)
 
 
 def resize_bicubic(image: Tensor, size: int) -> Tensor:
-    """`F.interpolate(mode="bicubic", antialias=False)` to the last digits, in a third of the time on one core.
+    """Resize like `F.interpolate(mode="bicubic", antialias=False)`, up to rounding, in a third of the time on one core.
 
-    Along one side after the other a pixel is a sum of four, 8 terms in all; torch sums over both sides at once, 16.
+    Resizing one side after the other takes 4 + 4 terms per pixel; torch sums over both sides at once, which takes 16.
 
     Args:
         image: (C, h, w) float32 on the CPU.
@@ -98,18 +100,18 @@ def resize_bicubic(image: Tensor, size: int) -> Tensor:
 
 
 def _weighted_rows(table: Tensor, indices: NDArray[np.int64], weights: NDArray[np.float32]) -> Tensor:
-    """(M, W): each the sum of four rows of a table (N, W), for indices and weights (…, 4) of M rows in all."""
+    """Return (M, W), each row a weighted sum of four rows of `table` (N, W); indices and weights are M × 4 in total."""
     bags, weights_of_bags = (torch.from_numpy(values.reshape(-1, 4)) for values in (indices, weights))
     return F.embedding_bag(bags, table, per_sample_weights=weights_of_bags, mode="sum")
 
 
 def _bicubic_taps(source: int, size: int) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
-    """Four source indices and their weights for each target index: both (size, 4)."""
-    # rounded where torch rounds; in NumPy, which has a fraction of torch's overhead on arrays as small as these
+    """Return four source indices and their weights for each target index, both (size, 4)."""
+    # rounds where torch rounds; NumPy has a fraction of torch's overhead on arrays this small
     position = ((np.arange(size) + 0.5) * _scale(source, size) - 0.5).astype(np.float32).astype(np.float64)
     first = np.floor(position)
-    near = np.stack([position - first, first + 1 - position], axis=1)  # distances of the two pixels beside
-    far, a = near + 1, -0.75  # Keys's kernel
+    near = np.stack([position - first, first + 1 - position], axis=1)  # distances to the two nearest pixels
+    far, a = near + 1, -0.75  # Keys' cubic kernel
     near = ((a + 2) * near - (a + 3)) * near * near + 1
     far = ((a * far - 5 * a) * far + 8 * a) * far - 4 * a
     weights = np.concatenate([far[:, :1], near, far[:, 1:]], axis=1).astype(np.float32)
@@ -118,7 +120,7 @@ def _bicubic_taps(source: int, size: int) -> tuple[NDArray[np.int64], NDArray[np
 
 
 def _resize_nearest(mask: Tensor, size: int) -> Tensor:
-    """`F.interpolate(mode="nearest")` of a bool mask (h, w) to (size, size)."""
+    """Resize a bool mask (h, w) to (size, size) like `F.interpolate(mode="nearest")`."""
     rows, columns = (
         np.minimum((np.arange(size, dtype=np.float32) * _scale(side, size)).astype(np.int64), side - 1)
         for side in mask.shape

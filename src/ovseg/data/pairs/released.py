@@ -1,9 +1,9 @@
-"""Reads the pairs that the authors of OVSeg published: a crop image a pair, and a table of their names.
+"""Read the released pairs of OVSeg: one cropped image per pair, and a table of their nouns.
 
     filepath                          title
     coco_proposal_1cap/000001.png     bicycle
 
-The crops are already filled with one colour outside the region, so that their masks are in them.
+The crops are filled with one colour outside the region, from which the mask can be recovered.
 """
 
 from __future__ import annotations
@@ -26,16 +26,16 @@ FILE, TEXT = "filepath", "title"
 
 
 def read_released(path: Path) -> pa.Table:
-    """Pairs of whole images, in the columns of `SCHEMA`, without run lengths, size, box and scores.
+    """Read the released table into the columns of `SCHEMA`.
 
-    `counts` is empty, see `mask_by_colour`.
+    Size, box and scores are unknown, and `counts` is empty: `mask_by_colour` recovers the masks.
 
     Raises:
-        InputError: the file is no such table, or has no pairs.
+        InputError: the file is not such a table, or has no pairs.
     """
     advice = f"give the folder of a store, or a tab-separated file with the header {FILE!r}, {TEXT!r}"
     try:
-        with path.open("rb") as file:  # by a name such as pairs.csv.gz it would be unpacked
+        with path.open("rb") as file:  # pyarrow would unpack a path such as pairs.csv.gz
             table = pyarrow.csv.read_csv(
                 file,
                 parse_options=pyarrow.csv.ParseOptions(delimiter="\t"),
@@ -46,26 +46,26 @@ def read_released(path: Path) -> pa.Table:
     if missing := [name for name in (FILE, TEXT) if name not in table.column_names]:
         raise InputError(f"{path} has no column {' and no column '.join(map(repr, missing))}; {advice}")
     if not table.num_rows:
-        raise InputError(f"{path} holds no pairs; {advice}")
+        raise InputError(f"{path} contains no pairs; {advice}")
     check_names(table[FILE].to_pylist(), path)
     empty = pc.equal(pc.utf8_trim_whitespace(table[TEXT]), "")
     if pc.any(empty).as_py():
         line = pc.index(empty, True).as_py() + 2  # the header is line 1
-        raise InputError(f"line {line} of {path} has no {TEXT}; delete it or give the region a name")
-    swallowing = pc.match_substring_regex(table[TEXT], r"[\t\r\n]")
-    if pc.any(swallowing).as_py():
-        line = pc.index(swallowing, True).as_py() + 2
-        raise InputError(f"the quote in line {line} of {path} does not end in that line; delete or double it")
-    return _as_stored(table)
+        raise InputError(f"line {line} of {path} has no {TEXT}; delete the line or add a noun")
+    multiline = pc.match_substring_regex(table[TEXT], r"[\t\r\n]")
+    if pc.any(multiline).as_py():
+        line = pc.index(multiline, True).as_py() + 2
+        raise InputError(f"the quote in line {line} of {path} is not closed in that line; delete or double it")
+    return _to_schema(table)
 
 
 def mask_by_colour(crop: Tensor) -> Tensor:
-    """Where a crop, (3, h, w) in [0, 1], is not filled: (h, w) bool."""
+    """Return where a crop, (3, h, w) in [0, 1], differs from the fill colour, (h, w) bool."""
     return ((crop * 255).round() != torch.tensor(FILL)[:, None, None]).any(dim=0)
 
 
-def _as_stored(table: pa.Table) -> pa.Table:
-    """Columns of `SCHEMA`, zero, empty or nan where they are unknown; each crop is an image of its own."""
+def _to_schema(table: pa.Table) -> pa.Table:
+    """Return the columns of `SCHEMA`; unknown values are zero, empty or NaN, and each crop counts as one image."""
     columns = {"image_id": pa.array(range(table.num_rows)), "file_name": table[FILE], "noun": table[TEXT]}
     unknown = {"binary": b"", "double": math.nan}
     for field in SCHEMA:

@@ -1,4 +1,4 @@
-"""The figures that the paper gives of its pairs, and those that tell whether they are any good."""
+"""Statistics of a store: the figures that the paper reports, and quantiles of the scores to judge the pairs by."""
 
 from __future__ import annotations
 
@@ -17,53 +17,62 @@ QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
 
 
 class Statistics(NamedTuple):
-    """Of a whole store; quantiles are those of `QUANTILES`."""
+    """Statistics of a whole store; the lists hold the quantiles of `QUANTILES`."""
 
     pairs: int
     unique_nouns: int
-    images: int  # that have a pair
-    images_without: int  # without a region or noun
-    images_unread: int
-    most_frequent: dict[str, int]  # noun → pairs
-    pairs_an_image: list[float]
+    images: int  # with at least one pair
+    images_without_pairs: int  # images that were read but had no region or noun
+    images_unreadable: int
+    most_frequent: dict[str, int]  # noun → number of pairs
+    pairs_per_image: list[float]
     similarity: list[float]
     margin: list[float]
 
 
 def pair_statistics(path: str | Path, most_frequent: int = 20) -> Statistics:
-    """Figures of a store, from its small columns."""
+    """Compute the statistics of a store without reading its masks.
+
+    Args:
+        path: the folder of the store, or the released table.
+        most_frequent: number of nouns to list.
+
+    Raises:
+        InputError: see `read_pairs`.
+    """
     table = read_columns(path, ["image_id", "noun", "similarity", "margin"])
-    nouns, an_image = (Counter(table[name].to_pylist()) for name in ("noun", "image_id"))
+    pairs_of_noun, pairs_of_image = (Counter(table[name].to_pylist()) for name in ("noun", "image_id"))
     logs = read_logs(Path(path))
-    unread = sum(len(log.faults) for log in logs)
+    unreadable = sum(len(log.faults) for log in logs)
+    without_pairs = sum(log.images for log in logs) - unreadable - len(pairs_of_image)
     return Statistics(
         pairs=table.num_rows,
-        unique_nouns=len(nouns),
-        images=len(an_image),
-        images_without=sum(log.images for log in logs) - unread - len(an_image) if logs else 0,  # a table has none
-        images_unread=unread,
-        most_frequent=dict(nouns.most_common(most_frequent)),
-        pairs_an_image=_quantiles(pa.array(an_image.values())),
+        unique_nouns=len(pairs_of_noun),
+        images=len(pairs_of_image),
+        images_without_pairs=without_pairs if logs else 0,  # the released table has no logs
+        images_unreadable=unreadable,
+        most_frequent=dict(pairs_of_noun.most_common(most_frequent)),
+        pairs_per_image=_quantiles(pa.array(pairs_of_image.values())),
         similarity=_quantiles(table["similarity"]),
         margin=_quantiles(table["margin"]),
     )
 
 
 def describe(path: str | Path, most_frequent: int = 20) -> list[str]:
-    """The same as lines to print."""
-    found = pair_statistics(path, most_frequent)
-    nouns = ", ".join(f"{noun} {count:,}" for noun, count in found.most_frequent.items())
-    share = "  ".join(f"{quantile:>6.0%}" for quantile in QUANTILES)
-    scores = {"similarity": found.similarity, "margin": found.margin}
-    known = {name: values for name, values in scores.items() if not math.isnan(values[0])}  # published pairs have none
+    """Return the lines that `ovseg pairs stats` prints; arguments and errors are those of `pair_statistics`."""
+    stats = pair_statistics(path, most_frequent)
+    nouns = ", ".join(f"{noun} {count:,}" for noun, count in stats.most_frequent.items())
+    header = "  ".join(f"{quantile:>6.0%}" for quantile in QUANTILES)
+    scores = {"similarity": stats.similarity, "margin": stats.margin}
+    known = {name: values for name, values in scores.items() if not math.isnan(values[0])}  # released pairs have none
     return [
-        f"{found.pairs:,} pairs of {found.unique_nouns:,} unique nouns in {found.images:,} images "
-        f"({found.pairs / found.images:.1f} an image)",
-        f"{found.images_without:,} images without a pair, {found.images_unread:,} that could not be read",
+        f"{stats.pairs:,} pairs of {stats.unique_nouns:,} unique nouns in {stats.images:,} images "
+        f"({stats.pairs / stats.images:.1f} per image)",
+        f"{stats.images_without_pairs:,} images without pairs, {stats.images_unreadable:,} unreadable images",
         f"most frequent: {nouns}",
-        f"{'quantile':16}{share}",
+        f"{'quantile':16}{header}",
         *(f"{name:16}" + "  ".join(f"{value:6.3f}" for value in values) for name, values in known.items()),
-        f"{'pairs an image':16}" + "  ".join(f"{value:6.0f}" for value in found.pairs_an_image),
+        f"{'pairs per image':16}" + "  ".join(f"{value:6.0f}" for value in stats.pairs_per_image),
     ]
 
 

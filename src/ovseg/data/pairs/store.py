@@ -1,12 +1,12 @@
-"""Writes a store of pairs shard by shard, so that whoever is killed at any moment can go on.
+"""Write a store of pairs shard by shard, so that a run killed at any moment can resume.
 
-    store.json             how many shards there will be, where the images are, and the settings; written first
-    pairs-00000.parquet …  a shard each; its metadata say how many images it is of, which of them could not be read, and
-                           the settings once more
-    log.txt                images that could not be read, when all shards are there
-    pairs.0f3a….arrow      a copy that readers share, see `ovseg.data.pairs.mapped`; may be deleted
+    store.json             the number of shards, the image folder and the settings; written first
+    pairs-00000.parquet …  one file per shard; its metadata repeat the settings and record how many images the shard has
+                           and which of them could not be read
+    log.txt                the images that could not be read; written when all shards are complete
+    pairs.0f3a….arrow      a copy that readers share, see `ovseg.data.pairs.mapped`; can be deleted
 
-Every file appears as a whole or not at all.
+Every file is written atomically.
 """
 
 from __future__ import annotations
@@ -27,82 +27,88 @@ from ovseg.structures import InputError, RegionTextPair
 
 SCHEMA_VERSION = 2
 STORE, LOG = "store.json", "log.txt"
-SHARD_PAIRS = 20_000  # of `write_pairs`
-MAX_SHARDS = 10_000_000  # a damaged store.json must not keep its reader busy for ever
-ROW_GROUP_PAIRS = 1_000  # masks can be read in such portions
-_SHOWN = 60  # characters of a setting that a message spells out
+SHARD_PAIRS = 20_000  # pairs per shard of `write_pairs`
+MAX_SHARDS = 10_000_000  # keeps readers of a damaged store.json from looping forever
+ROW_GROUP_PAIRS = 1_000  # pairs whose masks are read together
+_MAX_VALUE = 60  # characters; longer values of settings are left out of messages
 
 Settings = Mapping[str, str | int | float | bool | None]
 
 
 class ShardLog(NamedTuple):
-    """What became of the images of a shard."""
+    """The images of a shard."""
 
-    images: int
-    faults: list[str]  # a sentence for each image that could not be read
+    images: int  # including those that could not be read
+    faults: list[str]  # one sentence per image that could not be read
 
 
 class PairStore:
-    """A store that is being written, by one process or many, for the first time or once more.
+    """Write a new store or resume an incomplete one, from one process or several.
 
     Args:
-        folder: made by `begin` if missing.
-        settings: all that the pairs depend on.
-        images: where the images are, for those who look at the pairs; they may move.
+        folder: the store; `begin` creates it.
+        settings: everything that the pairs depend on.
+        images: the image folder, recorded for `ovseg pairs show`.
 
     Raises:
-        InputError: the folder holds pairs of other settings, or of another version of ovseg.
+        InputError: the folder contains pairs with different settings, or of another version of ovseg.
     """
 
     def __init__(self, folder: str | Path, settings: Settings, images: Path | None = None) -> None:
         self.folder, self.settings = Path(folder), dict(settings)
         self.images = None if images is None else str(images.resolve())
-        if (begun := read_begun(self.folder)) is None:
+        if (manifest := read_manifest(self.folder)) is None:
             if _shard_files(self.folder):
                 raise InputError(
-                    f"{self.folder} holds pairs of an older version of ovseg; delete the folder or choose another --out"
+                    f"{self.folder} contains pairs of an older version of ovseg; delete the folder or choose another "
+                    "--out"
                 )
-        elif differences := _differences(begun["settings"], json.loads(json.dumps(self.settings))):
+        elif differences := _differences(manifest["settings"], json.loads(json.dumps(self.settings))):
             raise InputError(
-                f"{self.folder} already holds pairs of other settings: {', '.join(differences)}; "
-                "choose another --out, go on with the settings it was begun with, or delete the folder"
+                f"{self.folder} already contains pairs with different settings: {', '.join(differences)}; "
+                "choose another --out, resume with the original settings, or delete the folder"
             )
 
     @property
     def complete(self) -> bool:
+        """Whether all shards are written."""
         return self.missing() == []
 
     def missing(self) -> list[int] | None:
-        """The shards that are still to come; None before the store is begun."""
-        begun = read_begun(self.folder)
-        return None if begun is None else missing_shards(self.folder, begun["shards"])
+        """Return the indices of the shards not yet written, None before `begin`."""
+        manifest = read_manifest(self.folder)
+        return None if manifest is None else missing_shards(self.folder, manifest["shards"])
 
-    def leave_mark(self) -> str:
-        """The name of a new file, by which other processes tell whether they write to the same folder."""
-        name = f".{uuid4().hex}.tmp"  # a name never asked for is in no cache of a network's file system
+    def create_marker(self) -> str:
+        """Create a file by which other processes check that they see the same folder, and return its name."""
+        name = f".{uuid4().hex}.tmp"  # a new name, which no network file system has cached as missing
         self._write(name, b"")
         return name
 
     def begin(self, shards: int) -> list[int]:
-        """Say how many shards there will be; one process does, before any writes.
+        """Record the number of shards; one process calls this before any process writes.
 
         Returns:
-            The shards that are still to be written.
+            The indices of the shards not yet written.
 
         Raises:
-            InputError: the folder cannot be written, or was begun with another number.
+            InputError: the folder cannot be written, or its store has another number of shards.
         """
-        begun = read_begun(self.folder)
-        if begun is None:
-            about = {"ovseg_schema": SCHEMA_VERSION, "shards": shards, "images": self.images}
-            content = {**about, "settings": self.settings}
+        manifest = read_manifest(self.folder)
+        if manifest is None:
+            content = {
+                "ovseg_schema": SCHEMA_VERSION,
+                "shards": shards,
+                "images": self.images,
+                "settings": self.settings,
+            }
             self._write(STORE, json.dumps(content, indent=2).encode() + b"\n")
-        elif begun["shards"] != shards:
+        elif manifest["shards"] != shards:
             raise InputError(
-                f"{self.folder} was begun with {begun['shards']} shards and would now have {shards}: the images or "
+                f"{self.folder} was begun with {manifest['shards']} shards and would now have {shards}: the images or "
                 "captions have changed; choose another --out, or delete the folder"
             )
-        for leftover in self.folder.glob(".*.tmp"):  # of a process that was killed
+        for leftover in self.folder.glob(".*.tmp"):  # of killed processes
             leftover.unlink()
         return missing_shards(self.folder, shards)
 
@@ -110,25 +116,28 @@ class PairStore:
         """Write a shard.
 
         Raises:
-            InputError: there is no room on the disk, or no permission.
+            InputError: the disk is full, or the folder is not writable.
             ValueError: the mask of a pair is empty.
         """
-        about = {"ovseg_log": json.dumps(log._asdict()), "ovseg_settings": json.dumps(self.settings)}
-        metadata = {"ovseg_schema": str(SCHEMA_VERSION), **about}
+        metadata = {
+            "ovseg_schema": str(SCHEMA_VERSION),
+            "ovseg_log": json.dumps(log._asdict()),
+            "ovseg_settings": json.dumps(self.settings),
+        }
         table = to_table(pairs).cast(SCHEMA.with_metadata(metadata))
         content = io.BytesIO()
         pq.write_table(table, content, compression="zstd", row_group_size=ROW_GROUP_PAIRS)
         self._write(shard_name(shard), content.getbuffer())
 
     def finish(self) -> list[str]:
-        """Write the log of a complete store and return its lines, a sentence for each image that could not be read."""
+        """Write the log of a complete store, and return its lines: one sentence per image that could not be read."""
         lines = [fault for log in read_logs(self.folder) for fault in log.faults]
         if lines:
             self._write(LOG, "".join(f"{line}\n" for line in lines).encode())
         return lines
 
     def _write(self, name: str, content: bytes | memoryview) -> None:
-        """Write a file as a whole or not at all, whatever happens to the process or the machine."""
+        """Write a file atomically, even if the process is killed or the machine fails."""
         partial = self.folder / f".{name}.tmp"
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
@@ -140,21 +149,25 @@ class PairStore:
         except OSError as error:
             partial.unlink(missing_ok=True)
             raise InputError(
-                f"{self.folder / name} cannot be written ({error.strerror}); make room or correct the path, and run "
-                "the same command again: it goes on after the shards that are there"
+                f"{self.folder / name} cannot be written ({error.strerror}); free disk space or correct the path, and "
+                "rerun the same command to write the missing shards"
             ) from error
 
 
 def write_pairs(path: str | Path, pairs: Iterable[RegionTextPair], provenance: Settings | None = None) -> None:
-    """A new store of these pairs.
+    """Write pairs to a new store.
+
+    Args:
+        path: the folder of the store.
+        provenance: settings to record, available as `Pairs.provenance`.
 
     Raises:
-        InputError: the folder holds a store already, finished or not, or cannot be written.
+        InputError: the folder already contains a complete or incomplete store, or cannot be written.
         ValueError: the mask of a pair is empty.
     """
     path = Path(path)
     if (path / STORE).exists() or _shard_files(path):
-        raise InputError(f"{path} already holds pairs; choose another folder or delete it")
+        raise InputError(f"{path} already contains pairs; choose another folder or delete it")
     pairs = list(pairs)
     store = PairStore(path, provenance or {})
     for shard in store.begin(max(-(-len(pairs) // SHARD_PAIRS), 1)):
@@ -162,11 +175,11 @@ def write_pairs(path: str | Path, pairs: Iterable[RegionTextPair], provenance: S
         store.write(shard, part, ShardLog(len({pair.image_id for pair in part}), []))
 
 
-def read_begun(folder: Path) -> dict[str, Any] | None:
-    """What `store.json` says, None where there is none.
+def read_manifest(folder: Path) -> dict[str, Any] | None:
+    """Return the content of `store.json`, None if there is no such file.
 
     Raises:
-        InputError: it cannot be read, or another version of ovseg wrote it.
+        InputError: the file cannot be read, or another version of ovseg wrote it.
     """
     try:
         content: dict[str, Any] = json.loads((folder / STORE).read_text(encoding="utf-8"))
@@ -177,40 +190,44 @@ def read_begun(folder: Path) -> dict[str, Any] | None:
         raise InputError(f"{folder / STORE} cannot be read ({error}); delete {folder} and mine again") from error
     if version != SCHEMA_VERSION:
         raise InputError(
-            f"{folder} does not hold pairs as this version writes them (schema {version}, not {SCHEMA_VERSION}); "
+            f"{folder} does not contain pairs in this version's format (schema {version}, not {SCHEMA_VERSION}); "
             "choose another folder"
         )
     shards = content.get("shards")
     if not isinstance(shards, int) or not 0 <= shards <= MAX_SHARDS:
-        raise InputError(f"{folder / STORE} gives {shards!r} as the number of shards; delete {folder} and mine again")
+        raise InputError(
+            f"{folder / STORE} has an invalid number of shards, {shards!r}; delete {folder} and mine again"
+        )
     return content
 
 
 def read_logs(folder: Path) -> list[ShardLog]:
-    """What became of the images of each shard.
+    """Return the logs of the shards in a folder, in order.
 
     Raises:
-        InputError: a file cannot be read or is no shard.
+        InputError: a file cannot be read or is not a shard.
     """
     return [_read_log(shard) for shard in _shard_files(folder)]
 
 
 def shard_name(shard: int) -> str:
-    """File name of a shard."""
+    """Return the file name of a shard."""
     return f"pairs-{shard:05d}.parquet"
 
 
 def missing_shards(folder: Path, shards: int) -> list[int]:
-    """Which of so many shards are not there."""
-    there = {file.name for file in _shard_files(folder)}
-    return [shard for shard in range(shards) if shard_name(shard) not in there]
+    """Return the indices below `shards` whose file is missing."""
+    names = {file.name for file in _shard_files(folder)}
+    return [shard for shard in range(shards) if shard_name(shard) not in names]
 
 
 def _read_log(shard: Path) -> ShardLog:
     try:
         return ShardLog(**json.loads(pq.read_schema(shard).metadata[b"ovseg_log"]))
     except (pa.ArrowException, OSError, LookupError, TypeError, ValueError) as error:
-        raise InputError(f"{shard} cannot be read ({error}); delete it and run the same `ovseg mine` again") from error
+        raise InputError(
+            f"{shard} cannot be read ({error}); delete it and rerun the same `ovseg mine` command"
+        ) from error
 
 
 def _shard_files(folder: Path) -> list[Path]:
@@ -218,10 +235,10 @@ def _shard_files(folder: Path) -> list[Path]:
 
 
 def _differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
-    """A phrase for each setting that is not the same; hashes and lists say nothing to a reader."""
+    """Return a phrase per changed setting; long values such as hashes and lists are left out."""
     changed = [name for name in {**before, **now} if before.get(name) != now.get(name)]
     values = {name: (str(before.get(name)), str(now.get(name))) for name in changed}
     return [
-        f"{name} is another" if max(map(len, pair)) > _SHOWN else f"{name} was {pair[0]} and is now {pair[1]}"
+        f"{name} has changed" if max(map(len, pair)) > _MAX_VALUE else f"{name} was {pair[0]} and is now {pair[1]}"
         for name, pair in values.items()
     ]

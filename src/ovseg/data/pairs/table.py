@@ -1,4 +1,4 @@
-"""Pairs as rows of a table."""
+"""The columns of a store, and pairs as rows of an Arrow table."""
 
 from __future__ import annotations
 
@@ -30,13 +30,13 @@ SCHEMA = pa.schema(
 
 
 class Pairs(Sequence[RegionTextPair]):
-    """Rows of a table, made into `RegionTextPair` when asked for; no selection copies the table.
+    """A sequence of `RegionTextPair`s over the rows of a table; selections do not copy the table.
 
     Args:
-        table: columns as in `SCHEMA`.
-        provenance: what the writer said of their making.
-        indices: the rows that are meant, all where not given.
-        reopen: gives the table in another process, without which it is sent there as a whole.
+        table: has the columns of `SCHEMA`.
+        provenance: the settings that the pairs were made with.
+        indices: the selected rows, all by default.
+        reopen: returns the table when the pairs are unpickled in another process; without it the table is pickled.
     """
 
     def __init__(
@@ -68,42 +68,42 @@ class Pairs(Sequence[RegionTextPair]):
             return self.take(np.arange(len(self))[index])
         row = range(len(self))[index]
         row = row if self._indices is None else int(self._indices[row])
-        # not a slice of the table, which looks through all batches of every column
+        # slicing the table instead would search all batches of every column
         batch = bisect_right(self._starts, row) - 1
         return to_pair(self._batches[batch].slice(row - self._starts[batch], 1).to_pylist()[0])
 
     def column(self, name: str) -> pa.ChunkedArray:
-        """The values of one column."""
+        """Return the values of one column."""
         column = self._table[name]
         return column if self._indices is None else column.take(pa.array(self._indices))
 
     def take(self, indices: NDArray[np.int64]) -> Pairs:
-        """The pairs at these indices."""
+        """Return the pairs at these indices."""
         rows = indices if self._indices is None else self._indices[indices]
         return Pairs(self._table, self.provenance, rows, self._reopen)
 
     def filter(self, min_similarity: float | None = None, max_per_noun: int | None = None) -> Pairs:
-        """Pairs at least so similar, of each noun at most so many, the most similar; their order stays."""
+        """Return the pairs of at least `min_similarity`, and of each noun the `max_per_noun` most similar, in order."""
         if min_similarity is None and max_per_noun is None:
             return self
         similarity = self.column("similarity").to_numpy()
-        keep = np.arange(len(self))
+        rows = np.arange(len(self))
         if min_similarity is not None:
-            keep = keep[similarity[keep] >= min_similarity]
+            rows = rows[similarity[rows] >= min_similarity]
         if max_per_noun is not None:
-            nouns = _codes(self.column("noun"))[keep]
-            order = np.lexsort((-similarity[keep], nouns))
+            nouns = _codes(self.column("noun"))[rows]
+            order = np.lexsort((-similarity[rows], nouns))
             counts = np.bincount(nouns)
-            rank = np.arange(len(keep)) - np.repeat(counts.cumsum() - counts, counts)  # of each pair within its noun
-            keep = np.sort(keep[order[rank < max_per_noun]])
-        return self.take(keep)
+            rank = np.arange(len(rows)) - np.repeat(counts.cumsum() - counts, counts)  # of each pair within its noun
+            rows = np.sort(rows[order[rank < max_per_noun]])
+        return self.take(rows)
 
     def nouns(self) -> list[str]:
-        """All that occur, each once, sorted."""
+        """Return the distinct nouns, sorted."""
         return sorted(self.column("noun").unique().to_pylist())
 
     def image_indices(self) -> Tensor:
-        """(N,) int64: pairs of the same image have the same number, from 0."""
+        """Return (N,) int64, the same index for pairs of the same image, counted from 0."""
         return torch.from_numpy(_codes(self.column("file_name")))
 
 
@@ -114,13 +114,13 @@ def _reopened(
 
 
 def _codes(column: pa.ChunkedArray) -> NDArray[np.int64]:
-    """Equal words have equal numbers, from 0 in the order of their first place."""
+    """Return an index per value: equal values share one, numbered from 0 in order of first occurrence."""
     codes: NDArray[np.int64] = column.combine_chunks().dictionary_encode().indices.to_numpy().astype(np.int64)
     return codes
 
 
 def to_table(pairs: Iterable[RegionTextPair]) -> pa.Table:
-    """Columns of `SCHEMA`.
+    """Build a table with the columns of `SCHEMA`.
 
     Raises:
         ValueError: the mask of a pair is empty.
@@ -137,7 +137,7 @@ def to_table(pairs: Iterable[RegionTextPair]) -> pa.Table:
 
 
 def to_pair(row: dict[str, Any]) -> RegionTextPair:
-    """The pair of a row of `to_table`."""
+    """Return the pair of one row of `to_table`."""
     row = dict(row)
     row["size"] = (row.pop("height"), row.pop("width"))
     row["box"] = (row.pop("x0"), row.pop("y0"), row.pop("x1"), row.pop("y1"))
