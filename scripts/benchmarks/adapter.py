@@ -1,4 +1,4 @@
-"""Steps of adapter training: ours, and the same written plainly with open_clip, as its users do."""
+"""Time steps of adapter training against the same training written directly with open_clip."""
 
 from __future__ import annotations
 
@@ -31,17 +31,17 @@ def adapter(
     device: str = "cpu",
     precision: str = "32-true",
 ) -> None:
-    """Seconds of a step of fine-tuning with the text tower in every step and with every noun's features kept.
+    """Time a step of fine-tuning that runs the text tower every time, and one that caches every noun's features.
 
-    FLOPs are of the matrix products of forward and backward. The pixels are random; reading images is not measured.
+    FLOPs count the matrix products of forward and backward pass. Pixels are random; reading images is not measured.
 
     Args:
-        model: a name of open_clip, with random weights, or `toy`.
-        batch_size: regions a step.
-        steps: that are timed, after as many that warm up.
-        threads: of the processor.
+        model: an open_clip name, with random weights, or `toy`.
+        batch_size: regions per step.
+        steps: number of timed steps; as many precede them as warm-up.
+        threads: CPU threads.
         device: cpu or cuda.
-        precision: 32-true, or bf16-mixed or 16-mixed on a GPU.
+        precision: 32-true; on a GPU also bf16-mixed or 16-mixed.
     """
     torch.set_num_threads(threads)
     clip = CLIPAdapter(model)
@@ -61,7 +61,7 @@ def adapter(
 
 
 def make_batches(size: int, batch_size: int, steps: int) -> list[RegionTextBatch]:
-    """Random regions with names of COCO-Stuff, few of them twice in a batch."""
+    """Make batches of random regions with names of COCO-Stuff, few of which repeat within a batch."""
     names = read_vocabulary("coco_stuff_171").names
     generator = torch.Generator().manual_seed(0)
     batches = []
@@ -77,7 +77,7 @@ def make_batches(size: int, batch_size: int, steps: int) -> list[RegionTextBatch
 def plain_step(
     adapter: CLIPAdapter, batches: list[RegionTextBatch], device: str, precision: str
 ) -> Callable[[int], None]:
-    """Fine-tuning with the text tower locked; tokens are made beforehand, as a loader would."""
+    """Return a step of fine-tuning with a frozen text tower; texts are tokenised beforehand, as by a loader."""
     clip: Any = adapter.clip
     clip.visual = clip.visual.visual  # open_clip's own again
     clip.requires_grad_(False)
@@ -105,7 +105,7 @@ def plain_step(
 
 
 def train(task: AdapterTask, batches: list[RegionTextBatch], device: str, precision: str) -> Watch:
-    """Run Lightning's Trainer, as `ovseg fit` does: an epoch to warm up, one that is timed, a step that is counted."""
+    """Run Lightning's Trainer as `ovseg fit` does: a warm-up epoch, a timed one, and a step for counting FLOPs."""
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
     watch = Watch()
     trainer = L.Trainer(
@@ -124,7 +124,7 @@ def train(task: AdapterTask, batches: list[RegionTextBatch], device: str, precis
 
 
 class Watch(L.Callback):
-    """Seconds of the second epoch, FLOPs of the first step after it."""
+    """Record the seconds of the second epoch and the FLOPs of the first step after it."""
 
     def __init__(self) -> None:
         self.started = self.seconds = 0.0

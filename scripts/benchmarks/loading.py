@@ -1,4 +1,4 @@
-"""Reading region-text pairs for adapter training: as it is, and as it was; and the memory of processes that read."""
+"""Time reading region-text pairs for adapter training now and before, and measure the memory of readers."""
 
 from __future__ import annotations
 
@@ -45,21 +45,21 @@ def loading(
     store: Path | None = None,
     image_folder: Path | None = None,
 ) -> None:
-    """Seconds of the processor to read the regions of an epoch, ready for CLIP.
+    """Measure the CPU time for reading the regions of an epoch, ready for CLIP.
 
-    The images are noise of many scales, 480 x 640, JPEG of quality 95: 160 KB each, as COCO's are. The masks are
-    ellipses with ragged borders, a tenth to nine tenths of the image in width and height. Before, each pair was drawn
-    and its image decoded on its own, run lengths decoded over the whole image, and regions resized by torchvision.
+    Images are multi-scale noise, 480 x 640, as JPEG of quality 95: 160 KB each, like COCO's. Masks are ellipses with
+    ragged borders, a tenth to nine tenths of the image in each direction. Before, each pair was drawn independently and
+    decoded its own image, run lengths were decoded over the whole image, and torchvision resized the regions.
 
     Args:
-        images: how many.
-        pairs_an_image: regions of each on average, one table for each number; 3.7 is one caption an image, 11 all.
+        images: number of images.
+        pairs_an_image: mean number of regions per image, one table each; 3.7 is one caption per image, 11 all captions.
         size: side of the regions.
-        batch_size: regions a batch.
-        workers: processes that read; none in place of this one.
-        threads: of the processor.
-        store: real pairs in place of these.
-        image_folder: what the names in the store are relative to.
+        batch_size: regions per batch.
+        workers: processes that read; 0 reads in this process.
+        threads: CPU threads.
+        store: real pairs to use instead.
+        image_folder: folder that the names in the store are relative to.
     """
     torch.set_num_threads(threads)
     if store is not None and image_folder is not None:
@@ -74,7 +74,7 @@ def loading(
 
 
 def compare(store: Path, images: Path, size: int, batch_size: int, workers: int, title: str) -> None:
-    """Print the table of one store, and whether the regions are the same."""
+    """Print the table for one store, and how far the regions differ."""
     transform, pairs = RegionTransform(size), read_pairs(store)
     data = RegionTextDataModule(store, images, transform, total_batch_size=batch_size, num_workers=workers)
     single = RegionTextDataModule(
@@ -88,7 +88,7 @@ def compare(store: Path, images: Path, size: int, batch_size: int, workers: int,
         "each pair drawn on its own": single.train_dataloader(),
         "pairs of an image together": data.train_dataloader(),
     }
-    for loader in loaders.values():  # workers are started, files are in the page cache
+    for loader in loaders.values():  # starts the workers and fills the page cache
         list(loader)
     measured = {name: sum(batches) for name, batches in batch_seconds(loaders, workers).items()}
     number = len(pairs) // batch_size * batch_size
@@ -100,7 +100,7 @@ def compare(store: Path, images: Path, size: int, batch_size: int, workers: int,
 
 
 def batch_seconds(loaders: dict[str, ResumableLoader], workers: int) -> dict[str, list[float]]:
-    """Best of five of each batch of an epoch; of the processor, so that other work of the machine counts less."""
+    """Time each batch of an epoch, best of five; in CPU time, which other work on the machine affects less."""
     clock = time.perf_counter if workers else time.process_time
     best = {name: [float("inf")] * len(loader) for name, loader in loaders.items()}
     for _ in range(5):
@@ -115,7 +115,7 @@ def batch_seconds(loaders: dict[str, ResumableLoader], workers: int) -> dict[str
 
 
 class PlainRegions(torch.utils.data.Dataset[RegionText]):
-    """What `RegionTexts` gives, without its haste."""
+    """Yield what `RegionTexts` does, without its optimisations."""
 
     def __init__(self, pairs: Pairs, images: Path, size: int) -> None:
         self.pairs, self.images, self.size = pairs, images, size
@@ -141,13 +141,13 @@ class PlainRegions(torch.utils.data.Dataset[RegionText]):
 
 
 def join_regions(samples: list[RegionText]) -> RegionTextBatch:
-    """One batch of samples."""
+    """Collate samples into a batch."""
     regions, masks, texts, ids = zip(*samples, strict=True)
     return RegionTextBatch(torch.stack(regions), torch.stack(masks), list(texts), torch.tensor(ids))
 
 
 def write_images(folder: Path, images: int, pairs_an_image: float) -> list[RegionTextPair]:
-    """JPEG files, and their pairs."""
+    """Write JPEG files and return their pairs."""
     pairs: list[RegionTextPair] = []
     for number in range(images):
         generator = torch.Generator().manual_seed(number)
@@ -159,7 +159,7 @@ def write_images(folder: Path, images: int, pairs_an_image: float) -> list[Regio
 
 
 def picture(generator: torch.Generator) -> Image.Image:
-    """Noise of many scales."""
+    """Draw multi-scale noise."""
     pixels = 3 * torch.randn(3, *COCO_SIZE, generator=generator) + 128
     for rows, contrast in ((4, 60), (16, 40), (64, 25), (240, 12)):
         noise = torch.randn(1, 3, rows, rows * 4 // 3, generator=generator)
@@ -168,7 +168,7 @@ def picture(generator: torch.Generator) -> Image.Image:
 
 
 def region(generator: torch.Generator, image: int, name: str, noun: str) -> RegionTextPair:
-    """A pair whose mask is a ragged ellipse."""
+    """Make a pair whose mask is an ellipse with a ragged border."""
     height, width = COCO_SIZE
     sides = (0.1 + 0.8 * torch.rand(2, generator=generator)) * torch.tensor(COCO_SIZE)
     top, left = ((torch.tensor(COCO_SIZE) - sides) * torch.rand(2, generator=generator)).tolist()
@@ -183,15 +183,15 @@ def region(generator: torch.Generator, image: int, name: str, noun: str) -> Regi
 def loading_memory(
     pairs: int = 1_300_000, workers: tuple[int, ...] = (1, 4), read: int = 200_000, start: str = "fork"
 ) -> None:
-    """Memory of this process and its workers when they have read many pairs, mapped and as one table in memory.
+    """Measure the memory of this process and its workers after reading many pairs, mapped and as one table in memory.
 
-    Images are not read. *Own* is what a process shares with no other; *in all* counts what is shared once.
+    Images are not read. *Own* is what a process shares with no other; *in all* counts shared memory once.
 
     Args:
-        pairs: in the store, each with the run lengths of a mask of 480 x 640.
-        workers: how many, one line for each number.
-        read: pairs that are read in all before memory is looked at.
-        start: how workers are started: `fork`, or `forkserver`, which Python 3.14 does.
+        pairs: size of the store; each pair has the run lengths of a 480 x 640 mask.
+        workers: numbers of workers, one line each.
+        read: pairs to read in all before memory is measured.
+        start: start method of workers: `fork`, or `forkserver` as in Python 3.14.
     """
     with tempfile.TemporaryDirectory() as folder:
         store = Path(folder)
@@ -230,14 +230,14 @@ def measure(name: str, open_pairs: Callable[[Path], Pairs], store: Path, workers
 
 
 class OnlyPairs(RegionTexts):
-    """Reads the pairs, and how long their run lengths are."""
+    """Read the pairs and return the lengths of their run lengths."""
 
     def __getitems__(self, keys: list[int]) -> list[Any]:
         return [len(self.pairs[key % len(self)].counts) for key in keys]
 
 
 def read_whole(store: Path) -> Pairs:
-    """All pairs as one table, a copy of which was made for want of a filter."""
+    """Read all pairs as one table and copy it, as the code did before."""
     table = pa.concat_tables(pq.read_table(shard) for shard in sorted(store.glob("*.parquet"))).combine_chunks()
     table = table.take(pa.array(range(table.num_rows)))
     pa.default_memory_pool().release_unused()
@@ -245,7 +245,7 @@ def read_whole(store: Path) -> Pairs:
 
 
 def write_many(folder: Path, pairs: int) -> int:
-    """A store of one shard under many names; returns the mean length of run lengths."""
+    """Write a store of one shard under many names; return the mean length of run lengths."""
     generator = torch.Generator().manual_seed(0)
     masks = [region(generator, 0, "", "") for _ in range(200)]
     shard = [
@@ -265,7 +265,7 @@ def write_many(folder: Path, pairs: int) -> int:
 
 
 def memory(pid: int | None) -> tuple[float, float]:
-    """What only this process has, and its part of what is shared, both in MiB."""
+    """Return a process's private memory and its share of shared memory, both in MiB."""
     lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()[1:]
     kilobytes = {line.partition(":")[0]: int(line.split()[1]) for line in lines}
     return (kilobytes["Private_Clean"] + kilobytes["Private_Dirty"]) / 1024, kilobytes["Pss"] / 1024

@@ -1,4 +1,4 @@
-"""Mining: ours, and the straightforward form of one image and one crop at a time; and its memory over many images."""
+"""Time mining against the naive form, one image and one crop at a time, and measure its memory over many images."""
 
 from __future__ import annotations
 
@@ -41,19 +41,19 @@ def mining(
     device: str = "cpu",
     precision: str = "32-true",
 ) -> None:
-    """Seconds to mine scenes of the toy world, files read and pairs written, nouns extracted beforehand.
+    """Time mining toy scenes, including reading files and writing pairs; nouns are extracted beforehand.
 
-    FLOPs are of the matrix products and convolutions of one batch.
+    FLOPs count the matrix products and convolutions of one batch.
 
     Args:
-        model: a name of open_clip, with random weights, or `toy`.
+        model: an open_clip name, with random weights, or `toy`.
         proposals: see `ovseg.tasks.MiningTask`.
-        images: how many.
-        batch_size: images a batch of ours.
-        short_side: of the images that the proposals see.
-        threads: of the processor.
+        images: number of images.
+        batch_size: images per batch of ours.
+        short_side: of the images as the proposal network sees them.
+        threads: CPU threads.
         device: cpu or cuda.
-        precision: of ours; 32-true is that of the other form.
+        precision: of ours; the naive form uses 32-true.
     """
     torch.set_num_threads(threads)
     _quieten()
@@ -72,7 +72,7 @@ def mining(
         batch = _to(next(iter(data.predict_dataloader())), device)
         flops = []
         for form in (lambda: [pair for one in _singly(batch) for pair in plain(task, one)], lambda: ours(task, batch)):
-            with FlopCounterMode(display=False) as counter:  # warms up, too
+            with FlopCounterMode(display=False) as counter:  # also warms up
                 form()
             flops.append(counter.get_total_flops() / len(batch.images) / 1e9)
 
@@ -98,12 +98,12 @@ def mining(
 
 
 def mining_memory(images: int = 10_000, side: int = 64, threads: int = 2) -> None:
-    """Memory of the process while it mines many small images with the toy world's CLIP, in a line each tenth.
+    """Print the memory of the process at each tenth of mining many small images with the toy world's CLIP.
 
     Args:
-        images: how many; each has its own noun, so that nothing that is kept for nouns is hidden.
+        images: number of images; each has its own noun, so that caches of nouns show.
         side: of the images in pixels.
-        threads: of the processor.
+        threads: CPU threads.
     """
     torch.set_num_threads(threads)
     _quieten()
@@ -121,13 +121,13 @@ def mining_memory(images: int = 10_000, side: int = 64, threads: int = 2) -> Non
 
 @torch.no_grad()
 def ours(task: MiningTask, batch: CaptionBatch) -> list[RegionTextPair]:
-    """A batch without the Trainer."""
+    """Mine a batch without the Trainer."""
     return task.predict_step(batch, 0)
 
 
 @torch.no_grad()
 def plain(task: MiningTask, batch: CaptionBatch) -> list[RegionTextPair]:
-    """The pairs of one image, each crop and each noun on its own."""
+    """Mine the pairs of one image, one crop and one noun at a time."""
     clip, image, size = task.clip, batch.images[0], batch.sizes[0]
     logits = task.proposer([image])[-1].mask_logits[0]  # type: ignore[misc]
     probs = F.interpolate(mask_probabilities(logits, image.shape[1:])[None], size, mode="bilinear")[0]
@@ -153,7 +153,7 @@ def plain(task: MiningTask, batch: CaptionBatch) -> list[RegionTextPair]:
 
 
 class Memory(Callback):
-    """Prints the resident memory of the process each tenth of the way."""
+    """Print the resident memory of the process at each tenth of the way."""
 
     def __init__(self, images: int) -> None:
         self.images, self.done, self.shown = images, 0, 0
@@ -167,7 +167,7 @@ class Memory(Callback):
 
 
 def _write_many(root: Path, images: int, side: int) -> None:
-    """Images of one colour each, with a caption and two masks as run lengths."""
+    """Write single-colour images, each with a caption and two masks as run lengths."""
     (root / "images").mkdir()
     listed, captions, masks = [], [], []
     for number in range(images):

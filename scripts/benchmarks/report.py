@@ -14,7 +14,7 @@ import torch
 
 
 def seconds(function: Callable[[], Any], repeats: int = 1) -> float:
-    """Best wall-clock time of `repeats` runs, work on a GPU included; the caller warms up."""
+    """Return the best wall-clock time of `repeats` runs, GPU work included; the caller warms up."""
     best = float("inf")
     for _ in range(repeats):
         wait()
@@ -26,7 +26,7 @@ def seconds(function: Callable[[], Any], repeats: int = 1) -> float:
 
 
 def report(title: str, measured: Mapping[str, float]) -> None:
-    """Print seconds, and how many times faster than the first row each row is."""
+    """Print seconds, and each row's speed-up over the first."""
     width = max(map(len, measured))
     first = next(iter(measured.values()))
     print(f"{title}\n{hardware()}; torch {torch.__version__}; commit {commit()}\n")
@@ -36,7 +36,7 @@ def report(title: str, measured: Mapping[str, float]) -> None:
 
 
 def hardware() -> str:
-    """GPU, processor and how many of its cores are used."""
+    """Describe GPU, processor and the number of cores used."""
     cpu = Path("/proc/cpuinfo")
     lines = cpu.read_text(encoding="utf-8").splitlines() if cpu.exists() else []
     models = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
@@ -45,12 +45,12 @@ def hardware() -> str:
 
 
 def commit() -> str:
-    """Short hash of the checkout, with a + where files differ from it."""
+    """Return the short hash of the checkout, with a + if files differ from it."""
     words = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--exclude=*", "--dirty=+"]
     return subprocess.run(words, capture_output=True, text=True, check=False).stdout.strip() or "unknown"
 
 
 def wait() -> None:
-    """Until a GPU has done what it was given."""
+    """Wait until a GPU has finished its queued work."""
     if torch.cuda.is_available():
         torch.cuda.synchronize()

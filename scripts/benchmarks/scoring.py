@@ -1,4 +1,4 @@
-"""Labels from scored proposals: all scores at once, and ours; seconds and peak memory."""
+"""Time and peak memory of labels from scored proposals: all scores at once, and ours."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ Size = tuple[int, int]
 
 
 class Case(NamedTuple):
-    """One form of the computation on one image."""
+    """One variant of the computation on one image."""
 
     form: str  # naive or ours
     network: Size  # (h, w) of the masks
-    size: Size  # (H, W) of the answer
-    blobs: int  # of a mask along each side; the more there are, the longer the borders
+    size: Size  # (H, W) of the labels
+    blobs: int  # per mask along each side; more of them mean longer borders
 
 
 def scoring(
@@ -36,7 +36,7 @@ def scoring(
     threads: int = 1,
     device: str = "cpu",
 ) -> None:
-    """The best class of every pixel from 100 proposals: the argmax of all scores, and in bands along the borders.
+    """Time the best class of every pixel from 100 proposals: argmax of all scores, and in bands along the borders.
 
     Each case runs in a process of its own; its memory is the peak beyond what the process had with its masks and
     scores. Each sees drawn masks: 16 x 16 smooth blobs, which leave segments like those of photographs, and for ours
@@ -66,7 +66,7 @@ def scoring(
 
 @torch.no_grad()
 def measure(case: Case, classes: int, threads: int, device: str) -> tuple[float, float]:
-    """Seconds of a form and its peak memory in MiB, in a process that does nothing else."""
+    """Return the seconds of a variant and its peak memory in MiB, in a separate process."""
     torch.set_num_threads(threads)
     generator = torch.Generator().manual_seed(0)
     scores = (torch.randn(100, classes, generator=generator) * 3).softmax(dim=1).to(device)
@@ -79,7 +79,7 @@ def measure(case: Case, classes: int, threads: int, device: str) -> tuple[float,
 
 
 def naive_labels(scores: Tensor, probs: Tensor, size: Size) -> Tensor:
-    """All scores at network resolution, then at full size, then their argmax."""
+    """Compute all scores at network resolution, resize them to full size, and take the argmax."""
     dense = semantic_scores(scores, probs)
     if dense.shape[1:] != size:
         dense = F.interpolate(dense[None], size, mode="bilinear", align_corners=False)[0]
@@ -87,7 +87,7 @@ def naive_labels(scores: Tensor, probs: Tensor, size: Size) -> Tensor:
 
 
 def peak(device: str) -> float:
-    """The most memory that this process had, in MiB: of a GPU what torch holds there."""
+    """Return the peak memory of this process in MiB; on a GPU, what torch allocated there."""
     if device != "cpu":
         return torch.cuda.max_memory_allocated() / 2**20
     unit = 1 if sys.platform == "darwin" else 1024  # bytes

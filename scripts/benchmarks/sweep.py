@@ -1,4 +1,4 @@
-"""A sweep of settings, as a multiple of one evaluation."""
+"""Time a sweep of settings as a multiple of one evaluation."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ from ovseg.structures import Vocabulary
 from ovseg.tasks.sweep import labels_of_grid
 
 PAPER = Path(__file__).parents[2] / "conf" / "paper" / "model" / "maskformer_r101c.yaml"
-WEIGHTS, THRESHOLDS = [0.6, 0.65, 0.7, 0.75, 0.8], [0.35, 0.4, 0.45]  # the grid of the release
+WEIGHTS, THRESHOLDS = [0.6, 0.65, 0.7, 0.75, 0.8], [0.35, 0.4, 0.45]  # the release's grid
 
 
 class DrawnMasks(OpenVocabSegmenter):
-    """Proposes by its network, then takes drawn masks in their place: random weights may propose nothing to look at."""
+    """Runs its network, then returns drawn masks, because random weights may propose only empty ones."""
 
     drawn: Tensor  # (Q, h, w)
 
@@ -39,7 +39,7 @@ def sweep(
     threads: int = 1,
     device: str = "cpu",
 ) -> None:
-    """One image through proposals, CLIP, scoring and counting: one setting, 5 weights, and 5 weights x 3 thresholds.
+    """Time one image through proposals, CLIP, scoring and metrics: 1 setting, 5 weights, and 5 weights x 3 thresholds.
 
     The proposals are by the paper's MaskFormer with R101c. The text features are random, since a run makes them once.
 
@@ -80,7 +80,7 @@ def sweep(
 
 
 def make_segmenter(model: str, classes: int, proposals: int, network: tuple[int, int]) -> DrawnMasks:
-    """The paper's networks with random weights, masks of smooth blobs, and a vocabulary of random features."""
+    """Build the paper's networks with random weights, smooth blobs as masks, and a vocabulary of random features."""
     values = yaml.safe_load(PAPER.read_text(encoding="utf-8"))["init_args"]["proposer"]["init_args"]["model"]
     values["decoder_config"]["num_queries"] = proposals
     clip = CLIPAdapter(model, prompt_depth=3)

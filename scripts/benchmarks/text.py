@@ -1,4 +1,4 @@
-"""Text features of a vocabulary: full and cut context, and the cache on disk."""
+"""Time text features of a vocabulary: full context, cut context, and the cache on disk."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def text(
     threads: int = 1,
     device: str = "cpu",
 ) -> None:
-    """Text features of class names of ADE20K: full context, cut to the longest prompt of a batch, from the cache.
+    """Time text features of ADE20K's class names: full context, cut to a batch's longest prompt, and from the cache.
 
     Args:
         model: a name of open_clip; weights are random.
