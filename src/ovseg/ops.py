@@ -1,39 +1,34 @@
-"""Pure tensor functions: boxes, crops, patch coverage, scores, ensemble.
+"""Pure tensor functions: boxes, crops, patch coverage, class scores and labels.
 
 `N` masks or regions, `Q` proposals, `K` classes, `L` patches.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ovseg.bands import band_values as band_values
+from ovseg.bands import labels_in_bands as labels_in_bands
+
 Classifier = Literal["ensemble", "clip", "proposals"]
 RGB = tuple[float, float, float]
 
-# CLIP's mean colour as the paper fills with it, rounded as the paper rounds it; not CLIP's exact normalisation mean.
+# The fill colour of the paper: CLIP's mean, rounded as in the release, so not CLIP's exact normalisation mean.
 CLIP_MEAN: RGB = (122.7709383 / 255, 116.7460125 / 255, 104.09373615 / 255)
-BAND_VALUES = 2**24  # floats in memory at once, 64 MiB: on a CPU larger bands are no faster, smaller ones overlap more
-BAND_VALUES_OF_GPU = 2**27  # 512 MiB: each band is a wait for the device, and most images are one
-
-
-def band_values(device: torch.device) -> int:
-    """Floats in memory at once, where a whole would be too large."""
-    return BAND_VALUES if device.type == "cpu" else BAND_VALUES_OF_GPU
 
 
 def masks_to_boxes(masks: Tensor) -> Tensor:
-    """Tight boxes around masks.
+    """Return tight bounding boxes of masks.
 
     Args:
         masks: (N, H, W) bool.
 
     Returns:
-        (N, 4) int64: x0, y0, x1, y1, ends exclusive; all zero for an empty mask.
+        (N, 4) int64: x0, y0, x1, y1, ends exclusive; zeros for an empty mask.
     """
     edges = []
     for occupied in (masks.any(dim=1), masks.any(dim=2)):  # columns (N, W), then rows (N, H)
@@ -49,10 +44,13 @@ def masks_to_boxes(masks: Tensor) -> Tensor:
 
 
 def expand_boxes(boxes: Tensor, ratio: float, height: int, width: int) -> Tensor:
-    """Scale boxes about their centres; edges are truncated to integers, then clipped to the image.
+    """Scale boxes about their centres, truncate the edges to integers and clip them to the image.
 
     Args:
         boxes: (N, 4) x0, y0, x1, y1, ends exclusive.
+        ratio: factor on width and height.
+        height: of the image, in pixels.
+        width: of the image, in pixels.
 
     Returns:
         (N, 4) int64.
@@ -68,28 +66,28 @@ def expand_boxes(boxes: Tensor, ratio: float, height: int, width: int) -> Tensor
 def crop_regions(
     image: Tensor, masks: Tensor, size: int, fill: RGB = CLIP_MEAN, expand_ratio: float = 1.0
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Cut each masked region out of an image, fill what the mask leaves out, and resize to a square (paper §3.3).
+    """Crop each masked region, fill the pixels outside its mask, and resize it to a square (paper §3.3).
 
-    The box of the mask is resized ignoring its aspect ratio: pixels bicubic without antialiasing, masks by nearest
-    neighbour. Bicubic values may leave the range of the image slightly; they are not clipped.
+    The aspect ratio is not preserved. Pixels are resized bicubically without antialiasing, masks by nearest neighbour.
+    Bicubic values may slightly exceed the range of the image and are not clipped.
 
     Args:
-        image: (3, H, W), in the scale of `fill`.
+        image: (3, H, W), in the value range of `fill`.
         masks: (N, H, W) bool.
-        size: side of the regions in pixels.
-        fill: colour outside the mask.
-        expand_ratio: scale of the box about its centre.
+        size: side length of the regions, in pixels.
+        fill: RGB colour outside the mask.
+        expand_ratio: factor on the width and height of each box.
 
     Returns:
-        regions (N, 3, size, size), region_masks (N, size, size) bool and valid (N,) bool. Every mask keeps its row;
-        an empty mask, or one whose scaled box has no pixel, is invalid and its region is plain fill.
+        regions (N, 3, size, size), region_masks (N, size, size) bool and valid (N,) bool. Every mask keeps its row.
+        An empty mask, or one whose scaled box contains no pixel, is invalid, and its region consists of `fill`.
     """
     colour = torch.stack([image.new_full((1, 1), channel) for channel in fill])
     regions = colour.expand(len(masks), 3, size, size).clone()
     region_masks = torch.zeros((len(masks), size, size), dtype=torch.bool, device=image.device)
     boxes = expand_boxes(masks_to_boxes(masks), expand_ratio, *image.shape[1:])
     valid = (boxes[:, 2:] > boxes[:, :2]).all(dim=1)
-    for index, (x0, y0, x1, y1) in enumerate(boxes.tolist()):  # one transfer, not four a region
+    for index, (x0, y0, x1, y1) in enumerate(boxes.tolist()):  # one transfer from the device for all boxes
         if x0 >= x1 or y0 >= y1:
             continue
         mask = masks[index, y0:y1, x0:x1]
@@ -100,24 +98,26 @@ def crop_regions(
 
 
 def patch_coverage(region_masks: Tensor, patch_size: int) -> Tensor:
-    """Which patches of a vision transformer see any pixel of the mask (paper §3.3: M in {0, 1}).
+    """Mark the patches of a vision transformer that contain any pixel of the mask (paper §3.3: M in {0, 1}).
 
     Args:
-        region_masks: (N, H, W); bool, or soft in [0, 1], where any positive pixel counts.
+        region_masks: (N, H, W) bool, or float in [0, 1]; any positive pixel counts.
+        patch_size: side length of a patch, in pixels.
 
     Returns:
-        (N, L) float of zeros and ones, patches row by row.
+        (N, L) float zeros and ones, patches in row-major order.
     """
     visible = (region_masks > 0).float()[:, None]
     return F.max_pool2d(visible, patch_size).flatten(1)
 
 
 def mask_probabilities(mask_logits: Tensor, size: tuple[int, int], stride: int = 4) -> Tensor:
-    """Masks at network resolution: upsampled to the padded input, as probabilities, without the padding.
+    """Upsample mask logits to network resolution, remove the padding and apply the sigmoid.
 
     Args:
-        mask_logits: (Q, h', w') at `stride` of the padded input.
+        mask_logits: (Q, h', w'), at 1 / `stride` of the resolution of the padded input.
         size: (h, w) of the image before padding.
+        stride: of the mask logits, in pixels of the padded input.
 
     Returns:
         (Q, h, w) in [0, 1].
@@ -127,30 +127,33 @@ def mask_probabilities(mask_logits: Tensor, size: tuple[int, int], stride: int =
 
 
 def clip_scores(clip_logits: Tensor, valid: Tensor, objectness: Tensor | None = None) -> Tensor:
-    """Class probabilities by CLIP alone: softmax over the K classes, zero for invalid proposals.
+    """Return the class probabilities of CLIP alone: softmax over K classes, zero for invalid proposals.
 
     Args:
         clip_logits: (Q, K).
         valid: (Q,) bool.
-        objectness: (Q,) in [0, 1], of proposals that CLIP cannot call "nothing"; 1 where not given.
+        objectness: (Q,) factor in [0, 1], because CLIP has no "no object" class; 1 by default.
+
+    Returns:
+        (Q, K).
     """
     scores = clip_logits.softmax(dim=1) * valid[:, None]
     return scores if objectness is None else scores * objectness[:, None]
 
 
 def proposal_scores(class_logits: Tensor) -> Tensor:
-    """Class probabilities by the proposal network alone: (Q, K + 1) logits, no-object last, to (Q, K)."""
+    """Return the class probabilities of the proposal network alone, (Q, K), from (Q, K + 1) logits, no-object last."""
     return class_logits.softmax(dim=1)[:, :-1]
 
 
 def ensemble_scores(class_logits: Tensor, clip_logits: Tensor, valid: Tensor, weight: float) -> Tensor:
-    """Geometric mean of both classifiers, not renormalised (paper eq. 4).
+    """Return the weighted geometric mean of both classifiers, not renormalised (paper eq. 4).
 
     Args:
-        class_logits: (Q, K + 1) of the proposal network, no-object last.
-        clip_logits: (Q, K), without a no-object column: CLIP's softmax cannot say "nothing".
-        valid: (Q,) bool; where false CLIP counts as 1 and only the proposal network speaks.
-        weight: exponent of CLIP in [0, 1]; 0 is the proposal network alone.
+        class_logits: (Q, K + 1) logits of the proposal network, no-object last.
+        clip_logits: (Q, K) logits of CLIP, which has no no-object class.
+        valid: (Q,) bool; where false, CLIP's probability counts as 1, which leaves the proposal network alone.
+        weight: exponent of CLIP in [0, 1]; 0 uses the proposal network alone.
 
     Returns:
         (Q, K) scores.
@@ -161,32 +164,32 @@ def ensemble_scores(class_logits: Tensor, clip_logits: Tensor, valid: Tensor, we
 
 
 def semantic_scores(scores: Tensor, mask_probs: Tensor) -> Tensor:
-    """Sum of the proposals' masks weighted by their class scores: (Q, K) and (Q, H, W) to (K, H, W)."""
+    """Sum the masks (Q, H, W) of all proposals, weighted by their class scores (Q, K), to (K, H, W)."""
     with torch.autocast(scores.device.type, enabled=False):
         return torch.einsum("qk,qhw->khw", scores, mask_probs)
 
 
 def semantic_rows(scores: Tensor, mask_probs: Tensor) -> Tensor:
-    """`semantic_scores` with the classes last, where argmax is fast: (Q, K) and (Q, h, w) to (h, w, K)."""
+    """Return `semantic_scores` as (h, w, K), since argmax is faster over the last dimension."""
     with torch.autocast(scores.device.type, enabled=False):
         return (mask_probs.flatten(1).T @ scores).view(*mask_probs.shape[1:], -1)
 
 
 def semantic_labels(scores: Tensor, mask_probs: Tensor, size: tuple[int, int], values: int | None = None) -> Tensor:
-    """Most likely class of every pixel; the whole (K, H, W) is never in memory.
+    """Return the best class of every pixel, without holding all (K, H, W) scores in memory.
 
-    Equal to resizing `semantic_scores` bilinearly to `size` and taking the argmax, but for ties within rounding.
+    Equals the argmax of `semantic_scores` resized bilinearly to `size`, except for ties within rounding.
 
     Args:
         scores: (Q, K).
         mask_probs: (Q, h, w) at network resolution.
-        size: (H, W) of the answer.
-        values: scores in memory at once, about; by the device where not given.
+        size: (H, W) of the result.
+        values: approximate number of scores in memory at once; defaults to `band_values` of the device.
 
     Returns:
         (H, W) int64.
     """
-    if size[0] * size[1] < mask_probs[0].numel():  # sums may be resized before or after; the fewer pixels, the better
+    if size[0] * size[1] < mask_probs[0].numel():  # resizing commutes with the sum; use the fewer pixels
         mask_probs = F.interpolate(mask_probs[None], size, mode="bilinear", align_corners=False)[0]
 
     def band(first: int, last: int) -> Tensor:
@@ -194,64 +197,3 @@ def semantic_labels(scores: Tensor, mask_probs: Tensor, size: tuple[int, int], v
 
     shape = (*mask_probs.shape[1:], scores.shape[1])
     return labels_in_bands(band, shape, size, values or band_values(scores.device))
-
-
-def labels_in_bands(
-    band: Callable[[int, int], Tensor], shape: tuple[int, ...], size: tuple[int, int], values: int = BAND_VALUES
-) -> Tensor:
-    """Argmax over the classes of scores that are computed in bands of rows and resized bilinearly.
-
-    Interpolation is convex: a pixel between four neighbours of one best class has that class. Only the others, along
-    the borders of segments, are interpolated.
-
-    Args:
-        band: first and last row, exclusive → (rows, w, K) scores.
-        shape: (h, w, K) of all the scores.
-        size: (H, W) of the answer.
-        values: scores in memory at once, about.
-
-    Returns:
-        (H, W) int64.
-    """
-    tile = max(values // shape[2], 4)  # pixels
-    rows = max(tile // shape[1], 2)
-    if size == shape[:2]:
-        return torch.cat([band(row, min(row + rows, size[0])).argmax(dim=2) for row in range(0, size[0], rows)])
-    answer = []
-    step = max((rows - 1) * size[0] // shape[0], 1)
-    (upper_rows, lower_rows, weights), (left, right, across) = map(_bilinear_taps, shape[:2], size)
-    parts = [slice(start, start + step) for start in range(0, size[0], step)]
-    bands = [(int(upper_rows[part][0]), int(lower_rows[part][-1]) + 1) for part in parts]  # while these are on the host
-    for part, (first, last) in zip(parts, bands, strict=True):
-        scores = band(first, last)
-        # to the scores' device, where they are from the second band on
-        upper_rows, lower_rows, left, right = (
-            index.to(scores.device) for index in (upper_rows, lower_rows, left, right)
-        )
-        weights, across = weights.to(scores), across.to(scores)
-        top, bottom, down = upper_rows[part] - first, lower_rows[part] - first, weights[part]
-        best = scores.argmax(dim=2)
-        labels = best[top][:, left]
-        y, x = (~_agreement(best)[top][:, left]).nonzero(as_tuple=True)
-        for rows_of, columns in zip(torch.split(y, tile // 4), torch.split(x, tile // 4), strict=True):
-            upper, lower = (
-                scores[line, left[columns]].lerp(scores[line, right[columns]], across[columns, None])
-                for line in (top[rows_of], bottom[rows_of])
-            )
-            labels[rows_of, columns] = upper.lerp(lower, down[rows_of, None]).argmax(dim=1)
-        answer.append(labels)
-    return torch.cat(answer)
-
-
-def _agreement(labels: Tensor) -> Tensor:
-    """(h, w) bool: whether a pixel and those to the right, below, and across have the same label."""
-    below, beside = (torch.arange(1, side + 1, device=labels.device).clamp(max=side - 1) for side in labels.shape)
-    level = labels == labels[:, beside]
-    return level & level[below] & (labels == labels[below])
-
-
-def _bilinear_taps(source: int, target: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Both source indices and the weight of the second, per target index, as `interpolate(align_corners=False)`."""
-    position = ((torch.arange(target) + 0.5) * (source / target) - 0.5).clamp(min=0)
-    low = position.long().clamp(max=source - 1)
-    return low, (low + 1).clamp(max=source - 1), position - low

@@ -105,8 +105,8 @@ def test_it_says_once_what_becomes_of_the_classes(tmp_path: Path, caplog: pytest
         MaskProposer(str(tmp_path / "hf")).save_pretrained(tmp_path / "ours")
         MaskProposer(str(tmp_path / "ours"))
     assert [record.getMessage() for record in caplog.records] == [
-        f"{tmp_path / 'hf'}: its 5 classes are dropped and CLIP alone names its masks, until it is trained with "
-        "CLIP's texts by `ovseg fit --config conf/proposals.yaml`"
+        f"{tmp_path / 'hf'}: its class head (5 classes) is discarded, and CLIP alone classifies its masks until "
+        "you train it with `ovseg fit --config conf/proposals.yaml`"
     ]
 
 
@@ -194,10 +194,10 @@ def cut(file: Path) -> None:
 
 
 DAMAGES: dict[str, tuple[Any, str]] = {
-    "no config": (lambda f: (f / "config.json").unlink(), r"no proposal network in .*hf; give a \.ckpt"),
+    "no config": (lambda f: (f / "config.json").unlink(), r"no proposal network in .*hf; use a \.ckpt"),
     "half a config": (lambda f: cut(f / "config.json"), r"could not be loaded \(.*not a valid JSON"),
-    "another kind": (lambda f: change_config(f, model_type="detr"), "is no network that proposes masks .* detr"),
-    "no kind": (lambda f: change_config(f, model_type=None), "is no network that proposes masks .* None"),
+    "another kind": (lambda f: change_config(f, model_type="detr"), "is not a mask proposal network .* detr"),
+    "no kind": (lambda f: change_config(f, model_type=None), "is not a mask proposal network .* None"),
     "another network": (
         lambda f: change_config(f, model_type="maskformer"),
         r"do not fit its config.json: \d+ missing",
@@ -225,7 +225,7 @@ def test_a_damaged_checkpoint_is_refused(tmp_path: Path, damage: str) -> None:
 
 def test_a_path_that_is_not_there_is_not_asked_of_the_hub(tmp_path: Path) -> None:
     for name in (tmp_path / "nothing", "./nothing", "../some/where"):
-        with pytest.raises(InputError, match=r"no proposal network in .*(nothing|where); give a \.ckpt"):
+        with pytest.raises(InputError, match=r"no proposal network in .*(nothing|where); use a \.ckpt"):
             MaskProposer(str(name))
 
 
@@ -247,7 +247,7 @@ def test_pickled_weights_are_read_and_payloads_never_run(tmp_path: Path) -> None
     again = MaskProposer(str(tmp_path / "hf"))
     assert torch.equal(again.objectness_head.weight, hf.class_predictor.weight)  # type: ignore[union-attr]
     torch.save(hf.state_dict() | {"more": Payload(trace)}, file)
-    with pytest.raises(InputError, match=r"hold Python objects, which are never executed here; bring its model\.safet"):
+    with pytest.raises(InputError, match=r"hold Python objects, which ovseg never executes; use its model\.safet"):
         MaskProposer(str(tmp_path / "hf"))
     assert not trace.exists()
     torch.load(file, weights_only=False)

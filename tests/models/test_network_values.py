@@ -24,21 +24,21 @@ TIMM = {"model_type": "timm_backbone", "backbone": "hf-hub:somebody/tower"}
 @pytest.mark.parametrize(
     ("values", "reason"),
     [
-        ({"backbone_config": TIMM}, "asks for a network of model_type 'timm_backbone'; what is built here is swin, "),
-        ({"backbone_config": {"model_type": "dinov2"}}, "asks for a network of model_type 'dinov2'"),
+        ({"backbone_config": TIMM}, "has model_type 'timm_backbone', which is not supported here; use one of swin, "),
+        ({"backbone_config": {"model_type": "dinov2"}}, "has model_type 'dinov2'"),
         (
             {"model_type": "oneformer"},
-            "asks for a network of model_type 'oneformer'; what is built here is mask2former",
+            "has model_type 'oneformer', which is not supported here; use one of mask2former",
         ),
         (
             {"backbone_config": tiny.RESNET | KERNEL},
-            "sets 'attn_implementation' of resnet, which does not shape a netw",
+            "sets 'attn_implementation' of resnet, which is not part of a",
         ),
-        (KERNEL, "sets 'attn_implementation' of mask2former, which does not shape a network; take it out"),
+        (KERNEL, "sets 'attn_implementation' of mask2former, which is not part of a network's shape; remove it"),
         ({"backbone": "somebody/tower"}, "sets 'backbone' of mask2former"),
         (CODE, "sets 'auto_map' of mask2former"),
         ({"quantization_config": {"quant_method": "awq"}}, "sets 'quantization_config' of mask2former"),
-        ({"num_queries": "six"}, "make no network"),
+        ({"num_queries": "six"}, "no network can be built from"),
     ],
 )
 def test_what_does_not_shape_proposals_is_refused(
@@ -73,7 +73,7 @@ def test_of_a_config_of_hugging_face_only_the_shape_is_followed(tmp_path: Path) 
         assert torch.equal(ours.mask_logits, theirs.mask_logits)
     assert again.model.config._attn_implementation != KERNEL["attn_implementation"]
     config.write_text(json.dumps(values | {"backbone_config": TIMM}))
-    with pytest.raises(InputError, match=r"the config\.json of .* asks for a network of model_type 'timm_backbone'"):
+    with pytest.raises(InputError, match=r"the config\.json of .* has model_type 'timm_backbone'"):
         MaskProposer(str(tmp_path))
 
 

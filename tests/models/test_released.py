@@ -104,7 +104,7 @@ def test_shared_prompts_are_read_as_such(released: Path, tmp_path: Path) -> None
     [
         ({"backbone.norm1.weight": None}, r"1 missing \(model\.pixel_level_module\..*norms.*\)"),
         ({"sem_seg_head.predictor.more.weight": torch.zeros(1)}, r"1 unexpected \(more\.weight\)"),
-        ({"another_head.weight": torch.zeros(1)}, r"weights of nothing in a released OVSeg: another_head\.weight"),
+        ({"another_head.weight": torch.zeros(1)}, r"weights that a released OVSeg does not have: another_head\.weight"),
         ({"clip_adapter.clip_model.ln_final.weight": torch.zeros(3)}, r"1 of another shape \(clip\.ln_final\.weight\)"),
         ({"clip_adapter.clip_model.visual.conv1.weight": None}, r"lacks keys of a released OVSeg.*conv1"),
         ({"sem_seg_head.predictor.query_embed.weight": torch.zeros(10)}, r"lacks keys of a released OVSeg"),
@@ -126,7 +126,7 @@ def test_damaged_missing_and_other_files_are_refused_and_write_nothing(
     assert "half.pth is not a readable weights file" in refusal([*command, str(half)], capsys)
     assert "weights not found: " in refusal([*command, str(tmp_path / "none.pth")], capsys)
     text = refusal([*command, str(other)], capsys)
-    assert "clip.pt is no released OVSeg checkpoint" in text and "--clip-only FILE" in text
+    assert "clip.pt is not a released OVSeg checkpoint" in text and "--clip-only FILE" in text
     text = refusal(["import", "toy", "--out", str(out), "--clip-only", str(other), "--decoder_heads", "4"], capsys)
     assert "has its own settings" in text
     assert not out.exists()
@@ -152,13 +152,13 @@ def test_what_an_earlier_segmenter_left_is_no_part_of_a_new_one(released: Path, 
 )
 def test_other_contents_are_refused(tmp_path: Path, content: dict[Any, Any], report: str) -> None:
     torch.save(content, tmp_path / "other.pth")
-    with pytest.raises(InputError, match=rf"other\.pth is no released OVSeg checkpoint: it {report}"):
+    with pytest.raises(InputError, match=rf"other\.pth is not a released OVSeg checkpoint: it {report}"):
         import_released(tmp_path / "other.pth")
 
 
 def test_settings_that_mean_nothing_are_refused(released: Path) -> None:
     for settings, report in (
-        ({"decoder_heads": 7}, "decoder_heads is 7; give a divisor of the decoder's width, 32"),
+        ({"decoder_heads": 7}, "decoder_heads is 7; set a divisor of the decoder's width, 32"),
         ({"decoder_heads": 0}, "decoder_heads is 0"),
         ({"fill": "red"}, "fill is 'red'; choose from mean, zero"),
         ({"resize": (640,)}, r"resize is \(640,\)"),
@@ -211,7 +211,7 @@ def test_a_clip_that_does_not_fit_changes_nothing(tmp_path: Path) -> None:
             ({"logit_scale": torch.ones(1)}, "holds no weights of a CLIP"),
             (
                 {"state_dict": {"clip.clip.visual.visual.proj": torch.ones(1)}},
-                "join it with proposals by `ovseg bundle`",
+                "combine it with proposals using `ovseg bundle`",
             ),
         ]
     ):

@@ -109,10 +109,10 @@ def test_averages_of_many_windows_are_resized_in_bands(size: tuple[int, int]) ->
 @pytest.mark.parametrize(
     ("views", "reason"),
     [
-        ({"stride": 32}, "views.stride is the step between windows; give views.window, too"),
-        ({"window": 8}, "views.window is 8; give at least 32 pixels"),
-        ({"window": 64, "stride": 65}, "views.stride is 65; give 1 to 64 pixels"),
-        ({"window": 64, "stride": 0}, "views.stride is 0; give 1 to 64 pixels"),
+        ({"stride": 32}, "views.stride is the step between windows; set views.window as well"),
+        ({"window": 8}, "views.window is 8; set at least 32 pixels"),
+        ({"window": 64, "stride": 65}, "views.stride is 65; set 1 to 64 pixels"),
+        ({"window": 64, "stride": 0}, "views.stride is 0; set 1 to 64 pixels"),
     ],
     ids=str,
 )

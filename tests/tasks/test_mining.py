@@ -121,7 +121,7 @@ def test_masks_of_photographs_are_computed_a_few_at_a_time(tmp_path: Path, monke
         return interpolate(values, size, **options)
 
     monkeypatch.setattr("ovseg.tasks.mining.F.interpolate", observed)
-    monkeypatch.setattr("ovseg.ops.BAND_VALUES", 2 * max(h * w for h, w in data.sizes))
+    monkeypatch.setattr("ovseg.bands.BAND_VALUES", 2 * max(h * w for h, w in data.sizes))
     assert mine(task, data) == at_once
     assert 2 in sizes and max(sizes) < 6
 

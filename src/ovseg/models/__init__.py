@@ -1,4 +1,4 @@
-"""Networks: tensors in, tensors out."""
+"""Networks: CLIP, mask proposals and the segmenter that joins them."""
 
 from ovseg.models.clip.adapter import CLIPAdapter
 from ovseg.models.clip.mask_prompt import MaskPrompt, MaskPromptedViT

@@ -1,7 +1,7 @@
-"""What a file may say of a network of transformers: its shape, and never what to fetch or to run.
+"""Filter configs of transformers: a file may describe the shape of a network, but not what to download or run.
 
-A config of transformers may also name a repository to take code, kernels, a backbone or an adapter from. Hence only the
-values below are handed on, by types of networks that are known.
+Such configs may also name a hub repository to load code, kernels, a backbone or an adapter from. Hence only the values
+listed below are passed on, for the listed types of networks.
 """
 
 from __future__ import annotations
@@ -11,10 +11,10 @@ from typing import Any
 from ovseg.structures import InputError
 
 PARTS = {"backbone_config": ("swin", "maskformer-swin", "resnet", "deeplab_resnet"), "decoder_config": ("detr",)}
-"""Configs inside a config, and the types that they may be of."""
+"""Keys of nested configs, and the model types allowed there."""
 
 MASK_NETWORKS = ("mask2former", "maskformer")
-TEXT_TOWERS = ("bert", "roberta", "xlm-roberta", "mt5", "m2m_100")  # those that open_clip knows
+TEXT_TOWERS = ("bert", "roberta", "xlm-roberta", "mt5", "m2m_100")  # those that open_clip supports
 
 _BERT = """vocab_size hidden_size num_hidden_layers num_attention_heads intermediate_size hidden_act hidden_dropout_prob
     attention_probs_dropout_prob max_position_embeddings type_vocab_size initializer_range layer_norm_eps pad_token_id
@@ -54,37 +54,39 @@ _SHAPES = {
 }
 SHAPES = {kind: frozenset(names.split()) for kind, names in _SHAPES.items()}
 
-# what transformers writes beside a shape, and what nothing here follows; the decoder of MaskFormer builds no backbone
-_UNREAD = """model_type _name_or_path architectures backbone_config chunk_size_feed_forward dtype encoder_stride
+# values that transformers writes beside the shape and that have no effect here: accepted, and dropped. They include the
+# backbone_config of MaskFormer's decoder, which builds no backbone
+_IGNORED = """model_type _name_or_path architectures backbone_config chunk_size_feed_forward dtype encoder_stride
     hidden_size id2label is_encoder_decoder label2id num_attention_heads num_hidden_layers num_labels num_layers
     output_attentions output_hidden_states path_norm problem_type pruned_heads return_dict stage_names
     tie_word_embeddings torch_dtype transformers_version use_cache"""
-UNREAD = frozenset(_UNREAD.split())
+IGNORED = frozenset(_IGNORED.split())
 
 
 def shape_of(values: Any, source: str, kinds: tuple[str, ...], strict: bool = True) -> dict[str, Any]:
-    """The values that shape a network, with its `model_type`, and those of its parts.
+    """Return the values that describe the shape of a network and of its parts, with their `model_type`.
 
     Args:
-        values: of a config of transformers.
-        source: where they are from, for a refusal.
-        kinds: types of networks that they may be of.
-        strict: refuse what shapes nothing; files of Hugging Face's are full of it, there it is left out.
+        values: a config of transformers.
+        source: where the values come from, for the error message.
+        kinds: the allowed model types.
+        strict: refuse values that are not part of the shape. Files from Hugging Face have many; pass false to drop
+            them.
 
     Raises:
-        InputError: the type is another, or a value that shapes nothing is set.
+        InputError: the model type is not allowed, or `strict` is set and a value is not part of the shape.
     """
     kind = values.get("model_type") if isinstance(values, dict) else None
     if kind not in kinds:
         raise InputError(
-            f"{source} asks for a network of model_type {kind!r}; what is built here is {', '.join(kinds)}"
+            f"{source} has model_type {kind!r}, which is not supported here; use one of {', '.join(kinds)}"
         )
     known = SHAPES[kind]
     others = [
-        key for key, value in values.items() if key not in known | UNREAD and value is not None and value is not False
+        key for key, value in values.items() if key not in known | IGNORED and value is not None and value is not False
     ]
     if strict and others:
-        raise InputError(f"{source} sets {others[0]!r} of {kind}, which does not shape a network; take it out")
+        raise InputError(f"{source} sets {others[0]!r} of {kind}, which is not part of a network's shape; remove it")
     shape = {key: value for key, value in values.items() if key in known and (key not in PARTS or value is not None)}
     parts = {key: shape_of(shape[key], source, PARTS[key], strict) for key in PARTS if key in shape}
     return {"model_type": kind, **shape, **parts}

@@ -1,4 +1,4 @@
-"""The folder of a segmenter: its name for settings, and where one may be written."""
+"""The folder of a saved segmenter: the name of its settings file, and where a segmenter may be written."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ SETTINGS = "segmenter.yaml"
 
 
 def check_segmenter_target(folder: Path) -> None:
-    """Refuse a folder that does not hold an earlier segmenter, see `check_target`."""
+    """Refuse to write into a folder that holds anything other than a saved segmenter, see `check_target`."""
     check_target(folder, SETTINGS)
     check_target(folder / "proposer", PROPOSER)
     check_clip_target(folder / "clip")

@@ -1,7 +1,7 @@
-"""The "R101c" ResNet of DeepLab, as a backbone for Hugging Face's models: timm's ResNet with two changes.
+"""DeepLab's ResNet ("R101c") as a backbone for Hugging Face's models, built on timm's ResNet.
 
-Three 3×3 convolutions make the stem, and the blocks of the last stage are dilated by a multi-grid while its first still
-has stride 2. Batch norm is frozen, and so are the stem and the first stage, as the paper trains it.
+The stem consists of three 3×3 convolutions. The blocks of the last stage are dilated by a multi-grid, and its first
+block keeps stride 2. Batch norms, the stem and the first stage are frozen, as in the paper.
 """
 
 from __future__ import annotations
@@ -18,13 +18,13 @@ from transformers.modeling_outputs import BackboneOutput
 
 
 class DeepLabResNetConfig(BackboneConfigMixin, PreTrainedConfig):  # type: ignore[no-untyped-call]
-    """Shape of a `DeepLabResNet`; the defaults are R101c.
+    """Configuration of a `DeepLabResNet`; the defaults describe R101c.
 
     Args:
-        depths: blocks a stage.
-        hidden_sizes: channels of each stage's output.
-        stem_size: channels of the stem's output.
-        multi_grid: dilation of each block of the last stage.
+        depths: number of blocks in each stage.
+        hidden_sizes: output channels of each stage.
+        stem_size: output channels of the stem.
+        multi_grid: dilation of each block in the last stage.
     """
 
     model_type = "deeplab_resnet"
@@ -45,7 +45,7 @@ class DeepLabResNetConfig(BackboneConfigMixin, PreTrainedConfig):  # type: ignor
 
 
 class DeepLabResNet(BackboneMixin, PreTrainedModel):  # type: ignore[no-untyped-call]
-    """Feature maps of the four stages, at strides 4, 8, 16 and 32."""
+    """Compute the feature maps of four stages, at strides 4, 8, 16 and 32."""
 
     config: DeepLabResNetConfig
     config_class = DeepLabResNetConfig
@@ -55,7 +55,7 @@ class DeepLabResNet(BackboneMixin, PreTrainedModel):  # type: ignore[no-untyped-
         super().__init__(config)
         self.num_features = [config.stem_size, *config.hidden_sizes]
         network: Any = ResNet(
-            Bottleneck,  # type: ignore[arg-type]  # the class, not a block
+            Bottleneck,  # type: ignore[arg-type]  # timm types this as a block, not as its class
             tuple(config.depths),
             num_classes=0,
             stem_type="deep",
@@ -70,6 +70,7 @@ class DeepLabResNet(BackboneMixin, PreTrainedModel):  # type: ignore[no-untyped-
         self.post_init()  # type: ignore[no-untyped-call]
 
     def forward(self, pixel_values: Tensor, **kwargs: Any) -> BackboneOutput:  # type: ignore[override]
+        """Return feature maps (B, C, h / stride, w / stride) of normalised images (B, 3, h, w)."""
         network = self.network
         features = network.maxpool(network.act1(network.bn1(network.conv1(pixel_values))))
         maps = []

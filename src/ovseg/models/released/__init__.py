@@ -1,1 +1,1 @@
-"""The released OVSeg: its files, read into networks of ours."""
+"""Everything that knows the released OVSeg: key names, architecture, settings, import."""

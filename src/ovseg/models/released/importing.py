@@ -1,4 +1,4 @@
-"""`ovseg import`: a released OVSeg, or a CLIP fine-tuned elsewhere, as a segmenter of ours."""
+"""Convert a released OVSeg, or a CLIP fine-tuned elsewhere, into a segmenter (`ovseg import`)."""
 
 from __future__ import annotations
 
@@ -22,53 +22,57 @@ def import_released(
     fill: Literal["mean", "zero"] = RELEASE_DEFAULTS.fill,
     resize: tuple[int, int] | None = RELEASE_DEFAULTS.resize,
 ) -> OpenVocabSegmenter:
-    """Build a segmenter from a released `.pth` as it is; what the shapes of its weights do not tell can be given.
+    """Build a segmenter from a released `.pth`. The arguments are what the shapes of its weights cannot tell.
 
     Args:
-        decoder_heads: attention heads of the decoder of queries.
+        path: the released file, as downloaded.
+        decoder_heads: number of attention heads in the query decoder.
         multi_grid: dilations in the last stage of a ResNet.
-        ensemble_weight: exponent of CLIP; the release used 0.7 for ADE20K, 0.6 for PASCAL Context, 0.45 for VOC. Its
-            weight 0 is `classifier = "clip"` here.
-        mask_threshold: 0.4 with Swin, 0.5 with ResNet where not given.
+        ensemble_weight: exponent of CLIP; the release used 0.7 for ADE20K, 0.6 for PASCAL Context, 0.45 for VOC. The
+            release's weight 0 corresponds to `classifier = "clip"` here.
+        mask_threshold: probability above which a pixel belongs to a region; defaults to 0.4 with Swin, 0.5 with ResNet.
         fill: colour outside the mask of a region.
-        resize: (short, long) side of the images; (640, 2560) with Swin, (512, 2048) with ResNet where not given.
+        resize: short side and longest long side of images in pixels; defaults to (640, 2560) with Swin, (512, 2048)
+            with ResNet.
 
     Raises:
-        InputError: the file is missing, damaged, or of another architecture; nothing is half loaded.
+        InputError: the file is missing, damaged, or of another architecture.
     """
     settings = ReleaseSettings(decoder_heads, tuple(multi_grid), ensemble_weight, mask_threshold, fill, resize)
     return _segmenter(released_parts(path, settings))
 
 
 def import_weights(path: str, out: Path, clip_only: Path | None, settings: ReleaseSettings) -> list[str]:
-    """Write a folder for `OpenVocabSegmenter.from_pretrained`.
+    """Write a released OVSeg, or a segmenter with another CLIP, as a folder for `OpenVocabSegmenter.from_pretrained`.
 
     Args:
-        path: a released `.pth`; with `clip_only` any segmenter.
-        clip_only: a checkpoint of CLIP to put into it, see `load_clip`.
+        path: a released `.pth`, or any segmenter if `clip_only` is given.
+        out: the folder to write.
+        clip_only: a CLIP checkpoint to load into the segmenter, see `load_clip`.
+        settings: as in `import_released`.
 
     Returns:
-        Lines that say what was read.
+        Lines that report what was read.
 
     Raises:
-        InputError: as `import_released`; nothing is written then.
+        InputError: a file cannot be used, see `import_released` and `load_clip`; nothing is written.
     """
     check_segmenter_target(out)
     lines = []
     if clip_only is None and Path(path).is_dir():
-        raise InputError(f"{path} is a folder, not a released checkpoint; add --clip-only FILE to change its CLIP")
+        raise InputError(f"{path} is a folder, not a released checkpoint; add --clip-only FILE to replace its CLIP")
     if Path(path).is_file() or clip_only is None:
         parts = released_parts(path, settings)
         segmenter = _segmenter(parts)
-        lines += [f"read {path}", *_architecture(segmenter), _numbers(parts), LICENCE]
+        lines += [f"read {path}", *_architecture(segmenter), _counts(parts), LICENCE]
     else:
         if settings != RELEASE_DEFAULTS:
-            raise InputError(f"{path} is no released checkpoint, it has its own settings; leave the other flags out")
+            raise InputError(f"{path} has its own settings; remove the flags that only apply to released checkpoints")
         segmenter = OpenVocabSegmenter.from_pretrained(path)
     if clip_only is not None:
         used = load_clip(segmenter.clip, clip_only)
         lines += [
-            f"read {clip_only}: {used:,} parameters for CLIP, none unused",
+            f"read {clip_only}: {used:,} parameters of CLIP, all used",
             f"  mask prompts  {_prompts(segmenter)}",
         ]
     segmenter.save_pretrained(out)
@@ -80,6 +84,7 @@ def _segmenter(parts: ReleasedParts) -> OpenVocabSegmenter:
 
 
 def _architecture(segmenter: OpenVocabSegmenter) -> list[str]:
+    """Describe the networks and settings of an imported segmenter, for the terminal."""
     proposer: dict[str, Any] = segmenter.proposer.architecture()["model"]
     backbone, decoder = proposer["backbone_config"], proposer["decoder_config"]
     if "swin" in backbone["model_type"]:  # HF calls it maskformer-swin
@@ -101,6 +106,7 @@ def _architecture(segmenter: OpenVocabSegmenter) -> list[str]:
 
 
 def _prompts(segmenter: OpenVocabSegmenter) -> str:
+    """Describe the mask prompts of a segmenter, for the terminal."""
     prompt = segmenter.clip.visual.prompt
     if prompt is None:
         return "none"
@@ -108,6 +114,7 @@ def _prompts(segmenter: OpenVocabSegmenter) -> str:
     return f"depth {prompt.depth}, {'shared by all positions' if positions == 1 else f'{positions} positions'}"
 
 
-def _numbers(parts: ReleasedParts) -> str:
+def _counts(parts: ReleasedParts) -> str:
+    """Report how many parameters were used and which entries were not, for the terminal."""
     unused = ", ".join(sorted({key.rpartition(".")[2] for key in parts.unused})) or "none"
-    return f"  parameters    {parts.used:,} used; {len(parts.unused)} entries not used, they hold no weight ({unused})"
+    return f"  parameters    {parts.used:,} used; {len(parts.unused)} entries without weights skipped ({unused})"

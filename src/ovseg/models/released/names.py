@@ -1,16 +1,16 @@
-"""What the released OVSeg calls its weights, and what they are called here."""
+"""Map the key names of the released OVSeg to those of an `OpenVocabSegmenter`."""
 
 from __future__ import annotations
 
 import re
 
-# keys that hold constants or what is derived from the data
+# keys that hold no weights: constants, and values derived from the data or the architecture
 WEIGHTLESS = re.compile(
     r"(.*\.)?(pixel_mean|pixel_std|num_batches_tracked|relative_position_index|attn_mask|empty_weight"
     r"|input_resolution|context_length|vocab_size)$"
 )
 
-# (the release's name, ours), each replaced in turn
+# (pattern in the release's name, replacement), applied one after another
 SWIN = [
     (r"^patch_embed\.proj", "model.embeddings.patch_embeddings.projection"),
     (r"^patch_embed\.norm", "model.embeddings.norm"),
@@ -62,13 +62,13 @@ PREDICTOR = [
     (r"linear(\d)", r"mlp.fc\1"),
     (r"out_proj", "o_proj"),
 ]
-# joint projections that ours keeps apart: (pattern, names of the parts in order)
+# joint projections that are separate here: (pattern, replacement, names of the parts in order)
 JOINT = [
     (r"attn\.qkv\.", "attention.self.{}.", ("query", "key", "value")),
     (r"in_proj_", "{}_proj.", ("q", "k", "v")),
 ]
 PARTS = [
-    # prefix in the file, prefix in an OpenVocabSegmenter, replacements
+    # (prefix in the file, prefix in an OpenVocabSegmenter, replacements)
     ("backbone.", "proposer.model.pixel_level_module.encoder.", SWIN),
     ("sem_seg_head.pixel_decoder.", "proposer.model.pixel_level_module.decoder.", PIXEL_DECODER),
     ("sem_seg_head.predictor.", "proposer.", PREDICTOR),

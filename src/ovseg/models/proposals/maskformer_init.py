@@ -1,4 +1,4 @@
-"""The weights that the release's MaskFormer starts its training from; Hugging Face's starts from others."""
+"""Initialise a MaskFormer for training as the release does, which differs from Hugging Face's initialisation."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from torch import nn
 JOINT = ("q_proj", "k_proj", "v_proj")
 
 
-def start_as_released(model: Any) -> None:
-    """Draw the weights of a `transformers.MaskFormerModel` anew, all but its backbone's.
+def initialise_as_released(model: Any) -> None:
+    """Initialise all weights of a `transformers.MaskFormerModel` except the backbone's.
 
-    Decoder: Xavier uniform, queries N(0, 1). Pixel decoder and input projection: Kaiming uniform with a = 1 and zero
+    Decoder: Xavier uniform; queries: N(0, 1). Pixel decoder and input projection: Kaiming uniform with a = 1 and zero
     biases, which Caffe2 calls Xavier.
     """
     transformer, pixel_decoder = model.transformer_module, model.pixel_level_module.decoder
@@ -22,8 +22,8 @@ def start_as_released(model: Any) -> None:
         if not isinstance(part, nn.Linear):
             continue
         if "attn" not in name:
-            part.reset_parameters()  # torch's biases; those of attention are zero already
-        # torch's attention holds queries, keys and values in one matrix (3C, C), and Xavier's bound is that one's
+            part.reset_parameters()  # torch's default biases; those of attention are already zero
+        # torch's attention holds queries, keys and values in one matrix (3C, C), whose shape determines Xavier's bound
         rows = part.out_features * (3 if name.endswith(JOINT) else 1)
         bound = math.sqrt(6 / (rows + part.in_features))
         nn.init.uniform_(part.weight, -bound, bound)
