@@ -121,7 +121,11 @@ def test_a_file_whose_class_is_no_benchmark_is_refused(
 ) -> None:
     assert "my_dice" in refusal(capsys, "data", "check", "my_dice.Missing")
     assert "there is no benchmark 'my_dice.yaml'" in refusal(capsys, "data", "check", "my_dice.yaml")
-    assert "no images" in refusal(capsys, "data", "check", in_own_module, "--root", dice / "nowhere")
+    missing = refusal(capsys, "data", "check", in_own_module, "--root", dice / "nowhere")
+    places = [dice / "nowhere" / "dice" / part for part in ("photos", "faces")]
+    assert (
+        missing == f"dice has no images ({places[0]}) and no labels ({places[1]}); unpack dice.zip into the root folder"
+    )
 
 
 @pytest.mark.parametrize(("name", "benchmark"), find_benchmarks().items())

@@ -46,20 +46,17 @@ class MaskReader(Protocol):
         Raises:
             InputError: the file name does not tell which masks belong to the image.
         """
-        ...
 
     def __call__(self, image: Path, size: tuple[int, int], image_id: int | None = None) -> ImageMasks:
         """Read the masks of an image file.
 
         Args:
-            image: the image file.
             size: (H, W) of the image.
-            image_id: its id in the captions file; if not given, the file name decides, see `find`.
+            image_id: the image's id if it is known; otherwise the file name decides, see `find`.
 
         Raises:
             InputError: the masks have another size or cannot be read.
         """
-        ...
 
 
 @dataclass(frozen=True)
@@ -118,14 +115,14 @@ def _check_matches(reader: MaskReader, images: Sequence[Path], source: Path) -> 
 
 
 class ClassMasks(MaskReader):
-    """The masks of label maps.
+    """The masks of label maps: one for each class that occurs in an image.
 
     Args:
         files: image → label map.
         vocabulary: see `LabelMaps`.
 
     Raises:
-        InputError: the labels are not of the vocabulary.
+        InputError: label maps cannot be read or have values outside the vocabulary.
     """
 
     named = True
@@ -172,8 +169,9 @@ class CocoMasks(MaskReader):
             names = {} if results else {entry["id"]: entry["name"] for entry in content.get("categories", [])}
             self.images = {image_id: str(image["file_name"]) for image_id, image in sorted((images or {}).items())}
         except (LookupError, TypeError, AttributeError) as error:
-            fault = f"an image or category lacks {error}"
-            raise InputError(f"{path} holds no COCO instances: {fault}; {_ADVICE}") from error
+            raise InputError(
+                f"{path} holds no COCO instances: an image or category lacks {error}; {_ADVICE}"
+            ) from error
         check_names(self.images.values(), path)
         self.path = path
         self.ids: dict[str, list[int]] = {}  # file name without folders → ids
@@ -189,11 +187,7 @@ class CocoMasks(MaskReader):
         self.named = all(mask.name for of_image in self.masks.values() for mask in of_image)
 
     def find(self, image: Path) -> int | None:
-        """Return the id of an image file that has masks.
-
-        It is the id of the listed image of this name. A plain list of results lists no images: there it is the number
-        that is the file's stem, as COCO names its files.
-        """
+        """Return the id of the listed image of this name; without a list of images, the number that is the stem."""
         if self.images:
             ids = self.ids.get(image.name, [])
             if len(ids) > 1:
@@ -220,7 +214,7 @@ class CocoMasks(MaskReader):
 
 
 class _Mask(NamedTuple):
-    """A mask as it is kept in memory."""
+    """A mask in memory."""
 
     counts: bytes  # compressed run lengths
     size: tuple[int, int]  # (H, W)

@@ -19,7 +19,7 @@ from ovseg.structures import EvalBatch, InputError, Vocabulary
 
 
 class Layout(NamedTuple):
-    """The files of a benchmark. Of alternative places the first that exists is used."""
+    """The files of a benchmark. If several places are possible, the first that exists is used."""
 
     name: str  # on the command line, and of its config conf/data/<name>.yaml
     total: int  # published number of images; there may be more
@@ -28,11 +28,11 @@ class Layout(NamedTuple):
     labels: tuple[str, ...] = ()  # places of the labels; none if they lie beside the images
     split: tuple[str, ...] = ()  # text files that list the images; none if all images count
     source: str = ""  # how to get the files, as the end of a sentence
-    classes: str = ""  # the vocabulary, see `read_vocabulary`; the built-in one of this `name` if not given
+    classes: str = ""  # the vocabulary, see `read_vocabulary`; if empty, the built-in one called `name`
 
     @property
     def vocabulary(self) -> str:
-        """What the class names are read from."""
+        """What `read_vocabulary` reads the class names from."""
         return self.classes or self.name
 
 
@@ -42,7 +42,7 @@ class EvalDataModule(LabelsDataModule):
     Args:
         labels: label files of the images; labels keep the images' own size.
         vocabulary: the classes.
-        locations: what lies where, for messages to the user, for example `images` → its folder.
+        locations: part → folder or file, for messages to the user; for example `images` → the folder of the images.
         resize: short and long side in pixels; the segmenter's own if not given.
         num_workers: processes that read images and labels.
         masks: regions in place of proposals, see `ovseg.data.masks.open_masks`.
@@ -126,7 +126,7 @@ class Benchmark(EvalDataModule, ABC):
         """
 
     def _names(self, vocabulary: str | None, synonyms: bool) -> Vocabulary:
-        """Read the class names, which may be others than the benchmark's own."""
+        """Read the class names: those of `vocabulary` if given, else the benchmark's own."""
         own = read_vocabulary(self.layout.vocabulary, synonyms)
         if vocabulary is None:
             return own
@@ -150,8 +150,9 @@ class Benchmark(EvalDataModule, ABC):
         if missing := [part for part in parts if part not in best]:
             home = homes[candidates.index(best)]
             lacks = [f"no {part} ({' or '.join(str(home / place) for place in parts[part])})" for part in missing]
-            elsewhere = f", nor in {' or '.join(str(other) for other in homes if other != home)}"
-            raise InputError(f"{layout.name} has {' and '.join(lacks)}{elsewhere if not best else ''}; {layout.source}")
+            others = [] if best else [str(other) for other in homes if other != home]
+            elsewhere = f", nor in {' or '.join(others)}" if others else ""
+            raise InputError(f"{layout.name} has {' and '.join(lacks)}{elsewhere}; {layout.source}")
         return best
 
 
