@@ -1,4 +1,4 @@
-"""Parameter groups and learning rate schedules."""
+"""Parameter groups and learning-rate schedules."""
 
 from __future__ import annotations
 
@@ -20,25 +20,30 @@ def param_groups(
     lr_factors: Mapping[str, float] | None = None,
     decay_biases: bool = True,
 ) -> list[dict[str, Any]]:
-    """Groups of the trainable parameters by learning rate and weight decay.
+    """Group the trainable parameters by learning rate and weight decay.
 
-    Norms, embeddings and single values are never decayed.
+    Weight decay never applies to norms, embeddings and scalars.
 
     Args:
-        lr_factors: prefix of a parameter's name → factor on `lr`; the longest prefix that fits counts.
-        decay_biases: whether biases and other vectors are decayed (the paper does it for proposals, not for CLIP).
+        lr: base learning rate.
+        weight_decay: of the parameters that are decayed.
+        lr_factors: prefix of a parameter's name → factor on `lr`; the longest matching prefix wins.
+        decay_biases: apply weight decay to biases and other vectors (the paper does for proposals, not for CLIP).
+
+    Returns:
+        Parameter groups for a torch optimizer.
     """
     factors = lr_factors or {}
     groups: dict[tuple[float, float], list[nn.Parameter]] = {}
-    seen: set[nn.Parameter] = set()
+    grouped: set[nn.Parameter] = set()
     for module_name, part in module.named_modules():
         for name, parameter in part.named_parameters(recurse=False):
-            if not parameter.requires_grad or parameter in seen:
+            if not parameter.requires_grad or parameter in grouped:
                 continue
-            seen.add(parameter)
+            grouped.add(parameter)
             full_name = f"{module_name}.{name}".lstrip(".")
-            fits = [prefix for prefix in factors if full_name.startswith(prefix)]
-            factor = factors[max(fits, key=len)] if fits else 1.0
+            prefixes = [prefix for prefix in factors if full_name.startswith(prefix)]
+            factor = factors[max(prefixes, key=len)] if prefixes else 1.0
             undecayed = (
                 isinstance(part, (*NORMS, nn.Embedding))
                 or parameter.ndim == 0
@@ -50,20 +55,34 @@ def param_groups(
 
 
 class WarmupPolyLR(LambdaLR):
-    """(1 − step / total)^power, times a linear warm-up from `warmup_factor`."""
+    """Polynomial decay (1 − step / total)^power, multiplied by a linear warm-up from `warmup_factor` to 1.
+
+    Args:
+        optimizer: whose learning rates to schedule.
+        total: number of optimizer steps until the learning rate is 0.
+        warmup: number of optimizer steps of warm-up.
+        power: exponent of the decay.
+        warmup_factor: factor on the learning rate at step 0.
+    """
 
     def __init__(
         self, optimizer: Optimizer, total: int, warmup: int, power: float = 0.9, warmup_factor: float = 1e-6
     ) -> None:
         def factor(step: int) -> float:
-            rise = warmup_factor + (1 - warmup_factor) * step / warmup if step < warmup else 1.0
-            return float(rise * max(1 - step / total, 0.0) ** power)
+            ramp = warmup_factor + (1 - warmup_factor) * step / warmup if step < warmup else 1.0
+            return float(ramp * max(1 - step / total, 0.0) ** power)
 
         super().__init__(optimizer, factor)
 
 
 class WarmupCosineLR(LambdaLR):
-    """Linear warm-up from 0, then half a cosine down to 0."""
+    """Linear warm-up from 0, followed by cosine decay to 0.
+
+    Args:
+        optimizer: whose learning rates to schedule.
+        total: number of optimizer steps, warm-up included.
+        warmup: number of optimizer steps of warm-up.
+    """
 
     def __init__(self, optimizer: Optimizer, total: int, warmup: int) -> None:
         def factor(step: int) -> float:

@@ -1,8 +1,8 @@
-"""Batches, results and the vocabulary: the words in which data, models and tasks talk to each other.
+"""Batches, results and the vocabulary: what data, models and tasks exchange.
 
-Nothing here computes or reads a file. `B` batch, `N` regions, `Q` queries, `K` classes, `D` width of the
-joint CLIP space, `H, W` the image as stored on disk, `h, w` the image as a network sees it.
-Images are RGB floats in [0, 1]; normalisation belongs to the networks.
+Nothing here computes or reads a file. `B` batch, `N` regions, `Q` queries, `K` classes, `D` width of CLIP's
+embedding space; `H, W` size of an image on disk, `h, w` its size as input of a network.
+Images are RGB floats in [0, 1]; networks normalise them.
 """
 
 from __future__ import annotations
@@ -15,11 +15,11 @@ from typing import NamedTuple
 from torch import Tensor
 
 IGNORE_INDEX = 255
-WIDE_IGNORE_INDEX = 65535  # of vocabularies in which 255 is a class
+WIDE_IGNORE_INDEX = 65535  # for vocabularies in which 255 is a class
 
 
 class InputError(ValueError):
-    """What a user gave cannot be used; the message is one sentence that names the thing and what to do next.
+    """An error that the user can fix; the message is one sentence that says what is wrong and what to do next.
 
     The command line prints it without a traceback.
     """
@@ -31,12 +31,12 @@ class Vocabulary:
 
     Args:
         names: K distinct, non-empty names.
-        synonyms: per class the phrases that stand for it; the name alone where not given.
-        seen: per class whether the training data has it; all unknown where not given.
-        background_from: index from which on the classes are scored as one, the background.
+        synonyms: for each class, the phrases that stand for it; by default its name.
+        seen: for each class, whether the training data has it; unknown by default.
+        background_from: classes from this index on are scored as one class, the background.
 
     Raises:
-        InputError: no names, an empty or repeated name, or lists of another length.
+        InputError: there are no names, a name is empty or repeated, or another list has the wrong length.
     """
 
     names: tuple[str, ...]
@@ -51,7 +51,7 @@ class Vocabulary:
         if not all(name.strip() for name in names):
             blank = next(number for number, name in enumerate(names, start=1) if not name.strip())
             raise InputError(f"the vocabulary has an empty name (number {blank}); delete it")
-        folded = [" ".join(name.casefold().split()) for name in names]  # CLIP's tokenizer sees no more
+        folded = [" ".join(name.casefold().split()) for name in names]  # CLIP's tokenizer ignores case and extra spaces
         if repeated := [name for name, count in Counter(folded).items() if count > 1]:
             raise InputError(f"the vocabulary names {', '.join(map(repr, repeated))} more than once; keep one of each")
         synonyms = tuple(tuple(phrases) for phrases in self.synonyms) or tuple((name,) for name in names)
@@ -60,7 +60,9 @@ class Vocabulary:
         if self.seen is not None and len(self.seen) != len(names):
             raise InputError(f"{len(names)} class names need as many seen flags, got {len(self.seen)}")
         if self.background_from is not None and not 0 < self.background_from < len(names):
-            raise InputError(f"background_from {self.background_from} is no index that leaves classes on either side")
+            raise InputError(
+                f"background_from is {self.background_from}, which leaves no classes on one side; set another index"
+            )
         object.__setattr__(self, "names", names)
         object.__setattr__(self, "synonyms", synonyms)
 
@@ -69,22 +71,22 @@ class Vocabulary:
 
     @property
     def phrases(self) -> tuple[str, ...]:
-        """The synonyms of all classes, in order."""
+        """The S synonyms of all classes, in class order."""
         return tuple(phrase for phrases in self.synonyms for phrase in phrases)
 
     @property
     def class_of_phrase(self) -> tuple[int, ...]:
-        """The index of the class that each of the `phrases` stands for."""
+        """For each of the `phrases`, the index of its class."""
         return tuple(index for index, phrases in enumerate(self.synonyms) for _ in phrases)
 
     @property
     def scored_names(self) -> tuple[str, ...]:
-        """The classes of labels and metrics; a prediction beyond the last of them counts as the last."""
+        """The classes of labels and metrics; a prediction beyond the last one counts as the last one."""
         return self.names if self.background_from is None else (*self.names[: self.background_from], "background")
 
     @property
     def scored_seen(self) -> tuple[bool, ...] | None:
-        """Of each of the `scored_names` whether the training data has it."""
+        """For each of the `scored_names`, whether the training data has it."""
         return None if self.seen is None else self.seen[: len(self.scored_names)]
 
     @property
@@ -97,50 +99,50 @@ class SegmentationBatch(NamedTuple):
     """Training images with one class index per pixel."""
 
     images: Tensor  # (B, 3, h, w) in [0, 1]
-    labels: Tensor  # (B, h, w), IGNORE_INDEX where unlabelled; int16 as it travels, int64 on the device
-    regions: Tensor | None = None  # (B, h, w) likewise, which region of the image; None: a class has one
+    labels: Tensor  # (B, h, w), IGNORE_INDEX where unlabelled; int16 in transfer, int64 on the device
+    regions: Tensor | None = None  # (B, h, w) likewise, the region of each pixel; None: one region per class
 
 
 class EvalBatch(NamedTuple):
-    """Images at network resolution, to be answered at their own size."""
+    """Images at network resolution, to be predicted at their original size."""
 
     images: list[Tensor]  # B × (3, h, w) in [0, 1]
     sizes: list[tuple[int, int]]  # B × (H, W)
     names: list[str]  # B image files
-    labels: list[Tensor]  # B × (H, W), empty without ground truth; int16 or int32 as it travels, int64 on the device
+    labels: list[Tensor]  # B × (H, W), empty without ground truth; int16 or int32 in transfer, int64 on the device
     masks: list[Tensor] | None = None  # B × (M, H, W) bool, masks from files in place of proposals
     mask_scores: list[Tensor] | None = None  # B × (M,), 1 for ground truth
-    faults: tuple[str, ...] = ()  # of images that could not be read and are not among the B
+    faults: tuple[str, ...] = ()  # one sentence for each image that could not be read, which is not among the B
 
 
 class CaptionBatch(NamedTuple):
-    """Images with the nouns of their captions, or with labelled masks; a part of a shard of the store of pairs."""
+    """Images with the nouns of their captions, or with labelled masks; part of one shard of the pair store."""
 
     images: list[Tensor]  # B × (3, h, w) in [0, 1]
     sizes: list[tuple[int, int]]  # B × (H, W)
     names: list[str]  # B file names, relative to the image folder
     image_ids: list[int]
-    nouns: list[list[str]]  # per image, unique; per mask, where labels name the masks
-    caption_ids: list[list[int]]  # per noun, the first caption that has it; -1 where it is a label
-    masks: list[Tensor] | None  # B × (M, H, W) bool, where no network proposes regions
-    mask_scores: list[Tensor] | None = None  # B × (M,); 1 for ground truth
-    labelled: bool = False  # whether noun i is the label of mask i, and not to be matched
+    nouns: list[list[str]]  # unique nouns of each image, or one per mask if `labelled`
+    caption_ids: list[list[int]]  # the first caption that contains each noun; -1 for labels
+    masks: list[Tensor] | None  # B × (M, H, W) bool, in place of proposals
+    mask_scores: list[Tensor] | None = None  # B × (M,), 1 for ground truth
+    labelled: bool = False  # whether noun i is the label of mask i, rather than to be matched to a mask
     shard: int = 0
-    ends_shard: bool = False  # the last batch of its shard
-    faults: tuple[str, ...] = ()  # a sentence for each image that could not be read, and is not among the B
+    ends_shard: bool = False  # whether this is the last batch of its shard
+    faults: tuple[str, ...] = ()  # one sentence for each unreadable image, which is not among the B
 
 
 class RegionTextBatch(NamedTuple):
-    """Masked image regions with the text that names each."""
+    """Masked image regions, each with its text."""
 
     regions: Tensor  # (N, 3, s, s) in [0, 1], filled outside the mask
     region_masks: Tensor  # (N, s, s) bool
     texts: list[str]  # N
-    text_ids: Tensor  # (N,) int64, the place of each among the `texts` of the datamodule, the same in all processes
+    text_ids: Tensor  # (N,) int64, index of each text in the datamodule's `texts`, the same in all processes
 
 
 class Proposals(NamedTuple):
-    """What one decoder layer of a proposal network says; see `ovseg.models.MaskProposer`."""
+    """The output of one decoder layer of a proposal network, see `ovseg.models.MaskProposer`."""
 
     mask_logits: Tensor  # (B, Q, h / 4, w / 4) of the padded input
     query_embeddings: Tensor  # (B, Q, D), not normalised
@@ -157,18 +159,18 @@ class RegionTextPair(NamedTuple):
     counts: bytes  # compressed COCO run lengths of the mask at `size`
     box: tuple[int, int, int, int]  # x0, y0, x1, y1, ends exclusive
     noun: str
-    caption_id: int  # -1 for a label
-    similarity: float  # cosine of region and noun
-    margin: float  # to the best other region of the image, below 0 where a label goes to another than the best;
-    # equal to `similarity` where there is only one
+    caption_id: int  # -1 for labels
+    similarity: float  # cosine similarity of region and noun
+    margin: float  # `similarity` minus that of the image's best other region, or `similarity` if there is no other;
+    # negative for a label whose region is not the best match
     proposal_score: float  # 1 for ground-truth masks
 
 
 def names_of(vocabulary: Vocabulary | Sequence[str]) -> Vocabulary:
-    """A vocabulary from a vocabulary or a list of names.
+    """Return a vocabulary unchanged, or make one from a list of names.
 
     Raises:
-        InputError: a text or something else in the place of a list of names.
+        InputError: `vocabulary` is neither.
     """
     if isinstance(vocabulary, Vocabulary):
         return vocabulary

@@ -106,7 +106,7 @@ def test_background_of_voc_is_one_class_of_many_names() -> None:
     assert as_class.names == as_class.scored_names == ("background", *voc.names)
     assert as_class.synonyms == (("background",), *voc.synonyms)
     for wrong in (0, 2):
-        with pytest.raises(InputError, match=f"background_from {wrong} is no index"):
+        with pytest.raises(InputError, match=f"background_from is {wrong}, which leaves no classes"):
             Vocabulary(("a", "b"), background_from=wrong)
 
 
