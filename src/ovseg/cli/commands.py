@@ -115,7 +115,7 @@ def data(action: Literal["check"], benchmark: str, root: Path | None = None, num
 
     Args:
         action: `check`.
-        benchmark: its name, for example `ade20k_847`, or a file such as conf/data/own.yaml.
+        benchmark: its name, for example `ade20k_847`, a file such as conf/data/own.yaml, or the dotted path of a class.
         root: the folder that holds it; that of the file, or `datasets`, where not given.
         num_workers: processes that read.
     """
