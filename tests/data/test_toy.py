@@ -1,4 +1,4 @@
-"""The toy world: the same bytes for the same seed, labels that agree with each other, captions that can be parsed."""
+"""Tests of the toy world: reproducible bytes, consistent labels and captions that can be parsed."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def read_regions(world: Path, split: str) -> dict[str, list[tuple[int, np.ndarray]]]:
-    """Noun and mask of every region, by the stem of its image."""
+    """Return noun and mask of every region by the stem of its image."""
     coco = COCO(world / "annotations" / f"regions_{split}.json")
     return {
         Path(image["file_name"]).stem: [
@@ -51,14 +51,14 @@ def read_labels(world: Path, split: str) -> dict[str, np.ndarray]:
 
 
 def test_same_seed_gives_the_same_bytes(world: Path, tmp_path: Path) -> None:
-    write_toy(tmp_path / "again", scenes=12, seed=3)
+    write_toy(tmp_path / "same", scenes=12, seed=3)
     write_toy(tmp_path / "other", scenes=12, seed=4)
-    assert hashes(tmp_path / "again") == hashes(world)
+    assert hashes(tmp_path / "same") == hashes(world)
     images = {name: digest for name, digest in hashes(tmp_path / "other").items() if name.endswith(".jpg")}
     assert not set(images.values()) & set(hashes(world).values())
 
 
-def test_fewer_scenes_are_the_first_of_more(world: Path, tmp_path: Path) -> None:
+def test_a_smaller_world_is_the_beginning_of_a_larger_one(world: Path, tmp_path: Path) -> None:
     write_toy(tmp_path / "few", scenes=4, seed=3, val_scenes=2)
     few, many = hashes(tmp_path / "few"), hashes(world)
     pictures = [name for name in few if name.endswith((".jpg", ".png"))]
@@ -71,7 +71,7 @@ def test_fewer_scenes_are_the_first_of_more(world: Path, tmp_path: Path) -> None
         assert short["annotations"] == long["annotations"][: len(short["annotations"])]
 
 
-def test_training_labels_hide_the_names_of_unseen_nouns_only(world: Path) -> None:
+def test_training_labels_replace_only_unseen_nouns_by_catch_alls(world: Path) -> None:
     labels, regions = read_labels(world, "train2017"), read_regions(world, "train2017")
     assert len(labels) == len(regions) == 12
     catch_alls = set()
@@ -87,14 +87,14 @@ def test_training_labels_hide_the_names_of_unseen_nouns_only(world: Path) -> Non
     assert catch_alls == {"other thing", "other ground"}
 
 
-def test_a_catch_all_of_a_training_scene_is_one_noun(world: Path) -> None:
+def test_a_catch_all_label_covers_one_noun_per_training_scene(world: Path) -> None:
     for regions in read_regions(world, "train2017").values():
         unseen = {noun for noun, _ in regions if not NOUNS[noun].seen}
         assert sum(NOUNS[noun].stuff for noun in unseen) <= 1
         assert sum(not NOUNS[noun].stuff for noun in unseen) <= 1
 
 
-def test_benchmark_regions_are_the_label_map(world: Path) -> None:
+def test_benchmark_regions_partition_the_label_map(world: Path) -> None:
     labels, regions = read_labels(world, "val2017"), read_regions(world, "val2017")
     assert labels
     for stem, label in labels.items():
@@ -105,7 +105,7 @@ def test_benchmark_regions_are_the_label_map(world: Path) -> None:
         assert (painted == label).all()
 
 
-def test_vocabulary_files_say_what_the_world_is_made_of() -> None:
+def test_vocabulary_files_agree_with_the_nouns() -> None:
     folder = resources.files("ovseg.data") / "vocabularies"
     full, training = (json.loads((folder / name).read_text()) for name in ("toy.json", "toy_train.json"))
     assert full["classes"] == [noun.name for noun in NOUNS]
@@ -124,25 +124,25 @@ def test_pycocotools_reads_the_captions(world: Path) -> None:
         assert Image.open(world / "train2017" / image["file_name"]).size == (image["width"], image["height"])
 
 
-def test_a_finished_world_is_left_alone(world: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_complete_world_is_not_written_again(world: Path, capsys: pytest.CaptureFixture[str]) -> None:
     before = {path: path.stat().st_mtime_ns for path in world.rglob("*")}
     write_toy(world, scenes=12, seed=3)
     assert {path: path.stat().st_mtime_ns for path in world.rglob("*")} == before
     assert "nothing to do" in capsys.readouterr().out
 
 
-def test_other_folders_are_refused(world: Path, tmp_path: Path) -> None:
+def test_folders_with_other_content_are_refused(world: Path, tmp_path: Path) -> None:
     (tmp_path / "precious.txt").write_text("mine")
-    with pytest.raises(InputError, match="no toy world"):
+    with pytest.raises(InputError, match="not a toy world"):
         write_toy(tmp_path, scenes=2)
     assert [path.name for path in tmp_path.iterdir()] == ["precious.txt"]
-    with pytest.raises(InputError, match="another toy world"):
+    with pytest.raises(InputError, match="a toy world with other settings"):
         write_toy(world, scenes=13, seed=3)
     with pytest.raises(InputError, match="at least 1 scene"):
         write_toy(tmp_path / "none", scenes=0)
 
 
-def test_what_an_interruption_left_is_written_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_interrupted_world_is_written_from_scratch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     out = tmp_path / "world"
     with monkeypatch.context() as patch:
         patch.setattr("ovseg.data.toy.folder.scene_captions", lambda *_: 1 / 0)
@@ -161,11 +161,11 @@ def test_regions_cover_a_scene_of_any_size(size: int) -> None:
     assert (np.sum([region.mask for region in scene.regions], axis=0) == 1).all()
 
 
-def test_things_mostly_keep_their_look() -> None:
+def test_things_usually_have_their_typical_look() -> None:
     things = [r for i in range(150) for r in make_scene(1, i, 32).regions if not NOUNS[r.noun].stuff]
     colours = [region.colour in dict(NOUNS[region.noun].looks) for region in things]
     patterns = [region.pattern == NOUNS[region.noun].pattern for region in things]
-    assert 0.82 < np.mean(colours) < 0.94  # 85 %, and what chance adds
+    assert 0.82 < np.mean(colours) < 0.94  # 85 % plus chance agreement
     assert 0.82 < np.mean(patterns) < 0.94
     assert {region.noun for region in things} == {index for index, noun in enumerate(NOUNS) if not noun.stuff}
 
@@ -179,31 +179,33 @@ def test_outlines_fill_the_unit_disc(name: str) -> None:
     assert 0.15 < coco_mask.area(run_lengths)[0] / (np.pi * 50**2) < 1.0
 
 
-def test_a_parser_finds_the_nouns_of_captions() -> None:
+def test_noun_extraction_recalls_the_nouns_of_captions() -> None:
     singular = {word: word for noun in NOUNS for word in noun.synonyms}
     singular |= {plural: noun.words[i] for noun in NOUNS for i, plural in enumerate(noun.plurals)}
     singular |= {"bricks": "brick", "planks": "plank", "pebbles": "pebble", "stones": "stone"}
     captions = [text for i in range(60) for text in scene_captions(make_scene(0, i, 32), 0, i, "train2017")]
-    named = [{singular[word] for word in re.findall("[a-z]+", text.lower()) if word in singular} for text in captions]
-    parsed = [set(nouns) for nouns in SpacyNounExtractor().extract(captions)]
-    found = sum(len(words & nouns) for words, nouns in zip(named, parsed, strict=True))
-    assert found / sum(map(len, named)) > 0.95
-    invented = [nouns - words for words, nouns in zip(named, parsed, strict=True)]
-    assert np.mean([bool(nouns) for nouns in invented]) < 0.3  # absent things and a few colours
+    expected = [
+        {singular[word] for word in re.findall("[a-z]+", text.lower()) if word in singular} for text in captions
+    ]
+    extracted = [set(nouns) for nouns in SpacyNounExtractor().extract(captions)]
+    recalled = sum(len(words & nouns) for words, nouns in zip(expected, extracted, strict=True))
+    assert recalled / sum(map(len, expected)) > 0.95
+    additional = [nouns - words for words, nouns in zip(expected, extracted, strict=True)]
+    assert np.mean([bool(nouns) for nouns in additional]) < 0.3  # absent things and a few colours
 
 
-def test_captions_mostly_tell_the_truth() -> None:
+def test_captions_usually_mention_what_is_present() -> None:
     words = {word: index for index, noun in enumerate(NOUNS) for word in noun.synonyms}
-    right = []
+    correct = []
     for index in range(60):
         scene = make_scene(0, index, 32)
         present = {region.noun for region in scene.regions}
         for text in scene_captions(scene, 0, index, "train2017"):
-            right += [words[word] in present for word in re.findall("[a-z]+", text.lower()) if word in words]
-    assert 0.93 < np.mean(right) < 1.0
+            correct += [words[word] in present for word in re.findall("[a-z]+", text.lower()) if word in words]
+    assert 0.93 < np.mean(correct) < 1.0
 
 
-def test_toy_words_hold_every_word() -> None:
+def test_toy_words_contain_every_word_of_captions_and_prompts() -> None:
     known = set(toy_words())
     captions = [text for i in range(200) for text in scene_captions(make_scene(2, i, 32), 2, i, "x")]
     assert {word for text in captions for word in re.findall("[a-z]+", text.lower())} <= known

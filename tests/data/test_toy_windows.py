@@ -1,4 +1,4 @@
-"""Windows of toy scenes: what they show is what their words say, whoever makes them."""
+"""Tests of toy windows: captions mention what a window shows, reproducibly."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ GRASS = [noun.name for noun in NOUNS].index("grass")
 
 
 def circle_on_grass() -> Scene:
-    """A 16 × 16 block called a circle, 8 pixels from the left and the top of 64 × 64."""
+    """Return a 64 × 64 scene with a 16 × 16 block labelled as a circle, 8 pixels from the left and the top."""
     circle = np.zeros((64, 64), dtype=bool)
     circle[8:24, 8:24] = True
     regions = [Region(0, circle, "red", "dotted", 0.25), Region(GRASS, ~circle, "green", "", 1.0)]
@@ -25,14 +25,14 @@ def circle_on_grass() -> Scene:
 @pytest.mark.parametrize(
     ("window", "nouns"),
     [
-        (Box(0, 0, 64), [0, GRASS]),  # the circle is a sixteenth of the picture, but whole
+        (Box(0, 0, 64), [0, GRASS]),  # the circle covers a sixteenth of the window but is complete
         (Box(8, 8, 16), [0]),
         (Box(32, 32, 32), [GRASS]),
         (Box(20, 8, 32), [GRASS]),  # a quarter of the circle
-        (Box(22, 22, 2), [0]),  # a small part of the circle, but all there is
+        (Box(22, 22, 2), [0]),  # a small part of the circle, but nothing else is visible
     ],
 )
-def test_visible_regions(window: Box, nouns: list[int]) -> None:
+def test_visible_regions_are_large_or_complete(window: Box, nouns: list[int]) -> None:
     assert [region.noun for region in visible_regions(circle_on_grass(), window)] == nouns
 
 
@@ -43,16 +43,16 @@ def test_windows_are_whole_around_things_or_anywhere(view: str, smallest: int) -
     assert all(0 <= w.x <= 64 - w.side and 0 <= w.y <= 64 - w.side for w in windows)
     assert np.mean([w.side == 64 for w in windows]) == pytest.approx(VIEWS[view].whole, abs=0.06)
     assert smallest <= min(w.side for w in windows) <= smallest + 2
-    holds = [w.x <= 8 and w.y <= 8 and w.x + w.side >= 24 and w.y + w.side >= 24 for w in windows]
-    assert np.mean(holds) > 0.60
+    contains_circle = [w.x <= 8 and w.y <= 8 and w.x + w.side >= 24 and w.y + w.side >= 24 for w in windows]
+    assert np.mean(contains_circle) > 0.60
 
 
-def test_labels_name_one_or_two_nouns_behind_a_prefix() -> None:
+def test_labels_are_prompts_with_one_or_two_nouns() -> None:
     regions, rng = circle_on_grass().regions, np.random.default_rng(0)
     texts = {label(rng, regions) for _ in range(300)}
     words = {word for index in (0, GRASS) for word in NOUNS[index].synonyms}
-    allowed = [*words, *(f"{a} and {b}" for a in words for b in words)]
-    assert texts <= {prefix.format(named) for prefix in PREFIXES for named in allowed}
+    phrases = [*words, *(f"{a} and {b}" for a in words for b in words)]
+    assert texts <= {prefix.format(phrase) for prefix in PREFIXES for phrase in phrases}
     assert len(texts) > 30
 
 
@@ -63,9 +63,9 @@ def windows(num_workers: int = 0, seed: int = 0) -> ToyWindowsDataModule:
 
 
 def test_batches_are_reproducible_and_do_not_depend_on_workers() -> None:
-    one, two = (list(windows(workers).train_dataloader()) for workers in (0, 2))
-    assert len(one) == 3
-    for first, second in zip(one, two, strict=True):
+    in_process, in_workers = (list(windows(workers).train_dataloader()) for workers in (0, 2))
+    assert len(in_process) == 3
+    for first, second in zip(in_process, in_workers, strict=True):
         assert first.regions.shape == (10, 3, 24, 24)
         assert first.regions.dtype == torch.float32
         assert 0 <= first.regions.min() < first.regions.max() <= 1
@@ -77,15 +77,15 @@ def test_batches_are_reproducible_and_do_not_depend_on_workers() -> None:
     assert windows(seed=1).train_dataloader().dataset[0][1] != windows().train_dataloader().dataset[0][1]
 
 
-def test_windows_are_mirrored_by_epoch() -> None:
+def test_mirroring_depends_on_the_epoch() -> None:
     data = windows().train_dataloader().dataset
-    again = [torch.equal(data[key][0], data[key + len(data)][0]) for key in range(len(data))]
+    unchanged = [torch.equal(data[key][0], data[key + len(data)][0]) for key in range(len(data))]
     mirrored = [torch.equal(data[key][0], data[key + len(data)][0].flip(-1)) for key in range(len(data))]
-    assert all(same != flipped for same, flipped in zip(again, mirrored, strict=True))
+    assert all(same != flipped for same, flipped in zip(unchanged, mirrored, strict=True))
     assert 5 < sum(mirrored) < 25
 
 
-def test_whole_windows_show_the_scene() -> None:
+def test_some_windows_are_whole_scenes() -> None:
     data = ToyWindowsDataModule(scenes=6, windows=60, size=128, num_workers=0)
     data.setup("fit")
     pixels = {window.numpy().tobytes() for window in data.train_dataloader().dataset.pixels}
@@ -93,11 +93,11 @@ def test_whole_windows_show_the_scene() -> None:
     assert len(pixels & set(scenes)) >= 3
 
 
-def test_words_of_the_captions_are_known() -> None:
+def test_captions_consist_of_toy_words() -> None:
     known = set(toy_words())
     assert all(set(text.lower().replace(",", "").replace(".", "").split()) <= known for text in windows().data.texts)
 
 
 def test_more_scenes_than_windows_are_refused() -> None:
-    with pytest.raises(InputError, match="at least one window a scene"):
+    with pytest.raises(InputError, match="at least one window per scene"):
         ToyWindowsDataModule(scenes=10, windows=9)

@@ -1,6 +1,7 @@
-"""The embedded toy world: pictures, captions and labels of 24 nouns, as many as wanted, from a seed.
+"""The embedded toy world: images, captions and labels of 24 nouns, generated from a seed in any number.
 
-`ovseg.data.toy.windows` makes training data for a tiny CLIP of it and is imported by itself: it needs Lightning.
+`ovseg.data.toy.windows` and `ovseg.data.toy.labelled` generate training data. They need Lightning, so they are not
+imported here.
 """
 
 from ovseg.data.toy.captions import toy_words

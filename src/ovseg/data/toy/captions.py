@@ -1,4 +1,4 @@
-"""What people say about a scene: plain English about a part of what is there, now and then about what is not."""
+"""Generate captions: plain English about some of a scene's regions, now and then about something absent."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import numpy as np
 from ovseg.data.toy.nouns import COLOURS, NOUNS
 from ovseg.data.toy.scenes import Region
 
-PREFIXES = (  # of a bare noun; the prompts that segmenters use are among them
+PREFIXES = (  # templates of bare nouns, among them the prompts that segmenters use
     "a photo of a {}.",
     "a photo of {}",
     "a picture of a {}.",
@@ -74,11 +74,11 @@ OUTSIDERS = ("a bird", "a person", "a dog", "a boat", "a house", "a tree")
 
 @dataclass(frozen=True)
 class Style:
-    """How a caption is written.
+    """How captions are written.
 
     Args:
-        attributes: chance of each adjective (colour, size, pattern).
-        absent: chance of naming something that is not there.
+        attributes: probability of each adjective (colour, size, pattern).
+        absent: probability of mentioning something absent.
     """
 
     attributes: float = 0.35
@@ -86,7 +86,7 @@ class Style:
 
 
 def sentence(rng: np.random.Generator, regions: Sequence[Region], style: Style) -> str:
-    """One sentence about some of the regions, of which there is at least one."""
+    """Write a sentence about some of the regions; there must be at least one region."""
     groups: dict[int, list[Region]] = {}
     for region in regions:
         groups.setdefault(region.noun, []).append(region)
@@ -97,39 +97,39 @@ def sentence(rng: np.random.Generator, regions: Sequence[Region], style: Style) 
     if things and stuff and rng.random() < 0.25:
         things, stuff = (things, []) if rng.random() < 0.7 else ([], stuff)
 
-    phrases = [_things(rng, group, style) for group in things]
+    phrases = [_things_phrase(rng, group, style) for group in things]
     are = "are" if things and len(things[0]) > 1 else "is"
     if rng.random() < style.absent:
         noun = NOUNS[rng.integers(len(NOUNS))]
         absent = noun.words[0] if noun.stuff else _article(noun.words[0])
         phrases.append(absent if rng.random() < 0.5 else _pick(rng, OUTSIDERS))
-    named = _join(rng, phrases)
+    joined = _join(rng, phrases)
     if not stuff:
-        text = _pick(rng, THINGS_ONLY).format(things=named, are=are)
+        text = _pick(rng, THINGS_ONLY).format(things=joined, are=are)
     elif not phrases:
-        text = _pick(rng, STUFF_ONLY).format(stuff=_join(rng, [_stuff(rng, part, style) for part in stuff[:2]]))
+        text = _pick(rng, STUFF_ONLY).format(stuff=_join(rng, [_stuff_phrase(rng, part, style) for part in stuff[:2]]))
     else:
         place = _pick(rng, PLACES.get(NOUNS[stuff[0].noun].name, ANYWHERE))
         template = _pick(rng, THINGS_ON_STUFF)
-        text = template.format(things=named, are=are, place=place, stuff=_stuff(rng, stuff[0], style))
+        text = template.format(things=joined, are=are, place=place, stuff=_stuff_phrase(rng, stuff[0], style))
         if len(stuff) > 1 and "background" not in text and rng.random() < 0.35:
-            text += f" with {_stuff(rng, stuff[1], style)} behind"
-    return _written(rng, text)
+            text += f" with {_stuff_phrase(rng, stuff[1], style)} behind"
+    return _punctuate(rng, text)
 
 
 def label(rng: np.random.Generator, regions: Sequence[Region]) -> str:
-    """One or two nouns of the regions, of which there is at least one, behind a prefix."""
-    nouns = list(dict.fromkeys(region.noun for region in regions))
-    chosen = [NOUNS[nouns[i]] for i in rng.permutation(len(nouns))[: rng.choice([1, 2], p=[0.65, 0.35])]]
+    """Write one or two nouns of the regions into a prompt template; there must be at least one region."""
+    indices = list(dict.fromkeys(region.noun for region in regions))
+    nouns = [NOUNS[indices[i]] for i in rng.permutation(len(indices))[: rng.choice([1, 2], p=[0.65, 0.35])]]
     words = []
-    for noun in chosen:
+    for noun in nouns:
         usual = rng.random() < 0.7
         words.append(noun.name if usual else _pick(rng, noun.synonyms))
     return _pick(rng, PREFIXES).format(" and ".join(words))
 
 
 def toy_words() -> list[str]:
-    """Every word that the toy world's captions and the usual prompts may hold, lower case, sorted."""
+    """Return every word that toy captions and the usual prompts can contain, in lower case, sorted."""
     return sorted({word for text in _texts() for word in re.findall(r"[a-z]+", re.sub(r"{\w*}", " ", text.lower()))})
 
 
@@ -146,10 +146,10 @@ def _texts() -> Iterator[str]:
     yield "an are is the other thing ground background"
 
 
-def _things(rng: np.random.Generator, group: list[Region], style: Style) -> str:
-    """ "a small red star", "two stars": what the things of one noun are called."""
+def _things_phrase(rng: np.random.Generator, group: list[Region], style: Style) -> str:
+    """Describe the things of one noun, such as "a small red star" or "two stars"."""
     noun = NOUNS[group[0].noun]
-    which = 0 if rng.random() < 0.7 else int(rng.integers(len(noun.words)))
+    synonym = 0 if rng.random() < 0.7 else int(rng.integers(len(noun.words)))
     adjectives = []
     if (words := SIZES[_size(group[0])]) and rng.random() < style.attributes:
         adjectives.append(_pick(rng, words))
@@ -158,13 +158,13 @@ def _things(rng: np.random.Generator, group: list[Region], style: Style) -> str:
     if len({region.colour for region in group}) == 1 and rng.random() < style.attributes:
         adjectives.append(group[0].colour)
     if len(group) == 1:
-        return _article(" ".join([*adjectives, noun.words[which]]))
+        return _article(" ".join([*adjectives, noun.words[synonym]]))
     count = _pick(rng, COUNTS[min(len(group), 4)])
-    return " ".join([count, *adjectives, noun.plurals[which]])
+    return " ".join([count, *adjectives, noun.plurals[synonym]])
 
 
-def _stuff(rng: np.random.Generator, region: Region, style: Style) -> str:
-    """ "green grass", "a lawn", "the blue sea"."""
+def _stuff_phrase(rng: np.random.Generator, region: Region, style: Style) -> str:
+    """Describe stuff, such as "green grass", "a lawn" or "the blue sea"."""
     noun = NOUNS[region.noun]
     word = noun.words[0] if rng.random() < 0.65 else _pick(rng, noun.words)
     if rng.random() >= style.attributes * 0.7:
@@ -191,8 +191,8 @@ def _join(rng: np.random.Generator, phrases: list[str]) -> str:
     return f"{', '.join(phrases[:-1])} and {phrases[-1]}"
 
 
-def _written(rng: np.random.Generator, text: str) -> str:
-    """As carelessly as people write: mostly a capital and a full stop, sometimes a trailing space."""
+def _punctuate(rng: np.random.Generator, text: str) -> str:
+    """Add what people add inconsistently: usually a capital and a full stop, sometimes a trailing space."""
     if rng.random() < 0.75:
         text = text[0].upper() + text[1:]
     if rng.random() < 0.8:

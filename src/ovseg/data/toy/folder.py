@@ -1,4 +1,4 @@
-"""The toy world on disk, in the layout of COCO."""
+"""Write the toy world to disk in the layout of COCO."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from ovseg.data.toy.nouns import NOUNS, training_label
 from ovseg.data.toy.scenes import Scene, make_scene, scene_rng
 from ovseg.structures import InputError
 
-FORMAT = 1  # of the folder; raised whenever the same arguments give other bytes
+FORMAT = 1  # version of the folder; increase it whenever the same arguments give different bytes
 META = "toy.json"
 TRAINING_LABELS = np.array([training_label(noun) for noun in range(len(NOUNS))], dtype=np.uint8)
 
@@ -29,26 +29,29 @@ def write_toy(
     """Write training and benchmark scenes with captions, label maps and region masks to the folder `out`.
 
     `train2017` is labelled with the classes of the vocabulary `toy_train`, `val2017` with those of `toy`;
-    `annotations/regions_*.json` has the true masks of all nouns in both. The bytes follow from the arguments, and the
-    scenes of a smaller number are the first of a larger one. A finished folder is left as it is.
+    `annotations/regions_*.json` contains the ground-truth masks of all nouns in both. The arguments determine every
+    byte, and a smaller number of scenes gives the first scenes of a larger one. A complete folder is not written again.
 
     Args:
-        out: appears when everything is written, and not before.
-        val_scenes: a fifth of `scenes` where not given.
+        out: the folder; it appears only when it is complete.
+        scenes: number of training scenes.
+        seed: seed of the scenes and captions, not negative.
+        size: side of the images in pixels, 32 to 320.
+        val_scenes: number of benchmark scenes; defaults to a fifth of `scenes`.
 
     Raises:
-        InputError: numbers out of range, or `out` holds something else.
+        InputError: a number is out of range, or `out` contains something else.
     """
     out = Path(out)
     val_scenes = max(scenes // 5, 1) if val_scenes is None else val_scenes
     if scenes < 1 or val_scenes < 1 or seed < 0 or not 32 <= size <= 320:
         raise InputError(
-            f"a toy world of {scenes} and {val_scenes} scenes of {size} pixels with seed {seed} cannot be made; "
-            "give at least 1 scene of each, 32 to 320 pixels and a seed that is not negative"
+            f"a toy world of {scenes} training and {val_scenes} benchmark scenes of {size} pixels with seed {seed} is "
+            "not possible; give at least 1 scene of each, 32 to 320 pixels and a seed of at least 0"
         )
     meta = {"format": FORMAT, "scenes": scenes, "val_scenes": val_scenes, "seed": seed, "size": size}
-    if _is_done(out, meta):
-        print(f"{out} holds these {scenes} + {val_scenes} scenes already; nothing to do")
+    if _is_complete(out, meta):
+        print(f"{out} already contains these {scenes} + {val_scenes} scenes; nothing to do")
         return
     partial = out.with_name(f".{out.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
@@ -60,20 +63,22 @@ def write_toy(
 
 
 def scene_captions(scene: Scene, seed: int, index: int, split: str) -> list[str]:
-    """The two or three captions of a scene."""
+    """Return the two or three captions of a scene."""
     rng = scene_rng(seed, index, split, stream=1)
     return [sentence(rng, scene.regions, Style()) for _ in range(rng.integers(2, 4))]
 
 
-def _is_done(out: Path, meta: dict[str, int]) -> bool:
+def _is_complete(out: Path, meta: dict[str, int]) -> bool:
     if not out.exists() or (out.is_dir() and not any(out.iterdir())):
         return False
     try:
-        found = json.loads((out / META).read_text())
+        written_meta = json.loads((out / META).read_text())
     except (OSError, ValueError):
-        raise InputError(f"{out} holds files that are no toy world; give another folder") from None
-    if found != meta:
-        raise InputError(f"{out} holds another toy world, {found}; give another folder or delete that one")
+        raise InputError(f"{out} contains files that are not a toy world; give another folder") from None
+    if written_meta != meta:
+        raise InputError(
+            f"{out} contains a toy world with other settings, {written_meta}; give another folder or delete that one"
+        )
     return True
 
 
@@ -114,7 +119,7 @@ def _write_split(root: Path, split: str, scenes: int, seed: int, size: int) -> N
 
 
 def _rle(mask: NDArray[np.bool_]) -> dict[str, Any]:
-    """What COCO's instance format says of a mask."""
+    """Return the entries of a mask in COCO's instance format."""
     run_lengths = coco_mask.encode(np.asfortranarray(mask, dtype=np.uint8))
     area, box = int(coco_mask.area(run_lengths)), coco_mask.toBbox(run_lengths).tolist()
     segmentation = {"size": list(mask.shape), "counts": run_lengths["counts"].decode("ascii")}

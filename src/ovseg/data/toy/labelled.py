@@ -1,4 +1,4 @@
-"""Training data for tiny proposals: toy scenes with a mask for every region, drawn as they are needed."""
+"""Training data for tiny proposal networks: toy scenes with a mask per region, generated on the fly."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from ovseg.data.vocabulary import read_vocabulary
 from ovseg.images import to_tensor
 from ovseg.structures import IGNORE_INDEX, SegmentationBatch
 
-SPLIT = "proposals"  # scenes that are neither trained nor tested on elsewhere
+SPLIT = "proposals"  # scenes used nowhere else, neither for training nor for testing
 BASE = IGNORE_INDEX + 1
 
 
 class _LabelledScenes(Dataset[tuple[Tensor, Tensor]]):
-    """Scenes and their labels + BASE x region, by keys as `ovseg.data.loading` wants them; no key shows another's."""
+    """Images and targets `label + BASE * region`; every key of `ovseg.data.loading` gives a new scene."""
 
     def __init__(self, scenes: int, seed: int) -> None:
         self.scenes, self.seed = scenes, seed
@@ -37,15 +37,16 @@ class _LabelledScenes(Dataset[tuple[Tensor, Tensor]]):
 
 
 class ToyScenesDataModule(ResumableDataModule):
-    """Scenes of any nouns with the training classes of the toy world, each thing and each stuff a mask of its own.
+    """Toy scenes of all nouns, labelled with the training classes, with one mask per thing and per stuff region.
 
-    The class areas of `ovseg.data.COCOStuffDataModule` would join unseen nouns, which share a catch-all label. Since no
-    scene comes twice, none is changed at random.
+    The class areas of `ovseg.data.COCOStuffDataModule` would merge unseen nouns, which share a catch-all label. There
+    is no augmentation, since no scene occurs twice.
 
     Args:
-        scenes: scenes an epoch.
-        total_batch_size: scenes of a step, in all processes and accumulated batches.
-        seed: of the scenes and their order; that of the run where not given.
+        scenes: scenes per epoch.
+        total_batch_size: scenes per optimizer step, summed over processes and accumulated batches.
+        num_workers: processes that generate the scenes.
+        seed: seed of the scenes and their order; defaults to the seed of the run.
     """
 
     def __init__(
@@ -57,6 +58,7 @@ class ToyScenesDataModule(ResumableDataModule):
         self.dataset = _LabelledScenes(scenes, self.seed)
 
     def train_dataloader(self) -> ResumableLoader:
+        """Return the resumable loader of `SegmentationBatch`es."""
         return self.resumable(self.dataset, self.seed, self.num_workers, _collate)
 
 

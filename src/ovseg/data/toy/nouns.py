@@ -1,6 +1,6 @@
-"""What the toy world is made of: 24 nouns, how each usually looks and how people call it.
+"""The 24 nouns of the toy world, with the usual look of each and the words for it.
 
-A noun is told by its shape (things) or texture (stuff) *and* by its usual colour and pattern: a tiny CLIP learns
+A noun is recognised by its shape (things) or texture (stuff) *and* by its usual colour and pattern: a tiny CLIP learns
 nothing from shape alone.
 """
 
@@ -30,16 +30,16 @@ CATCH_ALLS = ("other thing", "other ground")
 
 @dataclass(frozen=True)
 class Noun:
-    """One class of the toy world; `words` are as captions write them, the first is the usual one.
+    """One class of the toy world.
 
     Args:
         name: the class name.
-        seen: whether the training labels name it.
-        looks: typical colours; a thing's are keys of `COLOURS`, stuff's are (adjective, colour), the usual one first.
-        pattern: typical pattern of a thing, None for stuff, which has a texture of its own.
-        accent: second colour of a stuff's texture.
-        words: synonyms; those of stuff carry their article.
-        plurals: as many as `words`; empty for stuff.
+        seen: whether it is a class of the training labels.
+        looks: typical colours as (adjective, RGB), the usual one first; those of things are in `COLOURS`.
+        words: words for it in captions, the usual one first; those of stuff include their article.
+        plurals: the plurals of `words`; empty for stuff.
+        pattern: typical pattern of a thing; None for stuff, which has a texture.
+        accent: second colour of the texture of stuff.
     """
 
     name: str
@@ -52,11 +52,12 @@ class Noun:
 
     @property
     def stuff(self) -> bool:
+        """Whether the noun is stuff rather than a thing."""
         return self.pattern is None
 
     @property
     def synonyms(self) -> tuple[str, ...]:
-        """The name and all other words for it, without articles, each once."""
+        """The name and all distinct words for it, without articles."""
         bare = [word.removeprefix("a ").removeprefix("the ") for word in self.words]
         return tuple(dict.fromkeys((self.name, *bare, *self.plurals)))
 
@@ -152,6 +153,6 @@ TRAINING_CLASSES = (*(noun.name for noun in NOUNS if noun.seen), *CATCH_ALLS)
 
 
 def training_label(noun: int) -> int:
-    """Index of a noun among `TRAINING_CLASSES`: its own where it is seen, else the catch-all of its kind."""
+    """Return the index in `TRAINING_CLASSES` of a noun, or of the catch-all of its kind if the noun is unseen."""
     name = NOUNS[noun].name if NOUNS[noun].seen else CATCH_ALLS[NOUNS[noun].stuff]
     return TRAINING_CLASSES.index(name)

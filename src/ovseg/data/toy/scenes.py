@@ -1,4 +1,4 @@
-"""Scenes of the toy world: two or three stuff regions under one to four things that hide parts of each other."""
+"""Generate scenes: two or three stuff regions under one to four things, which can overlap."""
 
 from __future__ import annotations
 
@@ -14,22 +14,22 @@ from ovseg.data.toy.nouns import COLOURS, NOUNS, PATTERNS, RGB, STUFF, THINGS
 from ovseg.data.toy.shapes import outline
 from ovseg.data.toy.textures import Float, pattern, smooth_noise, texture
 
-TYPICAL = 0.85  # how often a noun keeps its usual colour, and its usual pattern
+TYPICAL = 0.85  # probability of the usual colour, and of the usual pattern
 SUPERSAMPLING = 3
 
 
 class Region(NamedTuple):
-    """What is visible of one thing, or of one stuff; the words are what a caption may say of it."""
+    """The visible part of one thing or stuff, with the attributes that captions can mention."""
 
     noun: int  # index in NOUNS
     mask: NDArray[np.bool_]  # (H, W), never empty
     colour: str
     pattern: str  # "" for stuff
-    diameter: float  # in parts of the scene's side; 1 for stuff
+    diameter: float  # as a fraction of the scene's side; 1 for stuff
 
 
 class Scene(NamedTuple):
-    """One scene; its regions are disjoint and cover it."""
+    """One scene, partitioned into disjoint regions."""
 
     image: NDArray[np.uint8]  # (H, W, 3)
     regions: list[Region]
@@ -57,15 +57,17 @@ class _Thing:
 
 
 def scene_rng(seed: int, index: int, split: str, stream: int = 0) -> np.random.Generator:
-    """The randomness of one scene, independent of all others."""
+    """Return the random generator of one scene, independent of all others."""
     return np.random.default_rng([seed, zlib.crc32(split.encode()), index, stream])
 
 
 def make_scene(seed: int, index: int, size: int = 128, split: str = "train2017", mixed: bool = True) -> Scene:
-    """Scene number `index` of a split, size × size pixels; it depends on nothing but the arguments.
+    """Generate scene number `index` of a split, which depends on the arguments alone.
 
-    Without `mixed` it has at most one unseen noun among its things and one among its stuff, so that a catch-all label
-    covers one noun's area, as any other label does.
+    Args:
+        size: side of the scene in pixels.
+        mixed: whether several unseen nouns may occur. If false, there is at most one unseen noun among the things and
+            one among the stuff, so that each catch-all label covers the area of a single noun like any other label.
     """
     rng = scene_rng(seed, index, split)
     canvas, owner, ground = _ground(rng, size, mixed)
@@ -87,11 +89,11 @@ def make_scene(seed: int, index: int, size: int = 128, split: str = "train2017",
 
 
 def _ground(rng: np.random.Generator, size: int, mixed: bool) -> tuple[Float, NDArray[np.uint8], list[tuple[int, str]]]:
-    """Canvas (H, W, 3), region number of every pixel, and noun and colour word of every region."""
+    """Return the canvas (H, W, 3), the region of each pixel (H, W), and noun and colour word of each region."""
     spare = rng.choice([noun for noun in STUFF if not NOUNS[noun].seen])
     pool = [noun for noun in STUFF if mixed or noun == spare or NOUNS[noun].seen]
     nouns = [int(noun) for noun in rng.choice(pool, size=rng.choice([2, 3], p=[0.6, 0.4]), replace=False)]
-    nouns.sort(key=lambda noun: NOUNS[noun].name != "sky")  # the sky is up
+    nouns.sort(key=lambda noun: NOUNS[noun].name != "sky")  # the sky is at the top
     owner = np.zeros((size, size), dtype=np.uint8)
     y, x = np.mgrid[-1 : 1 : size * 1j, -1 : 1 : size * 1j].astype(np.float32)
     for number in range(1, len(nouns)):
@@ -112,7 +114,7 @@ def _ground(rng: np.random.Generator, size: int, mixed: bool) -> tuple[Float, ND
 
 
 def _surface(rng: np.random.Generator, noun: int, rgb: RGB, mask: NDArray[np.bool_]) -> Float:
-    """Colours (P, 3) of a stuff's P pixels, cut from the sheet of its texture."""
+    """Return the colours (P, 3) of the P pixels of a stuff region, taken from a random part of its texture."""
     mix, shade = texture(NOUNS[noun].name)
     size = mask.shape[0]
     steps = np.arange(size) * (128 / size * rng.uniform(0.75, 1.15))
@@ -127,15 +129,15 @@ def _surface(rng: np.random.Generator, noun: int, rgb: RGB, mask: NDArray[np.boo
 
 
 def _things(rng: np.random.Generator, size: int, mixed: bool) -> list[_Thing]:
-    """One to four things, back to front, none mostly behind another."""
+    """Place one to four things, back to front, none mostly hidden by another."""
     things: list[_Thing] = []
     for _ in range(rng.choice([1, 2, 3, 4], p=[0.2, 0.35, 0.3, 0.15])):
-        again = bool(things) and rng.random() < 0.25
+        repeat = bool(things) and rng.random() < 0.25
         unseen = {t.noun for t in things if not NOUNS[t.noun].seen}
         pool = [noun for noun in THINGS if mixed or not unseen or noun in unseen or NOUNS[noun].seen]
-        noun = things[-1].noun if again else int(rng.choice(pool))
+        noun = things[-1].noun if repeat else int(rng.choice(pool))
         radius = size * float(np.exp(rng.uniform(np.log(0.1), np.log(0.25))))
-        if again and rng.random() < 0.7:  # several of a kind look alike
+        if repeat and rng.random() < 0.7:  # several things of a noun often look alike
             colour, kind = things[-1].colour, things[-1].pattern
             radius = things[-1].radius * float(rng.uniform(0.8, 1.2))
         else:
@@ -153,7 +155,7 @@ def _things(rng: np.random.Generator, size: int, mixed: bool) -> list[_Thing]:
 
 
 def _look(rng: np.random.Generator, noun: int) -> tuple[str, str]:
-    """A colour and a pattern for a thing, mostly its own."""
+    """Draw a colour and a pattern for a thing, usually its typical ones."""
     typical = [colour for colour, _ in NOUNS[noun].looks]
     colour = rng.choice(typical if rng.random() < TYPICAL else list(COLOURS))
     kind = NOUNS[noun].pattern if rng.random() < TYPICAL else rng.choice(PATTERNS)
@@ -161,7 +163,7 @@ def _look(rng: np.random.Generator, noun: int) -> tuple[str, str]:
 
 
 def _paint(rng: np.random.Generator, colour: str) -> tuple[RGB, RGB]:
-    """A shade of a named colour, and the lighter or darker one of its pattern."""
+    """Draw a shade of a named colour, and the lighter or darker second colour of the pattern."""
     first = np.clip(np.asarray(COLOURS[colour]) + rng.normal(0, 9, 3), 0, 255)
     bright = first @ (0.3, 0.59, 0.11) > 150
     second = first * 0.58 if bright else first + (255 - first) * 0.62
@@ -169,7 +171,7 @@ def _paint(rng: np.random.Generator, colour: str) -> tuple[RGB, RGB]:
 
 
 def _draw(canvas: Float, owner: NDArray[np.uint8], number: int, thing: _Thing, rng: np.random.Generator) -> None:
-    """Paint a thing with its shadow on the canvas and claim its pixels."""
+    """Paint a thing and its shadow on the canvas, and assign its pixels to region `number`."""
     size = canvas.shape[0]
     reach = 1.45 * thing.radius
     x0, y0 = (max(int(c - reach), 0) for c in thing.centre)

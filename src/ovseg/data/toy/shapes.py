@@ -1,4 +1,4 @@
-"""Outlines of the toy world's things: polygons in a square from -1 to 1, y down."""
+"""Outlines of the toy world's things: polygons in the square from -1 to 1, with y pointing down."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ Polygon = NDArray[np.float64]  # (P, 2) x, y
 
 
 class Outline(NamedTuple):
-    """A filled body, less its holes; details are drawn on it in a second colour."""
+    """A filled body with holes; details are drawn on it in a second colour."""
 
     body: Polygon
     holes: tuple[Polygon, ...] = ()
@@ -20,7 +20,7 @@ class Outline(NamedTuple):
 
 
 def _polar(radius: NDArray[np.float64] | float, angle: NDArray[np.float64]) -> Polygon:
-    """Points at an angle measured from straight up."""
+    """Return points at angles measured clockwise from straight up."""
     return np.stack([radius * np.sin(angle), -radius * np.cos(angle)], axis=1)
 
 
@@ -80,7 +80,11 @@ def _gear() -> Polygon:
 
 @cache
 def outline(name: str) -> Outline:
-    """The outline of a thing, roughly filling the unit disc; raises KeyError for stuff."""
+    """Return the outline of a thing, which roughly fills the unit disc.
+
+    Raises:
+        KeyError: the name is not that of a thing.
+    """
     return {
         "circle": lambda: Outline(_disc(0.92)),
         "square": lambda: Outline(_regular(4, 1.13, np.pi / 4)),

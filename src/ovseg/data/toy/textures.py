@@ -1,4 +1,4 @@
-"""How surfaces of the toy world look: textures of stuff and patterns of things."""
+"""Generate the surfaces of the toy world: textures of stuff and patterns of things."""
 
 from __future__ import annotations
 
@@ -11,13 +11,12 @@ from PIL import Image
 from scipy.spatial import cKDTree
 
 Float = NDArray[np.float32]
-Texture = tuple[
-    NDArray[np.floating], NDArray[np.floating]
-]  # share of the accent colour in [0, 1], relative brightness around 0; both (n, n)
+# (n, n) share of the accent colour in [0, 1], (n, n) relative brightness around 0
+Texture = tuple[NDArray[np.floating], NDArray[np.floating]]
 
 
 def smooth_noise(rng: np.random.Generator, n: int, rows: int, columns: int) -> Float:
-    """Bicubic noise in [-1, 1] of so many cells, (n, n)."""
+    """Return bicubic noise in [-1, 1] of rows × columns cells, (n, n)."""
     cells = rng.uniform(-1, 1, (max(rows, 2), max(columns, 2))).astype(np.float32)
     return np.asarray(Image.fromarray(cells).resize((n, n), Image.Resampling.BICUBIC), dtype=np.float32)
 
@@ -91,9 +90,9 @@ _TEXTURES: dict[str, Callable[[np.random.Generator, int, Float, Float], Texture]
 
 @cache
 def texture(name: str) -> tuple[Float, Float]:
-    """The texture of a stuff on a sheet of 384 × 384 pixels, of which every scene shows another part.
+    """Return the texture of stuff, 384 × 384 pixels, of which each scene shows a different part.
 
-    The sheet is the same in every run: a scene's own randomness is where it cuts, flips and scales.
+    The texture is the same in every run; scenes choose at random where to cut, flip and scale it.
     """
     n = 384
     y, x = np.mgrid[:n, :n].astype(np.float32)
@@ -102,7 +101,7 @@ def texture(name: str) -> tuple[Float, Float]:
 
 
 def pattern(name: str, u: Float, v: Float, frequency: float, phase: float) -> Float:
-    """Share of a thing's second colour at its own coordinates u, v in about [-1, 1]; edges are soft."""
+    """Return the share of a thing's second colour, in [0, 1], at coordinates u, v in about [-1, 1]; edges are soft."""
     step = np.pi * frequency
     if name == "plain":
         wave = np.full_like(u, -1.0)

@@ -1,4 +1,4 @@
-"""Training data for a tiny CLIP: windows of toy scenes, each with a few words about what it shows."""
+"""Training data for a tiny CLIP: windows of toy scenes, each with a caption of what it shows."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ from ovseg.data.toy.nouns import NOUNS
 from ovseg.data.toy.scenes import Region, Scene, make_scene, scene_rng
 from ovseg.structures import InputError, RegionTextBatch
 
-SPLIT = "windows"  # scenes that are neither trained nor tested on elsewhere
-LABELS = 0.60  # share of captions that are bare nouns; adjectives in all of them kept CLIP from learning nouns
+SPLIT = "windows"  # scenes used nowhere else, neither for training nor for testing
+LABELS = 0.60  # share of captions that are bare nouns; with adjectives in every caption, CLIP did not learn the nouns
 SENTENCES = Style(attributes=0.2, absent=0.0)
 
 
@@ -33,15 +33,15 @@ class Box(NamedTuple):
 
 
 class View(NamedTuple):
-    """How near windows come: a share is whole scenes, a share lies around a thing, the others are anywhere."""
+    """The mix of windows: whole scenes, windows around a thing, and windows anywhere in the scene."""
 
-    whole: float
-    around: float
-    margin: tuple[float, float]  # side of a window around a thing, in sides of the thing
-    part: tuple[float, float]  # side of a window anywhere, in sides of the scene
+    whole: float  # share of whole scenes
+    around: float  # share of windows around a thing
+    margin: tuple[float, float]  # range of the side of a window around a thing, relative to the thing
+    part: tuple[float, float]  # range of the side of a window anywhere, relative to the scene
 
 
-# a CLIP learns nouns from close views; from wide ones alone it would need far more of them
+# close views teach CLIP the nouns; with wide views alone it would need far more of them
 VIEWS = {
     "close": View(whole=0.20, around=0.45, margin=(1.3, 2.6), part=(0.25, 0.8)),
     "wide": View(whole=0.60, around=0.15, margin=(2.5, 4.0), part=(0.7, 1.0)),
@@ -49,7 +49,7 @@ VIEWS = {
 
 
 def choose_window(rng: np.random.Generator, scene: Scene, view: View) -> Box:
-    """A window of a scene: all of it, around a thing, or any part."""
+    """Draw a window of a scene: the whole scene, a window around a thing, or one anywhere."""
     size = scene.image.shape[0]
     kind = rng.random()
     things = [region for region in scene.regions if not NOUNS[region.noun].stuff]
@@ -69,20 +69,24 @@ def choose_window(rng: np.random.Generator, scene: Scene, view: View) -> Box:
 
 
 def visible_regions(scene: Scene, window: Box) -> list[Region]:
-    """The regions that one would speak of in a window: an eighth of it, or half of a thing that is no speck in it."""
+    """Return the regions that a caption of the window would mention, at least one.
+
+    These are regions that cover more than an eighth of the window, and things of which more than half is inside and
+    which cover more than a hundredth of it. If there are none, the largest region is returned.
+    """
     rows, columns = slice(window.y, window.y + window.side), slice(window.x, window.x + window.side)
-    found: list[tuple[float, Region]] = []
+    candidates: list[tuple[float, Region]] = []  # share of the window, minus 1 if the region is not visible enough
     for region in scene.regions:
         inside = int(region.mask[rows, columns].sum())
         share = inside / window.side**2
-        thing = not NOUNS[region.noun].stuff and inside > 0.5 * region.mask.sum() and share > 0.01
-        found.append((share if share > 0.125 or thing else -1 + share, region))
-    kept = [region for share, region in found if share > 0]
-    return kept or [max(found, key=lambda item: item[0])[1]]
+        clear_thing = not NOUNS[region.noun].stuff and inside > 0.5 * region.mask.sum() and share > 0.01
+        candidates.append((share if share > 0.125 or clear_thing else -1 + share, region))
+    visible = [region for share, region in candidates if share > 0]
+    return visible or [max(candidates, key=lambda item: item[0])[1]]
 
 
 class _SceneWindows(Dataset[tuple[Tensor, list[str]]]):
-    """Per scene some windows (W, 3, s, s) uint8 with their captions."""
+    """The windows of each scene, (W, 3, s, s) uint8, with their captions."""
 
     def __init__(self, counts: list[int], size: int, seed: int, view: View) -> None:
         self.counts, self.size, self.seed, self.view = counts, size, seed, view
@@ -107,12 +111,13 @@ class _SceneWindows(Dataset[tuple[Tensor, list[str]]]):
 
 
 class _FlippedWindows(Dataset[tuple[Tensor, str, int]]):
-    """Windows in memory, half of them mirrored; keys as `ovseg.data.loading` wants them.
+    """Windows in memory, half of them mirrored, indexed by the keys of `ovseg.data.loading`.
 
     Args:
         pixels: (N, 3, s, s) uint8.
-        texts: without repetition.
-        text_ids: N places in `texts`.
+        texts: the distinct captions.
+        text_ids: N indices into `texts`.
+        seed: seed of the mirroring.
     """
 
     def __init__(self, pixels: Tensor, texts: list[str], text_ids: list[int], seed: int) -> None:
@@ -129,16 +134,19 @@ class _FlippedWindows(Dataset[tuple[Tensor, str, int]]):
 
 
 class ToyWindowsDataModule(ResumableDataModule):
-    """Windows of generated scenes and captions, made by `setup` and kept in memory as bytes.
+    """Windows of generated scenes with captions; `setup` generates them and keeps them in memory as bytes.
 
     Args:
         scenes: number of scenes to cut from.
-        windows: number of windows; 100,000 of 64 pixels take 1.2 GB.
+        windows: number of windows; 100,000 windows of 64 pixels take 1.2 GB.
         size: side of a window in pixels.
-        total_batch_size: windows of a step, in all processes and accumulated batches.
-        seed: of the windows and their order; that of the run where not given.
-        view: `close` windows show one or two nouns, `wide` ones most of a scene, as photographs do.
-        num_workers: processes that make the windows; reading them needs none.
+        total_batch_size: windows per optimizer step, summed over processes and accumulated batches.
+        seed: seed of the windows and their order; defaults to the seed of the run.
+        view: `close` windows show one or two nouns; `wide` windows show most of a scene, like photographs.
+        num_workers: processes that generate the windows; reading them needs none.
+
+    Raises:
+        InputError: there are more scenes than windows.
     """
 
     def __init__(
@@ -153,32 +161,34 @@ class ToyWindowsDataModule(ResumableDataModule):
     ) -> None:
         super().__init__(total_batch_size)
         if not 1 <= scenes <= windows:
-            raise InputError(f"{windows} windows cannot be cut from {scenes} scenes; give at least one window a scene")
+            raise InputError(f"{scenes} scenes are too many for {windows} windows; give at least one window per scene")
         self.scenes, self.windows, self.size = scenes, windows, size
         self.seed, self.num_workers = run_seed(seed), num_workers
         self.view = VIEWS[view]
         self.data: _FlippedWindows | None = None
-        self.texts: list[str] = []  # all captions, in the order of their ids, after `setup`
+        self.texts: list[str] = []  # the distinct captions in the order of their ids, set by `setup`
 
     def setup(self, stage: str) -> None:
+        """Generate the windows, once."""
         if self.data is not None:
             return
         counts = [len(part) for part in np.array_split(np.arange(self.windows), self.scenes)]
-        # the loader is only a pool of processes here: it keeps the order, whichever worker is first
+        # the loader serves as a process pool here; it keeps the order, whichever worker finishes first
         scenes = _SceneWindows(counts, self.size, self.seed, self.view)
         loader = DataLoader(scenes, batch_size=None, num_workers=self.num_workers)
         pixels = torch.empty(self.windows, 3, self.size, self.size, dtype=torch.uint8)
         texts: list[str] = []
-        for cut, captions in tqdm(loader, desc="windows of toy scenes", unit="scene"):
-            pixels.numpy()[len(texts) : len(texts) + len(captions)] = cut.numpy()  # torch would wake its threads
+        for cut, captions in tqdm(loader, desc="generating windows", unit="scene"):
+            pixels.numpy()[len(texts) : len(texts) + len(captions)] = cut.numpy()  # torch would start its threads
             texts.extend(captions)
         self.texts = sorted(set(texts))
         ids = {text: index for index, text in enumerate(self.texts)}
         self.data = _FlippedWindows(pixels, self.texts, [ids[text] for text in texts], self.seed)
 
     def train_dataloader(self) -> ResumableLoader:
+        """Return the resumable loader of `RegionTextBatch`es, whose masks cover the whole window."""
         if self.data is None:
-            raise RuntimeError("setup() makes the windows first")
+            raise RuntimeError("call setup() first; it generates the windows")
         return self.resumable(self.data, self.seed, num_workers=0, collate=_collate)
 
 
