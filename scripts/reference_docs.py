@@ -1,4 +1,4 @@
-"""Writes docs/api.md from the docstrings of everything public: python scripts/api_page.py
+"""Writes docs/api.md and the table of imports in docs/architecture.md: python scripts/reference_docs.py
 
 Public are the names in a module's `__all__`; a module without one publishes all functions and classes it defines whose
 names do not begin with an underscore.
@@ -17,8 +17,10 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-PAGE = Path(__file__).parent.parent / "docs" / "api.md"
-COMMAND = "python scripts/api_page.py"
+ROOT = Path(__file__).parent.parent
+API, ARCHITECTURE = ROOT / "docs" / "api.md", ROOT / "docs" / "architecture.md"
+COMMAND = "python scripts/reference_docs.py"
+IMPORTS = re.compile(r"(?<=<!-- imports -->\n).*?(?=<!-- /imports -->)", re.DOTALL)
 MODULES = (
     "ovseg.models",
     "ovseg.data",
@@ -37,8 +39,32 @@ HEADINGS = {"Args": "Arguments", "Returns": "Returns", "Yields": "Yields", "Rais
 Function = ast.FunctionDef | ast.AsyncFunctionDef
 
 
-def page() -> str:
-    """The whole page as Markdown."""
+def pages() -> dict[Path, str]:
+    """The text of every page that is generated, or holds a generated part."""
+    architecture = ARCHITECTURE.read_text(encoding="utf-8")
+    return {API: api_page(), ARCHITECTURE: IMPORTS.sub(lambda _: imports_table(), architecture)}
+
+
+def imports_table() -> str:
+    """What each part of the package may import, from `ARROWS` in tests/test_imports.py, and what the part is."""
+    tests = ast.parse((ROOT / "tests" / "test_imports.py").read_text(encoding="utf-8"))
+    arrows: dict[str, str] = next(
+        ast.literal_eval(node.value)
+        for node in tests.body
+        if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "ARROWS"
+    )
+    rows = ["| part | may import | what it is |", "| --- | --- | --- |"]
+    for part, targets in arrows.items():
+        base = ROOT / "src" / "ovseg" / part
+        file = base.with_suffix(".py") if base.with_suffix(".py").is_file() else base / "__init__.py"
+        purpose = (ast.get_docstring(ast.parse(file.read_text(encoding="utf-8"))) or "").splitlines()[0].rstrip(".")
+        name = part if file.name != "__init__.py" else f"{part}/"
+        rows.append(f"| `{name}` | {', '.join(f'`{target}`' for target in targets.split())} | {purpose} |")
+    return "\n".join(rows) + "\n"
+
+
+def api_page() -> str:
+    """The whole of docs/api.md."""
     modules = [import_module(name) for name in MODULES]
     contents = [
         f"- [`{module.__name__}`](#{module.__name__.replace('.', '')}): {summary(module)}" for module in modules
@@ -225,5 +251,6 @@ def tree(module: ModuleType) -> ast.Module:
 
 
 if __name__ == "__main__":
-    PAGE.write_text(page(), encoding="utf-8")
-    print(f"wrote {PAGE}")
+    for file, text in pages().items():
+        file.write_text(text, encoding="utf-8")
+        print(f"wrote {file.relative_to(ROOT)}")
