@@ -64,7 +64,7 @@ def in_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]
 
 @pytest.fixture
 def in_own_module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
-    """The class in a module of the user's."""
+    """The class in a user's own module."""
     (tmp_path / "modules").mkdir()
     write(tmp_path / "modules" / "my_dice.py", DICE)
     monkeypatch.syspath_prepend(tmp_path / "modules")

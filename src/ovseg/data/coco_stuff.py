@@ -83,7 +83,7 @@ class COCOStuffDataModule(ResumableDataModule):
             val = self._labels(self.val_split)
             train_images, val_images = train.images if train else [], val.images
         else:
-            assert train is not None  # read above; says so to mypy
+            assert train is not None  # it was read above, because `val_split` is a number
             val, kept = train, len(train.images) - self.val_split
             if not 0 < kept < len(train.images):
                 raise InputError(
