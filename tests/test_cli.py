@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -11,12 +12,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from ovseg.cli import renamed
 from ovseg.cli.main import COMMANDS, TRAINER_VERBS
 from ovseg.cli.trainer import OVSegTrainer
 from ovseg.models import OpenVocabSegmenter
 from tests import tiny
 from tests.data.worlds import write_coco
-from tests.stages import CONF, ovseg, refusal, write
+from tests.stages import CONF, REPOSITORY, ovseg, refusal, write
 
 Capture = pytest.CaptureFixture[str]
 
@@ -125,6 +127,41 @@ CONFIGS = {
 def test_a_typo_in_a_config_is_named(content: str, capsys: Capture, tmp_path: Path) -> None:
     config = write(tmp_path / "typo.yaml", content)
     assert CONFIGS[content] in refusal(capsys, "test", "--config", config)
+
+
+# Renamed flags
+
+CONTENT = ("{model:", "{trainer:")  # words that are the content of a config file
+
+
+@pytest.mark.parametrize(
+    ("old", "words"),
+    [
+        ("model.segmentr", ("--model", "ovseg.tasks.SegmentationTask", "--model.segmentr", "x")),
+        ("model.segmentr", ("--model", "ovseg.tasks.SegmentationTask", "--model.init_args.segmentr=x")),
+        (
+            "model.segmentr",
+            ("--config", "{model: {class_path: ovseg.tasks.SegmentationTask, init_args: {segmentr: x}}}"),
+        ),
+        ("model.views.turn", ("--config", CONF / "test.yaml", "--model.views.turn", "1")),
+        ("model.views.turn", ("--config", CONF / "test.yaml", "--model.views", "{turn: 1}")),
+        ("trainer.max_stepz", ("--config", CONF / "test.yaml", "--trainer.max_stepz", "1")),
+        ("trainer.max_stepz", ("--config", "{trainer: {max_stepz: 1}}")),
+    ],
+    ids=str,
+)
+def test_a_renamed_flag_is_refused_with_its_new_name(
+    old: str, words: tuple[object, ...], capsys: Capture, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(renamed.RENAMED, old, "model.new_name")
+    words = tuple(write(tmp_path / "old.yaml", word) if str(word).startswith(CONTENT) else word for word in words)
+    assert refusal(capsys, "test", *words).startswith(f"--{old} is now --model.new_name; ")
+
+
+def test_renamed_flags_and_the_changelog_agree() -> None:
+    section = (REPOSITORY / "CHANGELOG.md").read_text().split("\n### Renamed\n")[1].split("\n### ")[0]
+    rows = re.findall(r"^\| `--(\S+)`.* \| `--(\S+)`.* \|$", section, re.MULTILINE)
+    assert dict(rows) == renamed.RENAMED and len(rows) == len(dict(rows))
 
 
 def test_null_reaches_nested_options(capsys: Capture) -> None:

@@ -8,6 +8,8 @@ from collections.abc import Iterable, Sequence
 from difflib import get_close_matches
 from importlib import import_module
 
+from ovseg.cli.renamed import new_name
+
 # lines about the parser's own types and dumps of what it was given
 _NOISE = re.compile(
     r"Does not validate against|Subtypes:|Errors:|Given value|Expected a <class 'NoneType'>|Unexpected import path"
@@ -39,6 +41,8 @@ def one_sentence(message: str, verb: str, options: Iterable[str] = ()) -> str:
             rest = rest[match.end() :]
         if not _NOISE.match(rest):
             faults.append(_fault(rest, keys, owner, verb, options))
+    if renaming := next((fault for fault in faults if fault.startswith("--")), None):
+        return renaming
     where = f"{'.'.join(keys)}: " if keys else ""
     return where + ("; ".join(dict.fromkeys(faults)) or "cannot be used")
 
@@ -52,11 +56,16 @@ def nearest(word: str, known: Iterable[str]) -> str:
 def _fault(text: str, keys: Sequence[str], owner: str, verb: str, options: Iterable[str]) -> str:
     """One of the parser's own sentences in plain words."""
     if match := _OPTION.match(text):
+        group = [match[1]] if match[1] and match[1] != verb else []
+        if renaming := _renaming([*keys, *group, match[2]]):
+            return renaming
         holder = f"{match[1]!r}" if match[1] and match[1] != verb else owner.rpartition(".")[2] or verb
         known = options if match[1] == verb else _arguments(owner) if not match[1] else ()
         return f"{holder} has no option {match[2]!r}{nearest(match[2], known)}"
     if text.startswith("unrecognized arguments: "):
         word = text.split()[2].partition("=")[0]
+        if renaming := _renaming([*keys, word.lstrip("-")]):
+            return renaming
         if owner:
             return f"{owner.rpartition('.')[2]} has no option {word.lstrip('-')!r}"
         hint = nearest(word.lstrip("-"), options) or f"; `ovseg {verb} --help` lists what there is"
@@ -70,6 +79,12 @@ def _fault(text: str, keys: Sequence[str], owner: str, verb: str, options: Itera
         return f"{match[1]} is neither a config file that exists nor a class"
     plain = re.sub(r"<class '([^']+)'>|typing\.", lambda match: match[1] or "", text)
     return plain.replace("Expected a ", "expected ").replace(". Got value: ", ", got ")
+
+
+def _renaming(keys: Sequence[str]) -> str | None:
+    """The refusal of a key that was renamed; None for other keys."""
+    new = new_name(old := ".".join(keys))
+    return f"--{old} is now --{new}; use the new name, in configs as well" if new else None
 
 
 def _arguments(class_path: str) -> list[str]:
