@@ -1,0 +1,16 @@
+"""Flags and config keys that have been renamed. An old one is refused, and the error names the new one."""
+
+from __future__ import annotations
+
+# old dotted key → new one; the table "Renamed" of CHANGELOG.md has the same rows, with `--` in front
+RENAMED: dict[str, str] = {}
+
+
+def new_name(key: str) -> str | None:
+    """Return the current name of a renamed key, or of a key inside a renamed group; None for any other key.
+
+    Args:
+        key: dotted key of a flag or config, such as `model.proposals`; `init_args` may be part of it.
+    """
+    key = ".".join(part for part in key.split(".") if part != "init_args")
+    return next((new for old, new in RENAMED.items() if key == old or key.startswith(f"{old}.")), None)
