@@ -1,4 +1,4 @@
-"""Where caches are."""
+"""Tests of the cache's location."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from ovseg.cache import cache_folder
         ({}, "/home/me/.cache/ovseg/text"),
     ],
 )
-def test_the_cache_is_where_variables_say(
+def test_environment_variables_decide_the_cache_folder(
     variables: dict[str, str], folder: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for name in ("OVSEG_CACHE", "XDG_CACHE_HOME"):

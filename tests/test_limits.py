@@ -1,4 +1,4 @@
-"""Small files that ask for much memory are refused before they get it."""
+"""Tests that small files which request much memory are refused before it is allocated."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ from ovseg.data.pairs import read_columns, read_pairs, write_pairs
 from ovseg.limits import SLACK, read_gzip
 from ovseg.structures import InputError, RegionTextPair
 
-LARGE = SLACK + 10_000_000  # bytes, of which a file of a few kilobytes can be made
+LARGE = SLACK + 10_000_000  # bytes that compress to a few kilobytes
 
 
-def test_text_is_unpacked_up_to_a_limit(tmp_path: Path) -> None:
+def test_gzipped_text_is_unpacked_up_to_a_limit(tmp_path: Path) -> None:
     file = tmp_path / "merges.txt.gz"
     file.write_bytes(gzip.compress(b"a b\n" * (SLACK // 4)))
     assert len(read_gzip(file)) == SLACK
@@ -42,7 +42,7 @@ def test_text_is_unpacked_up_to_a_limit(tmp_path: Path) -> None:
 
 @pytest.mark.filterwarnings("ignore:.*torch.jit")
 @pytest.mark.parametrize("kind", ["state dict", "TorchScript"])
-def test_weights_that_unpack_to_more_than_the_file_are_refused(kind: str, tmp_path: Path) -> None:
+def test_weights_that_unpack_to_far_more_than_the_file_are_refused(kind: str, tmp_path: Path) -> None:
     module = nn.Linear(3, 2)
     if kind == "TorchScript":
         torch.jit.script(module).save(str(tmp_path / "good.pt"))
@@ -60,17 +60,17 @@ def test_weights_that_unpack_to_more_than_the_file_are_refused(kind: str, tmp_pa
 
 
 @pytest.mark.filterwarnings("ignore:.*torch.jit")
-def test_a_tensor_has_as_many_values_as_its_storage(tmp_path: Path) -> None:
+def test_a_tensor_larger_than_its_storage_is_refused(tmp_path: Path) -> None:
     module = nn.Module()
     module.register_buffer("x", torch.zeros(1).expand(1_000_000))
     torch.jit.script(module).save(str(tmp_path / "x.pt"))
     assert (tmp_path / "x.pt").stat().st_size < 20_000
-    with pytest.raises(InputError, match=r"a tensor of \(1000000,\) has 1 values"):
+    with pytest.raises(InputError, match=r"a tensor of shape \(1000000,\) has only 1 values stored"):
         read_state(tmp_path / "x.pt")
 
 
 def calls(size: tuple[int, int]) -> Iterator[tuple[object, ...]]:
-    """Functions and arguments that make a mask of that size from next to nothing."""
+    """Yield functions with arguments that decode a few bytes to a mask of this size."""
     (counts,) = rle.encode(torch.zeros((1, 10, 10), dtype=torch.bool))
     yield rle.decode, [counts], size
     yield rle.decode_box, counts, size, (0, 0, 1, 1)
@@ -79,7 +79,7 @@ def calls(size: tuple[int, int]) -> Iterator[tuple[object, ...]]:
     yield rle.from_coco, [[0.0, 0.0, 9.0, 0.0, 9.0, 9.0]], size
 
 
-def test_masks_are_as_large_as_images_at_most(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_masks_are_limited_to_the_size_of_images(monkeypatch: pytest.MonkeyPatch) -> None:
     for function, *arguments in calls((100_000, 100_001)):
         with pytest.raises(InputError, match="a mask has 100,001 x 100,000 pixels, more than 100 megapixels"):
             function(*arguments)  # type: ignore[operator]
@@ -90,24 +90,24 @@ def test_masks_are_as_large_as_images_at_most(monkeypatch: pytest.MonkeyPatch) -
 
 @pytest.mark.parametrize("far", [1e9, -1e9, float("nan"), float("inf")])
 def test_polygons_far_from_the_image_are_refused(far: float) -> None:
-    """Their edges are walked along, so that two points are enough to ask for gigabytes."""
+    """Decoding traces their edges, so two distant points can request gigabytes."""
     with pytest.raises(ValueError, match="a polygon lies far outside its image of 30 x 20 pixels"):
         rle.from_coco([[0, 0, far, 0, 9, 9]], (20, 30))
-    counts, size = rle.from_coco([[-5, -5, 40, -5, 40, 25, -5, 25]], (20, 30))  # a little is usual
+    counts, size = rle.from_coco([[-5, -5, 40, -5, 40, 25, -5, 25]], (20, 30))  # a small excess is common
     assert rle.decode([counts], size).all()
 
 
-def test_a_masks_file_of_absurd_sizes_is_refused_by_name(tmp_path: Path) -> None:
-    listed = {"images": [{"id": 1, "file_name": "x.jpg"}]}
+def test_a_masks_file_with_absurd_sizes_is_refused_by_name(tmp_path: Path) -> None:
+    content = {"images": [{"id": 1, "file_name": "x.jpg"}]}
     annotations = [{"image_id": 1, "segmentation": {"size": [10**6, 10**6], "counts": "0"}}]
-    (tmp_path / "masks.json").write_text(json.dumps({**listed, "annotations": annotations}))
+    (tmp_path / "masks.json").write_text(json.dumps({**content, "annotations": annotations}))
     with pytest.raises(InputError, match=r"masks\.json .* annotation 1 cannot be used \(a mask has 1,000,000 x"):
         CocoMasks(tmp_path / "masks.json")
 
 
 @pytest.mark.parametrize("column", ["counts", "noun"])
-def test_a_store_that_unpacks_to_very_much_is_refused(column: str, tmp_path: Path) -> None:
-    """Bytes that repeat in a value, and a value that repeats."""
+def test_a_store_that_unpacks_to_far_too_much_is_refused(column: str, tmp_path: Path) -> None:
+    """The bombs are one value of repeated bytes, and one value repeated over rows."""
     write_pairs(tmp_path, [RegionTextPair(1, "x.jpg", (2, 2), b"04", (0, 0, 2, 2), "dog", 1, 0.2, 0, 1)])
     shard = tmp_path / "pairs-00000.parquet"
     table = pq.read_table(shard)
@@ -122,13 +122,13 @@ def test_a_store_that_unpacks_to_very_much_is_refused(column: str, tmp_path: Pat
     assert not list(tmp_path.glob("*.arrow"))
 
 
-def test_a_table_is_not_unpacked(tmp_path: Path) -> None:
+def test_a_compressed_table_is_not_unpacked(tmp_path: Path) -> None:
     (tmp_path / "pairs.csv.gz").write_bytes(gzip.compress(b"filepath\ttitle\nx.jpg\tdog\n"))
     with pytest.raises(InputError, match=r"pairs\.csv\.gz "):
         read_pairs(tmp_path / "pairs.csv.gz")
 
 
-def test_label_maps_are_as_large_as_images_at_most(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_label_maps_are_limited_to_the_size_of_images(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     values = {"LabelMap": np.zeros((40, 50), np.uint16)}
     savemat(tmp_path / "x.mat", values, do_compression=True)
     monkeypatch.setenv("OVSEG_MAX_MEGAPIXELS", "0.002")

@@ -1,4 +1,4 @@
-"""Metrics by hand, at full size, and outside what goldens cover."""
+"""Tests of the metrics against values computed by hand, at full size, and beyond what the goldens cover."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from ovseg.metrics import MeanIoU
 
 def test_every_number_by_hand() -> None:
     metric = MeanIoU(["cat", "dog", "sky", "sea"], seen=[True, False, True, True])
-    # dog is predicted alone, sea occurs nowhere
+    # dog is only predicted, sea occurs nowhere
     metric.update(torch.tensor([0, 0, 1, 2, 2, 2]), torch.tensor([0, 0, 0, 0, 2, 255]))
     per_class = metric.per_class()
     assert per_class["iou"].tolist() == pytest.approx([2 / 4, math.nan, 1 / 2, math.nan], nan_ok=True)
@@ -38,7 +38,7 @@ def test_every_number_by_hand() -> None:
     assert {name: float(value) for name, value in metric.compute().items()} == pytest.approx(expected, nan_ok=True)
 
 
-def test_images_without_labels_count_nothing() -> None:
+def test_unlabelled_images_are_not_counted() -> None:
     void = torch.full((4, 5), 65535)
     metric = MeanIoU("abc", ignore_index=65535)
     metric.update(torch.ones_like(void), void)
@@ -49,12 +49,12 @@ def test_images_without_labels_count_nothing() -> None:
 
     preds, target = torch.tensor([[0, 1, 1]]), torch.tensor([[0, 1, 0]])
     metric.update(preds, target)
-    alone = MeanIoU("abc")
-    alone.update(preds, target)
-    assert torch.equal(metric.confusion, alone.confusion)
+    expected = MeanIoU("abc")
+    expected.update(preds, target)
+    assert torch.equal(metric.confusion, expected.confusion)
 
 
-def test_255_is_a_class_where_there_are_more() -> None:
+def test_255_is_a_class_if_there_are_more_than_255() -> None:
     metric = MeanIoU([str(index) for index in range(847)], ignore_index=65535)
     metric.update(torch.tensor([255, 846, 3]), torch.tensor([255, 255, 65535]))
     assert metric.confusion.sum() == 2
@@ -70,33 +70,33 @@ def test_847_classes_at_2_megapixels_take_little_memory() -> None:
         metric.update(preds, target)
         metric.compute()
         metric.per_class()
-    # all that was ever allocated, which is no less than what was there at once
+    # the sum of all allocations, an upper bound of the peak
     allocated = sum(max(event.self_cpu_memory_usage, 0) for event in record.events())
     assert 2**20 < allocated < 300 * 2**20
     assert metric.confusion.sum() == 1100 * 1800
 
 
-def test_thousands_of_classes_take_no_second_matrix() -> None:
+def test_thousands_of_classes_need_no_second_matrix() -> None:
     classes = 4000
     preds, target = torch.randint(0, classes, (2, 50, 50), generator=torch.Generator().manual_seed(0))
     metric = MeanIoU([str(index) for index in range(classes)], ignore_index=65535)
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as record:
         metric.update(preds, target)
         metric.compute()
-        found = confusions(metric.confusion, metric.class_names)
+        most_frequent = confusions(metric.confusion, metric.class_names)
     allocated = sum(max(event.self_cpu_memory_usage, 0) for event in record.events())
     assert allocated < 8 * classes**2 / 8
-    assert metric.confusion.sum() == 2500 and len(found) == 20
+    assert metric.confusion.sum() == 2500 and len(most_frequent) == 20
 
 
-# Two processes, with gloo: what they count is to the last pixel what one counts
+# Two processes connected by gloo count exactly what one process counts
 
 NAMES = ["cat", "dog", "sky", "sea", "sand"]
-COUNTS = (5, 1)  # images: one process has one more, one process has none
+COUNTS = (5, 1)  # images in all; one process gets an image more, or the only one
 
 
-def counted(images: range) -> MeanIoU:
-    """The metric after these images of a small set."""
+def updated_metric(images: range) -> MeanIoU:
+    """Return the metric after these images of a small random data set."""
     metric = MeanIoU(NAMES, seen=[True, False, True, False, True])
     for image in images:
         generator = torch.Generator().manual_seed(image)
@@ -106,29 +106,28 @@ def counted(images: range) -> MeanIoU:
     return metric
 
 
-def numbers(metric: MeanIoU) -> dict[str, Tensor]:
+def results(metric: MeanIoU) -> dict[str, Tensor]:
     return {**metric.compute(), **metric.per_class()}
 
 
 def count_in_process(rank: int, folder: str) -> None:
     distributed.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2)
-    found = [numbers(counted(range(rank, count, 2))) for count in COUNTS]
-    torch.save(found, f"{folder}/{rank}.pt")
+    torch.save([results(updated_metric(range(rank, count, 2))) for count in COUNTS], f"{folder}/{rank}.pt")
     distributed.destroy_process_group()
 
 
-def test_metric_of_two_processes_is_that_of_one(tmp_path: Path) -> None:
+def test_two_processes_give_the_results_of_one(tmp_path: Path) -> None:
     multiprocessing.spawn(count_in_process, (str(tmp_path),), nprocs=2)  # type: ignore[no-untyped-call]
-    expected = [numbers(counted(range(count))) for count in COUNTS]
+    expected = [results(updated_metric(range(count))) for count in COUNTS]
     for rank in (0, 1):
-        for found, wanted in zip(torch.load(tmp_path / f"{rank}.pt", weights_only=True), expected, strict=True):
-            assert found.keys() == wanted.keys()
-            for name, value in wanted.items():
-                assert torch.equal(found[name].nan_to_num(-1), value.nan_to_num(-1)), name
+        distributed_results = torch.load(tmp_path / f"{rank}.pt", weights_only=True)
+        for actual, single in zip(distributed_results, expected, strict=True):
+            assert actual.keys() == single.keys()
+            for name, value in single.items():
+                assert torch.equal(actual[name].nan_to_num(-1), value.nan_to_num(-1)), name
 
 
-def test_bytes_are_no_less_than_they_are() -> None:
-    """255 is a class where 65535 is ignored, also in labels of one byte."""
+def test_255_in_byte_labels_is_a_class_if_65535_is_ignored() -> None:
     metric = MeanIoU([str(index) for index in range(256)], ignore_index=65535)
     metric.update(torch.tensor([255, 3]), torch.tensor([255, 3], dtype=torch.uint8))
     assert int(metric.confusion.sum()) == 2

@@ -1,4 +1,4 @@
-"""TorchScript archives: the same weights as `torch.jit.load`, without running what is in them."""
+"""Tests that TorchScript archives give the same weights as `torch.jit.load` without running their code."""
 
 from __future__ import annotations
 
@@ -18,6 +18,8 @@ pytestmark = pytest.mark.filterwarnings("ignore:.*torch.jit")
 
 
 class Part(nn.Module):
+    """Has half-precision parameters, buffers, and a tensor that is neither."""
+
     def __init__(self) -> None:
         super().__init__()
         self.linear = nn.Linear(3, 2).half()
@@ -30,11 +32,13 @@ class Part(nn.Module):
 
 
 class Whole(nn.Module):
+    """Has nested modules, shared and non-contiguous parameters, and plain attributes."""
+
     def __init__(self) -> None:
         super().__init__()
         self.first, self.second = Part(), Part()
         self.second.twin.weight = self.first.twin.weight
-        self.view = nn.Parameter(torch.arange(12.0).view(3, 4).T[1:])  # strides and an offset of its own
+        self.view = nn.Parameter(torch.arange(12.0).view(3, 4).T[1:])  # non-contiguous, with an offset
         self.empty = nn.Parameter(torch.zeros(0, 3))
         self.register_buffer("size", torch.tensor(224))
         self.sizes, self.names, self.none = [1, 2], {"a": 1}, None
@@ -44,7 +48,7 @@ class Whole(nn.Module):
 
 
 class Evil(nn.Module):
-    """Writes a file while it is loaded."""
+    """Writes a file when it is loaded."""
 
     def __init__(self, marker: str) -> None:
         super().__init__()
@@ -65,6 +69,8 @@ class Evil(nn.Module):
 
 
 class Payload:
+    """Creates a folder when unpickled."""
+
     def __init__(self, marker: Path) -> None:
         self.marker = marker
 
@@ -75,8 +81,8 @@ class Payload:
 @pytest.mark.parametrize("form", ["scripted", "traced"])
 def test_weights_equal_those_of_torch(tmp_path: Path, form: str) -> None:
     module = Whole().eval()
-    made = torch.jit.script(module) if form == "scripted" else torch.jit.trace(module, torch.ones(2, 3))
-    made.save(str(tmp_path / "model.pt"))
+    archive = torch.jit.script(module) if form == "scripted" else torch.jit.trace(module, torch.ones(2, 3))
+    archive.save(str(tmp_path / "model.pt"))
     expected, state = torch.jit.load(tmp_path / "model.pt").state_dict(), read_state(tmp_path / "model.pt")
     assert list(state) == list(expected) == list(module.state_dict())
     for key, value in expected.items():
@@ -86,12 +92,12 @@ def test_weights_equal_those_of_torch(tmp_path: Path, form: str) -> None:
 def test_code_of_a_module_is_refused_and_not_run(tmp_path: Path) -> None:
     file, marker = tmp_path / "evil.pt", tmp_path / "marker"
     torch.jit.script(Evil(str(marker))).save(str(file))
-    marker.unlink(missing_ok=True)  # it is written while saving too
-    with pytest.raises(InputError, match=r"evil\.pt holds Python objects.*never executed"):
+    marker.unlink(missing_ok=True)  # saving writes it as well
+    with pytest.raises(InputError, match=r"evil\.pt contains Python objects.*never executed"):
         read_state(file)
     assert not marker.exists()
     torch.jit.load(file)
-    assert marker.exists()  # torch's own reader would have run it
+    assert marker.exists()  # torch's own reader runs the code
 
 
 def test_code_in_the_pickle_is_refused_and_not_run(tmp_path: Path) -> None:
@@ -101,7 +107,7 @@ def test_code_in_the_pickle_is_refused_and_not_run(tmp_path: Path) -> None:
     with zipfile.ZipFile(tmp_path / "good.pt") as good, zipfile.ZipFile(tmp_path / "evil.pt", "w") as evil:
         for name in good.namelist():
             evil.writestr(name, content if name.endswith("data.pkl") else good.read(name))
-    with pytest.raises(InputError, match=r"evil\.pt holds Python objects.*never executed"):
+    with pytest.raises(InputError, match=r"evil\.pt contains Python objects.*never executed"):
         read_state(tmp_path / "evil.pt")
     assert not marker.exists()
     pickle.loads(content)

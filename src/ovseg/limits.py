@@ -1,4 +1,4 @@
-"""Limits on what a file may ask for: its size in memory, and the names of other files."""
+"""Limits on what a file can request: memory, and the names of other files."""
 
 from __future__ import annotations
 
@@ -11,81 +11,89 @@ from pathlib import Path
 
 from ovseg.structures import InputError
 
-MAX_MEGAPIXELS = 100.0  # of an image, its labels or masks
-VARIABLE = "OVSEG_MAX_MEGAPIXELS"  # read from the environment each time, so that it reaches workers, too
-MAX_NAME = 255  # bytes of a file's name, on all common file systems
-SLACK = 2**26  # bytes that any file may unpack to, however small it is
+MAX_MEGAPIXELS = 100.0  # default limit for an image, its labels or a mask
+VARIABLE = "OVSEG_MAX_MEGAPIXELS"  # read on every call, so that it applies in workers as well
+MAX_NAME = 255  # bytes in a file name, on all common file systems
+SLACK = 2**26  # bytes that a file of any size may unpack to
 
 
 def check_size(width: int, height: int, what: str) -> None:
-    """Refuse more pixels than the limit, before they are decoded.
+    """Check the number of pixels against the limit, before they are decoded.
+
+    Args:
+        what: the subject of the error sentence, such as a path.
 
     Raises:
-        InputError: there are more; the sentence begins with `what`.
+        InputError: there are more pixels than `OVSEG_MAX_MEGAPIXELS` allows, or its value is not a positive number.
     """
-    given = os.environ.get(VARIABLE) or MAX_MEGAPIXELS
+    value = os.environ.get(VARIABLE) or MAX_MEGAPIXELS
     try:
-        limit = float(given)
+        limit = float(value)
     except ValueError:
         limit = -1
     if not limit > 0:
-        raise InputError(f"{VARIABLE} is {given!r}; give a number of megapixels such as {MAX_MEGAPIXELS:g}")
+        raise InputError(f"{VARIABLE} is {value!r}; give a number of megapixels such as {MAX_MEGAPIXELS:g}")
     if min(width, height) < 0 or width * height > limit * 1e6:
         raise InputError(
             f"{what} has {width:,} x {height:,} pixels, more than {limit:g} megapixels; resize it, or set {VARIABLE} "
-            "to read it as it is"
+            "to a higher limit"
         )
 
 
 def check_names(names: Iterable[str | None], source: Path) -> None:
-    """Refuse file names that lead out of the folder they are relative to; links inside it may lead anywhere.
+    """Check that file names stay inside the folder they are relative to; links inside the folder may point anywhere.
+
+    Args:
+        source: the file that contains the names, for the error.
 
     Raises:
-        InputError: names the first in `source`, the file that has them.
+        InputError: a name can lead out of the folder, or is too long.
     """
     for name in names:
         if not name or name[0] == "/" or name[1:2] == ":" or "\\" in name or (".." in name and ".." in name.split("/")):
             raise InputError(
-                f"{source} names the image {name!r}, which may lie outside the image folder; write names relative to "
-                "it, with / and without '..'"
+                f"{source} names the image {name!r}, which may be outside the image folder; write names relative to "
+                "that folder, with / and without '..'"
             )
-        # a character has up to four bytes
+        # a character takes up to four bytes
         if len(name) > MAX_NAME // 4 and max(len(part.encode(errors="replace")) for part in name.split("/")) > MAX_NAME:
-            raise InputError(f"{source} names an image {name[:20]!r}…, longer than a file's name can be; correct it")
+            raise InputError(
+                f"{source} names the image {name[:20]!r}…, which is longer than a file name can be; correct it"
+            )
 
 
 def check_unpacked(size: int, packed: int, ratio: int = 1) -> None:
-    """Refuse a file that unpacks to more bytes than what it holds can take.
+    """Check that a compressed file does not unpack to far more bytes than honest content would.
 
     Args:
-        size: bytes unpacked, as the file says.
+        size: unpacked bytes, as declared by the file.
         packed: bytes of the file.
-        ratio: how much smaller honest content may get.
+        ratio: highest compression ratio of honest content.
 
     Raises:
-        ValueError: it does.
+        ValueError: `size` is above `ratio * packed + SLACK`.
     """
     if size > ratio * packed + SLACK:
         raise ValueError(f"it would unpack from {packed:,} to {size:,} bytes")
 
 
 def check_archive(path: Path) -> None:
-    """Refuse a zip of weights, which do not get smaller by packing, that would unpack to much more than it is.
+    """Check that a zip archive of weights, which do not compress, does not unpack to far more bytes than it has.
 
-    `zipfile` gives no more bytes of a member than its size in the directory.
+    The declared sizes suffice, since `zipfile` reads no more bytes of a member than its directory declares.
 
     Raises:
-        ValueError: it would.
+        ValueError: it would unpack to far more.
     """
     with zipfile.ZipFile(path) as archive:
         check_unpacked(sum(member.file_size for member in archive.infolist()), path.stat().st_size)
 
 
 def read_gzip(path: Path) -> str:
-    """The text of a small file.
+    """Read a small gzip-compressed text file.
 
     Raises:
-        InputError: it is damaged, no text, or unpacks to more than `SLACK` bytes.
+        InputError: the file is missing, damaged or not text, or unpacks to more than `SLACK` bytes.
     """
     try:
         with gzip.open(path) as file:

@@ -1,4 +1,4 @@
-"""Segmentation metrics, each defined where it stands."""
+"""Segmentation metrics, each defined in its docstring."""
 
 from __future__ import annotations
 
@@ -12,24 +12,23 @@ from ovseg.structures import IGNORE_INDEX
 
 
 class MeanIoU(Metric):
-    """The field's mIoU and its companions, all from one confusion matrix over the whole data set.
+    """mIoU under both common definitions and related metrics, from one confusion matrix over the whole data set.
 
-    Two definitions of the mean are in use, and they differ where classes are absent:
-    `miou_union` divides by the number of classes in ground truth *or* prediction (a class predicted but absent
-    counts 0), `miou_target` by the number of classes in the ground truth. Counts are int64 and summed over
-    processes, so the result is exact under DDP.
+    The two definitions differ when classes are absent. `miou_union` averages over the classes in ground truth *or*
+    prediction, so a class that is predicted but absent counts as 0; `miou_target` averages over the classes in the
+    ground truth. Counts are int64 and summed over processes, so the result is exact under DDP.
 
     Args:
         class_names: K names.
-        ignore_index: label of pixels that count nowhere.
-        seen: per class whether training had it; adds the means over seen and unseen classes.
+        ignore_index: label of pixels that are not counted.
+        seen: per class, whether it is in the training data; adds the means over seen and unseen classes.
     """
 
     is_differentiable = False
     higher_is_better = True
     full_state_update = False
     confusion: Tensor
-    outside: Tensor  # pixels that no class could count
+    outside: Tensor  # number of pixels whose label or prediction is out of range
 
     def __init__(
         self, class_names: Sequence[str], ignore_index: int = IGNORE_INDEX, seen: Sequence[bool] | None = None
@@ -50,62 +49,66 @@ class MeanIoU(Metric):
             target: class indices or `ignore_index`, the shape of `preds`.
 
         Raises:
-            ValueError: shapes differ, or a label that is counted lies outside 0 … K − 1; on a GPU, for which nothing
-                here waits, when the result is asked for.
+            ValueError: the shapes differ, or a counted label or prediction is outside 0 … K − 1. On a GPU the latter
+                is raised when the result is computed, to avoid waiting for the device here.
         """
         if preds.shape != target.shape:
             raise ValueError(f"predictions {tuple(preds.shape)} and labels {tuple(target.shape)} differ in shape")
         k = len(self.class_names)
-        preds, target = preds.flatten().long(), target.flatten().long()  # 65535 would be 255 among bytes
-        keep = target != self.ignore_index
-        counts = keep & (preds >= 0) & (preds < k) & (target >= 0) & (target < k)
-        outside = keep.sum() - counts.sum()
+        preds, target = (
+            preds.flatten().long(),
+            target.flatten().long(),
+        )  # as bytes, an ignore_index of 65535 would be 255
+        labelled = target != self.ignore_index
+        valid = labelled & (preds >= 0) & (preds < k) & (target >= 0) & (target < k)
+        outside = labelled.sum() - valid.sum()
         if outside.device.type == "cpu" and outside:
-            raise self._refusal(outside)
+            raise self._range_error(outside)
         self.outside += outside
-        # what does not count adds nothing to the first cell; to leave it out, the host would have to know its number
-        self.confusion.view(-1).index_add_(0, (target * k + preds).where(counts, 0), counts.long())
+        # invalid pixels add 0 to the first cell; removing them would make the host wait for their number
+        self.confusion.view(-1).index_add_(0, (target * k + preds).where(valid, 0), valid.long())
 
-    def _refusal(self, outside: Tensor) -> ValueError:
-        return ValueError(f"{int(outside)} labels or predictions lie outside the {len(self.class_names)} classes")
+    def _range_error(self, outside: Tensor) -> ValueError:
+        return ValueError(f"{int(outside)} labels or predictions are outside the {len(self.class_names)} classes")
 
     def per_class(self) -> dict[str, Tensor]:
-        """Per class, each (K,): `iou` and `accuracy` (NaN where it is not in the ground truth), `pixels`, `predicted`.
+        """Return `iou`, `accuracy`, `pixels` and `predicted` per class, each (K,).
 
-        Under DDP every process has to ask, as for `compute`, and gets what all of them counted.
+        `iou` and `accuracy` are fractions, NaN for classes that are not in the ground truth; `pixels` and `predicted`
+        count pixels. Under DDP every process must call this, and gets the values over all processes.
         """
         with self.sync_context():
-            hit, in_target, in_pred = self._counts()
-        nan = torch.full_like(hit, float("nan"))
+            correct, in_target, in_pred = self._counts()
+        nan = torch.full_like(correct, float("nan"))
         return {
-            "iou": torch.where(in_target > 0, hit / (in_target + in_pred - hit), nan),
-            "accuracy": torch.where(in_target > 0, hit / in_target, nan),
+            "iou": torch.where(in_target > 0, correct / (in_target + in_pred - correct), nan),
+            "accuracy": torch.where(in_target > 0, correct / in_target, nan),
             "pixels": in_target.long(),
             "predicted": in_pred.long(),
         }
 
     def counts(self) -> Tensor:
-        """(K, K) pixels of true by predicted class; under DDP every process has to ask, as for `per_class`."""
+        """Return the (K, K) pixel counts of true by predicted class; under DDP every process must call this."""
         with self.sync_context():
             return self.confusion.clone()
 
     def compute(self) -> dict[str, Tensor]:
-        """Fractions: `miou_union`, `miou_target`, `fwiou`, `macc`, `pacc`; NaN where nothing was counted.
+        """Return `miou_union`, `miou_target`, `fwiou`, `macc` and `pacc` as fractions, NaN if nothing was counted.
 
-        `fwiou` weighs each class's IoU by its share of ground-truth pixels, `macc` is the mean accuracy of the classes
-        in the ground truth, `pacc` the share of pixels that are right. With `seen` given, both mIoU also as
+        `fwiou` weights each class's IoU by its share of ground-truth pixels, `macc` is the mean accuracy of the classes
+        in the ground truth, and `pacc` is the share of correct pixels. With `seen`, both mIoUs are also reported as
         `…_seen`, `…_unseen` and `…_harmonic` (the harmonic mean of the two).
         """
-        hit, in_target, in_pred = self._counts()
-        union = in_target + in_pred - hit
+        correct, in_target, in_pred = self._counts()
+        union = in_target + in_pred - correct
         present, either = in_target > 0, union > 0
-        iou = torch.where(either, hit / union.clamp(min=1), torch.zeros_like(hit))
+        iou = torch.where(either, correct / union.clamp(min=1), torch.zeros_like(correct))
         result = {
             "miou_union": iou[either].mean(),
             "miou_target": iou[present].mean(),
             "fwiou": (iou * in_target).sum() / in_target.sum(),
-            "macc": (hit / in_target)[present].mean(),
-            "pacc": hit.sum() / in_target.sum(),
+            "macc": (correct / in_target)[present].mean(),
+            "pacc": correct.sum() / in_target.sum(),
         }
         if self.seen is not None:
             seen = self.seen.to(iou.device)
@@ -117,60 +120,69 @@ class MeanIoU(Metric):
         return result
 
     def _counts(self) -> tuple[Tensor, Tensor, Tensor]:
-        """Pixels right, in the ground truth, and predicted, each (K,) double."""
+        """Return the pixels that are correct, in the ground truth and predicted per class, each (K,) double."""
         if self.outside:
-            raise self._refusal(self.outside)
+            raise self._range_error(self.outside)
         counts = self.confusion.diagonal(), self.confusion.sum(dim=1), self.confusion.sum(dim=0)
-        hit, in_target, in_pred = (count.double() for count in counts)  # not all of it, which is large
-        return hit, in_target, in_pred
+        correct, in_target, in_pred = (count.double() for count in counts)  # converting the whole matrix takes memory
+        return correct, in_target, in_pred
 
 
 class MaskAccuracy(Metric):
-    """Share of ground-truth regions that are named right: what mask adaptation improves, whatever the proposals do.
+    """Share of ground-truth regions that CLIP classifies correctly: what mask adaptation improves, without proposals.
 
-    A region is the whole area of one class in one image, and each counts once.
+    A region is the whole area of one class in one image, and each region counts once.
 
     Args:
-        seen: per class whether training had it; adds the shares of seen and unseen classes.
+        classes: number of classes.
+        seen: per class, whether it is in the training data; adds the shares of seen and unseen classes.
     """
 
     is_differentiable = False
     higher_is_better = True
     full_state_update = False
-    right: Tensor
+    correct: Tensor
     regions: Tensor
 
     def __init__(self, classes: int, seen: Sequence[bool] | None = None) -> None:
         super().__init__()
         self.seen = None if seen is None else torch.tensor([bool(flag) for flag in seen])
-        for state in ("right", "regions"):
+        for state in ("correct", "regions"):
             self.add_state(state, torch.zeros(classes, dtype=torch.int64), dist_reduce_fx="sum")
 
     def update(self, preds: Tensor, target: Tensor) -> None:
-        """Count regions: their predicted and their true classes, (S,) each."""
-        self.regions.index_add_(0, target, torch.ones_like(target))  # unlike bincount, without a wait for a GPU
-        self.right.index_add_(0, target, (preds == target).long())
+        """Count regions.
+
+        Args:
+            preds: (S,) predicted class indices.
+            target: (S,) true class indices.
+        """
+        self.regions.index_add_(0, target, torch.ones_like(target))  # unlike bincount, it does not wait for a GPU
+        self.correct.index_add_(0, target, (preds == target).long())
 
     def per_class(self) -> dict[str, Tensor]:
-        """Per class `regions` and `mask_accuracy` (NaN without any), each (K,); every process has to ask under DDP."""
+        """Return `regions` and `mask_accuracy` (NaN without regions) per class, each (K,).
+
+        Under DDP every process must call this.
+        """
         with self.sync_context():
-            return {"regions": self.regions.clone(), "mask_accuracy": self.right.double() / self.regions}
+            return {"regions": self.regions.clone(), "mask_accuracy": self.correct.double() / self.regions}
 
     def compute(self) -> dict[str, Tensor]:
-        """Fractions: `mask_accuracy`, with `seen` given also `…_seen` and `…_unseen`; NaN where there is no region."""
-        right, regions = self.right.double(), self.regions.double()
-        result = {"mask_accuracy": right.sum() / regions.sum()}
+        """Return the fraction `mask_accuracy`, with `seen` also `…_seen` and `…_unseen`; NaN without regions."""
+        correct, regions = self.correct.double(), self.regions.double()
+        result = {"mask_accuracy": correct.sum() / regions.sum()}
         if self.seen is not None:
-            seen = self.seen.to(right.device)
-            result["mask_accuracy_seen"] = right[seen].sum() / regions[seen].sum()
-            result["mask_accuracy_unseen"] = right[~seen].sum() / regions[~seen].sum()
+            seen = self.seen.to(correct.device)
+            result["mask_accuracy_seen"] = correct[seen].sum() / regions[seen].sum()
+            result["mask_accuracy_unseen"] = correct[~seen].sum() / regions[~seen].sum()
         return result
 
 
 class MeanBestIoU(Metric):
-    """Recall of class-agnostic proposals: the mean over ground-truth segments of the best IoU any proposal has with it.
+    """Recall of class-agnostic proposals: the mean over ground-truth segments of the IoU of the best proposal.
 
-    A segment is the whole area of one class in one image, as in the training of the proposals.
+    A segment is the whole area of one class in one image, as in proposal training.
     """
 
     is_differentiable = False
@@ -181,34 +193,34 @@ class MeanBestIoU(Metric):
 
     def __init__(self) -> None:
         super().__init__()
-        # in units of 2^-32, so that the sum is the same in whatever order the processes add it up
+        # integers in units of 2^-32, so that the sum does not depend on the order of the processes
         self.add_state("total", torch.zeros((), dtype=torch.int64), dist_reduce_fx="sum")
         self.add_state("segments", torch.zeros((), dtype=torch.int64), dist_reduce_fx="sum")
 
     def update(self, proposals: Tensor, labels: Tensor, ignore_index: int = IGNORE_INDEX) -> None:
-        """Count the segments of one image; the arguments are those of `segment_ious`."""
+        """Count the segments of one image; see `segment_ious` for the arguments."""
         classes, ious = segment_ious(proposals, labels, ignore_index)
         if len(proposals):
             self.total += (ious.amax(dim=1) * 2**32).round().long().sum()
         self.segments += len(classes)
 
     def compute(self) -> Tensor:
-        """Fraction in [0, 1]; NaN without segments."""
+        """Return the recall as a fraction, NaN without segments."""
         return self.total.double() / 2**32 / self.segments
 
 
 def segment_ious(
     proposals: Tensor, labels: Tensor, ignore_index: int = IGNORE_INDEX, pixels: int = 2**16
 ) -> tuple[Tensor, Tensor]:
-    """IoU of every proposal with every segment of an image, at the resolution of the labels.
+    """Compute the IoU of every proposal with every segment of an image, at the resolution of the labels.
 
     Args:
-        proposals: (Q, h, w) bool, read by nearest neighbour where the labels are of another size.
+        proposals: (Q, h, w) bool, sampled by nearest neighbour if the labels have another size.
         labels: (H, W) class indices or `ignore_index`; ignored pixels count in no mask.
-        pixels: how many are compared at once, so that the proposals are never in memory at the size of the labels.
+        pixels: number of pixels compared at once, which bounds the memory for resized proposals.
 
     Returns:
-        The classes of the segments, (S,) in ascending order, and (S, Q) float64.
+        The classes of the segments, (S,) in ascending order, and the IoUs, (S, Q) float64.
     """
     (height, width), (rows, columns) = labels.shape, proposals.shape[1:]
     across = ((torch.arange(width, device=labels.device) + 0.5) * (columns / width)).long()
@@ -218,7 +230,7 @@ def segment_ious(
     areas = torch.zeros(len(proposals), dtype=torch.float64, device=labels.device)
     for start in range(0, height, step := max(pixels // width, 1)):
         band = labels[start : start + step].flatten()
-        # in double, which autocast leaves alone; ignored pixels are in no segment
+        # in double precision, which autocast does not change; ignored pixels are in no segment
         masks = (proposals[:, down[start : start + step]][:, :, across].flatten(1) & (band != ignore_index)).double()
         segments = (band == classes[:, None]).double()
         overlap += segments @ masks.T

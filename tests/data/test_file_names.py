@@ -94,7 +94,7 @@ def test_names_that_leave_the_folder_are_refused(door: Callable[[Path, str], Pat
     with pytest.raises(InputError) as error:
         door(images, str(name))
     assert str(error.value).startswith(f"{file} names the image '{str(name).removesuffix('.jpg')}")
-    assert str(error.value).endswith("; write names relative to it, with / and without '..'")
+    assert str(error.value).endswith("; write names relative to that folder, with / and without '..'")
     assert not (images.parent / "page.html").exists()
 
 
@@ -103,13 +103,13 @@ def test_names_that_leave_the_folder_are_refused(door: Callable[[Path, str], Pat
 )
 def test_each_way_out_is_refused(name: str, images: Path) -> None:
     for door in (captions, table, split):
-        with pytest.raises(InputError, match="which may lie outside the image folder"):
+        with pytest.raises(InputError, match="which may be outside the image folder"):
             door(images, name)
 
 
 def test_a_store_is_refused_each_time(images: Path) -> None:
     for _ in range(2):  # a first reading might leave its copy
-        with pytest.raises(InputError, match="which may lie outside the image folder"):
+        with pytest.raises(InputError, match="which may be outside the image folder"):
             store(images, "../private.jpg")
 
 
@@ -126,7 +126,9 @@ def test_names_inside_the_folder_are_read_and_so_are_links(
 
 def test_names_that_no_file_can_have_are_refused(images: Path) -> None:
     for name in ("x" * 256, "part/" + "\N{DOG}" * 64, "x" * 5000):
-        with pytest.raises(InputError, match=r"captions\.json names an image '.*'…, longer than a file's name can be"):
+        with pytest.raises(
+            InputError, match=r"captions\.json names the image '.*'…, which is longer than a file name can be"
+        ):
             captions(images, name)
 
 

@@ -81,7 +81,7 @@ def test_pixels_and_regions_are_counted_without_a_wait(gpu: GPU) -> None:
         there.update(on_gpu[0][0], on_gpu[0][1])
         iou = image_iou(*on_gpu, 4, 255)
     assert torch.equal(metric.confusion.cpu(), expected.confusion)
-    assert torch.equal(there.right.cpu(), areas.right) and torch.equal(there.regions.cpu(), areas.regions)
+    assert torch.equal(there.correct.cpu(), areas.correct) and torch.equal(there.regions.cpu(), areas.regions)
     assert float(iou) == pytest.approx(float(image_iou(found, truth, 4, 255)))
     for name, value in metric.compute().items():
         assert float(value) == float(expected.compute()[name])
@@ -91,7 +91,7 @@ def test_what_no_class_can_count_is_refused_when_the_result_is_asked_for(gpu: GP
     metric = MeanIoU(NAMES).to(gpu.device)
     for pair in ([1, 1], [4, 1]), ([1, 1], [-1, 255]), ([7, 7], [1, 255]):
         metric.update(*torch.tensor(pair).to(gpu.device))
-        with pytest.raises(ValueError, match="1 labels or predictions lie outside the 4 classes"):
+        with pytest.raises(ValueError, match="1 labels or predictions are outside the 4 classes"):
             metric.compute()
         metric.reset()
 

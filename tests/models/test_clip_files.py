@@ -107,7 +107,7 @@ def test_code_is_refused_and_not_run_wherever_it_is(
         model, pretrained = str(file), ""
     torch.save(content, file)
     clip = tiny.clip(tmp_path / "new")
-    with pytest.raises(InputError, match=rf"{file.name} holds Python objects .* never executed") as caught:
+    with pytest.raises(InputError, match=rf"{file.name} contains Python objects .* never executed") as caught:
         load_weights(clip, file) if place == "load_weights" else CLIPAdapter(model, pretrained or None)
     assert "\n" not in str(caught.value)
     assert not marker.exists()

@@ -98,7 +98,7 @@ def test_architectures_that_are_none_are_refused(
     checkpoint: dict[str, Any], tmp_path: Path, network: Any, architectures: Any
 ) -> None:
     torch.save(checkpoint | {"architectures": architectures}, tmp_path / "last.ckpt")
-    assert "holds no network called" in refusal(lambda: network(str(tmp_path / "last.ckpt")))
+    assert "contains no network" in refusal(lambda: network(str(tmp_path / "last.ckpt")))
 
 
 @pytest.mark.parametrize(

@@ -43,7 +43,7 @@ def somebodys(kind: str, folder: Path) -> Path:
 def test_nothing_is_written_over_what_others_wrote(tmp_path: Path, kind: str) -> None:
     folder = somebodys(kind, tmp_path / "theirs")
     before = content(folder)
-    with pytest.raises(InputError, match="theirs holds files that were not written here; give a new folder or an empt"):
+    with pytest.raises(InputError, match="theirs contains files that ovseg did not write; give a new or empty"):
         model(kind, tmp_path / "new").save_pretrained(folder)
     assert content(folder) == before
     file = tmp_path / "file"
@@ -58,7 +58,7 @@ def test_a_segmenter_is_not_written_over_half_of_another(tmp_path: Path, part: s
     (tmp_path / "theirs" / "segmenter.yaml").touch()
     somebodys(part, tmp_path / "theirs" / part)
     before = content(tmp_path / "theirs")
-    with pytest.raises(InputError, match=f"theirs/{part} holds files that were not written here"):
+    with pytest.raises(InputError, match=f"theirs/{part} contains files that ovseg did not write"):
         model("segmenter", tmp_path / "new").save_pretrained(tmp_path / "theirs")
     assert content(tmp_path / "theirs") == before
 
@@ -106,7 +106,7 @@ def test_an_interrupted_segmenter_is_not_read(tmp_path: Path, monkeypatch: pytes
 def test_commands_look_before_they_read_weights(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folder = somebodys("segmenter", tmp_path / "theirs")
     before = content(folder)
-    told = "theirs holds files that were not written here; give a new folder or an empty one"
+    told = "theirs contains files that ovseg did not write; give a new or empty folder"
     bundle = ["bundle", "--proposals", "toy", "--clip", "toy", "--out"]
     assert refusal(capsys, *bundle, folder).endswith(told)
     assert refusal(capsys, "bundle", "--proposals", "missing.ckpt", "--clip", "x", "--out", folder).endswith(told)

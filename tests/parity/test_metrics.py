@@ -72,7 +72,7 @@ def test_parts_add_up() -> None:
 
 
 def test_labels_outside_the_classes_are_refused() -> None:
-    with pytest.raises(ValueError, match="1 labels or predictions lie outside the 3 classes"):
+    with pytest.raises(ValueError, match="1 labels or predictions are outside the 3 classes"):
         MeanIoU("abc").update(torch.zeros(2, dtype=torch.int64), torch.tensor([1, 7]))
 
 

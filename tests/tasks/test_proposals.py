@@ -70,7 +70,7 @@ def test_a_training_checkpoint_is_a_network(tmp_path: Path) -> None:
         expected, found = module.proposer.eval()(batch().images)[-1], again(batch().images)[-1]
     assert torch.equal(expected.mask_logits, found.mask_logits)
     assert torch.equal(expected.query_embeddings, found.query_embeddings)
-    with pytest.raises(InputError, match=r"holds no network called 'clip' \(it has: proposer\)"):
+    with pytest.raises(InputError, match=r"contains no network 'clip' \(it has: proposer\)"):
         CLIPAdapter(str(tmp_path / "last.ckpt"))
 
 

@@ -1,4 +1,4 @@
-"""Weights on disk: what a checkpoint holds, and how it is loaded."""
+"""Read, check, hash and load weight files."""
 
 from ovseg.checkpoint.digest import network_digest, tensor_digest, tensor_digests
 from ovseg.checkpoint.files import (

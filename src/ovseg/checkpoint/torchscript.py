@@ -1,8 +1,7 @@
-"""The weights of a TorchScript archive, such as OpenAI's CLIP files, without running anything in it.
+"""Read the weights of a TorchScript archive, such as OpenAI's CLIP files, without running its code.
 
-`torch.jit.load` is no way to read a stranger's file: the archive's own code runs while it loads (`__setstate__`), and
-TorchScript can write files. What holds the weights is a pickle of modules; here it is read with a class that can do
-nothing in the place of every module.
+`torch.jit.load` is unsafe for untrusted files: it runs the archive's own code (`__setstate__`), and TorchScript can
+write files. The weights are in a pickle of modules, which is read here with an inert class in place of every module.
 """
 
 from __future__ import annotations
@@ -32,7 +31,7 @@ DTYPES = {
 
 
 def is_torchscript(path: Path) -> bool:
-    """Whether the file is an archive with code beside its weights."""
+    """Return whether the file is a TorchScript archive."""
     if not zipfile.is_zipfile(path):
         return False
     with zipfile.ZipFile(path) as archive:
@@ -40,32 +39,32 @@ def is_torchscript(path: Path) -> bool:
 
 
 def read_torchscript(path: Path) -> dict[str, Tensor]:
-    """Parameters and buffers by name, as the `state_dict` of the module would give them, on the CPU.
+    """Read the state dict of the scripted module: its parameters and buffers by name, on the CPU.
 
     Raises:
-        UnpicklingError: the archive holds anything but modules of tensors and plain values.
+        UnpicklingError: the archive contains anything but modules of tensors and plain values.
     """
     with zipfile.ZipFile(path) as archive:
         content = _Reader(archive).load()
     if not isinstance(content, _Module):
-        raise pickle.UnpicklingError("it holds no module")
+        raise pickle.UnpicklingError("it contains no module")
     return dict(_state(content))
 
 
 class _Module:
-    """Attributes of a scripted module, without its methods."""
+    """The attributes of a scripted module, without its methods."""
 
-    state_names: frozenset[str]  # of its parameters and buffers
+    state_names: frozenset[str]  # names of its parameters and buffers
     attributes: dict[str, Any]
 
     def __setstate__(self, attributes: Any) -> None:
         if not isinstance(attributes, dict):
-            raise pickle.UnpicklingError("a module would rebuild itself by code of its own")
+            raise pickle.UnpicklingError("a module needs its own code to restore its state")
         self.attributes = attributes
 
 
 class _Reader(pickle.Unpickler):
-    """Knows modules, tensors and typed values by name, and nothing else."""
+    """Unpickle modules, tensors and typed values, and refuse everything else."""
 
     def __init__(self, archive: zipfile.ZipFile) -> None:
         self._archive = archive
@@ -74,19 +73,25 @@ class _Reader(pickle.Unpickler):
         super().__init__(BytesIO(archive.read(f"{self._root}/data.pkl")))
 
     def find_class(self, module: str, name: str) -> Any:
+        """Return the stand-in for an allowed global.
+
+        Raises:
+            UnpicklingError: the global is not allowed.
+        """
         if module.split(".")[0] == "__torch__":
             return type(name, (_Module,), {"state_names": self._state_names(module, name)})
         if module == "torch" and name in DTYPES:
             return DTYPES[name]
         if (module, name) == ("torch._utils", "_rebuild_tensor_v2"):
             return _tensor
-        if module == "torch.jit._pickle":  # a list or a dict, and the name of its type
+        if module == "torch.jit._pickle":  # called with a list or dict and the name of its type
             return _value
-        if (module, name) == ("collections", "OrderedDict"):  # a tensor's hooks, always empty
+        if (module, name) == ("collections", "OrderedDict"):  # the hooks of a tensor, always empty
             return OrderedDict
-        raise pickle.UnpicklingError(f"{module}.{name} is no part of a module's weights")
+        raise pickle.UnpicklingError(f"{module}.{name} is not allowed in a weights file")
 
     def persistent_load(self, pid: Any) -> Tensor:
+        """Return a tensor's storage as a flat tensor; tensors with the same storage share it."""
         _, dtype, key, *_ = pid
         if key not in self._storages:
             content = bytearray(self._archive.read(f"{self._root}/data/{key}"))
@@ -94,7 +99,10 @@ class _Reader(pickle.Unpickler):
         return self._storages[key]
 
     def _state_names(self, module: str, name: str) -> frozenset[str]:
-        """Other tensors are attributes too, such as OpenAI's `attn_mask`; the code, read as text, tells them apart."""
+        """Read the names of a module's parameters and buffers from its code, without running it.
+
+        Other attributes can be tensors as well, such as OpenAI's `attn_mask`.
+        """
         code = self._archive.read(f"{self._root}/code/{module.replace('.', '/')}.py").decode()
         body = code.partition(f"class {name}(Module):\n")[2].partition("\nclass ")[0]
         lists = re.findall(r"^  __(?:parameters|buffers)__ = \[(.*)\]$", body, flags=re.MULTILINE)
@@ -102,8 +110,8 @@ class _Reader(pickle.Unpickler):
 
 
 def _tensor(storage: Tensor, offset: int, size: tuple[int, ...], stride: tuple[int, ...], *_: Any) -> Tensor:
-    if math.prod(size) > storage.numel():  # a stride of 0 would make a large tensor of a number
-        raise ValueError(f"a tensor of {size} has {storage.numel():,} values")
+    if math.prod(size) > storage.numel():  # a stride of 0 turns a single number into a tensor of any size
+        raise ValueError(f"a tensor of shape {size} has only {storage.numel():,} values stored")
     return storage.as_strided(size, stride, offset)
 
 
