@@ -99,6 +99,12 @@ def test_other_tables_are_refused(tmp_path: Path, text: str, fault: str) -> None
         read_released(tmp_path / "pairs.tsv")
 
 
+def test_a_binary_header_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "pairs.tsv").write_bytes(b"\x1f\x8bfilepath\ttitle\na.png\tdog\n")
+    with pytest.raises(InputError, match=r"pairs\.tsv cannot be read as a table"):
+        read_released(tmp_path / "pairs.tsv")
+
+
 def test_released_pairs_can_be_described_and_shown(folder: Path, tmp_path: Path) -> None:
     lines = describe(folder / "released.csv")
     assert lines[0].startswith("4 pairs of 3 unique nouns") and not any("nan" in line for line in lines)

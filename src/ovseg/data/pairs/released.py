@@ -41,9 +41,10 @@ def read_released(path: Path) -> pa.Table:
                 parse_options=pyarrow.csv.ParseOptions(delimiter="\t"),
                 convert_options=pyarrow.csv.ConvertOptions(column_types={FILE: pa.string(), TEXT: pa.string()}),
             )
-    except (pa.ArrowException, OSError) as error:
+        column_names = table.column_names
+    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
         raise InputError(f"{path} cannot be read as a table ({str(error).splitlines()[0]}); {advice}") from error
-    if missing := [name for name in (FILE, TEXT) if name not in table.column_names]:
+    if missing := [name for name in (FILE, TEXT) if name not in column_names]:
         raise InputError(f"{path} has no column {' and no column '.join(map(repr, missing))}; {advice}")
     if not table.num_rows:
         raise InputError(f"{path} contains no pairs; {advice}")
