@@ -1,4 +1,4 @@
-"""Command lines in processes that end by `kill -9` at a chosen moment."""
+"""Command lines in processes that `kill -9` ends at a chosen moment."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A command line on two machines of one process each, which are two processes here."""
+"""A command line on two nodes of one process each, simulated by two processes."""
 
 from __future__ import annotations
 

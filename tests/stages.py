@@ -1,4 +1,4 @@
-"""The command line, in process."""
+"""Run the command line in process."""
 
 from __future__ import annotations
 

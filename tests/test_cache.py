@@ -1,4 +1,4 @@
-"""Tests of the cache's location."""
+"""The locations of caches."""
 
 from __future__ import annotations
 

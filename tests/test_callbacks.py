@@ -1,4 +1,4 @@
-"""What is written beside a run's metrics."""
+"""Files that callbacks write besides a run's metrics."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Tests of loading weights, and of refusals that leave the module unchanged."""
+"""Loading weights: what fits, and refusals that change nothing."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the command line takes and what it refuses, with which words."""
+"""What the command line accepts, and the words with which it refuses."""
 
 from __future__ import annotations
 

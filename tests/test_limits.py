@@ -1,4 +1,4 @@
-"""Tests that small files which request much memory are refused before it is allocated."""
+"""Small files that would need much memory are refused before they are unpacked."""
 
 from __future__ import annotations
 

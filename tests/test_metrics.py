@@ -1,4 +1,4 @@
-"""Tests of the metrics against values computed by hand, at full size, and beyond what the goldens cover."""
+"""Metrics by hand, at full size, and in cases the goldens do not cover."""
 
 from __future__ import annotations
 

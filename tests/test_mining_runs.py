@@ -1,4 +1,4 @@
-"""`ovseg mine` as a whole: killed and gone on with, on two processes, with broken files, and what is shown of it."""
+"""Whole runs of `ovseg mine`: killed and resumed, on two processes, with broken files, and `ovseg pairs`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Two nodes of one process each give what one gives, and say what they lack."""
+"""Two nodes of one process each give the result of one process, and report what they lack."""
 
 from __future__ import annotations
 

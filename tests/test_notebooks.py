@@ -1,4 +1,4 @@
-"""The notebook runs in a fresh clone, is committed clean, and shows what it says."""
+"""The notebook runs in a fresh clone, is committed without outputs, and shows what it claims."""
 
 from __future__ import annotations
 

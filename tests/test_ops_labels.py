@@ -1,4 +1,4 @@
-"""The argmax in bands: equal to the naive one, whatever the sizes, and without its memory."""
+"""The argmax in bands equals the naive one at any size, without its memory."""
 
 from __future__ import annotations
 

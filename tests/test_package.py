@@ -1,4 +1,4 @@
-"""What holds for every file of the package."""
+"""Rules that every file of the package follows."""
 
 from __future__ import annotations
 

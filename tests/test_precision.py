@@ -1,4 +1,4 @@
-"""Half precision on accelerators: when it is the default, and what it never touches."""
+"""Half precision on accelerators: when it is the default, and what always stays in full precision."""
 
 from __future__ import annotations
 

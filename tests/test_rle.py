@@ -1,4 +1,4 @@
-"""Tests that masks survive a round trip through run lengths, and that these are COCO's."""
+"""Masks survive their round trip through run lengths, and the run lengths are COCO's."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The four stages through the command line, on a handful of scenes and networks of random weights."""
+"""The four stages on the command line, on a handful of scenes and networks with random weights."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Tests that TorchScript archives give the same weights as `torch.jit.load` without running their code."""
+"""TorchScript archives yield the weights of `torch.jit.load`, without running anything in them."""
 
 from __future__ import annotations
 

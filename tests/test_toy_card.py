@@ -1,4 +1,4 @@
-"""The card of the shipped weights says what these weights do."""
+"""The numbers on the card of the shipped weights are true."""
 
 from __future__ import annotations
 

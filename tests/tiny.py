@@ -1,4 +1,4 @@
-"""The real networks at the smallest size that their libraries take, with random weights; cheap to build anew."""
+"""The real networks at the smallest size their libraries allow, with random weights; cheap to build."""
 
 from __future__ import annotations
 

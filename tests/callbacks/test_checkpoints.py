@@ -1,4 +1,4 @@
-"""A checkpoint is there as a whole, whatever happens while the next one is written; the best one stays the best."""
+"""A checkpoint is always complete, whatever happens while the next one is written; the best one is kept."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What `ovseg segment` writes, and how it goes on."""
+"""The output of `ovseg segment`, and how it resumes."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Every test here runs twice: on a GPU that is not there, on any machine, and on one that is (`pytest -m gpu`)."""
+"""Every test here runs twice: on a simulated GPU, on any machine, and on a real one (`pytest -m gpu`)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The numbers of the released implementation, and of a CPU, on the device."""
+"""The device reproduces the numbers of the released implementation and of a CPU."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Steps of training on a GPU: bf16 against fp32, and two ranks against one."""
+"""Training steps on a GPU: bf16 against fp32, and two ranks against one."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Where the host waits for the device: nowhere that it need not, and never once for each of many things."""
+"""The host synchronises with the device only where it must, and never once per item."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""After the parity tests, how far each part was from the golden numbers."""
+"""Print after the parity tests how far each part was from the golden numbers."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What is done to images and labels before networks see them, against the original implementations (golden g7)."""
+"""Training and ADE20K-847 preprocessing of images and labels against the original implementations (golden g7)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Datamodules that hand out fixed batches, so that a task is tested alone with the real Trainer."""
+"""Datamodules that return fixed batches, to test a task alone with the real Trainer."""
 
 from __future__ import annotations
 

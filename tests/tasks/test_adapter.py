@@ -1,4 +1,4 @@
-"""Adapting CLIP: it learns, and it touches nothing else."""
+"""Adapting CLIP learns, and changes nothing else."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Two processes give what one gives; one that dies ends the run."""
+"""Two processes give the result of one; a process that dies ends the run."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Training proposals: it learns, and what it leaves behind is a network."""
+"""Training proposals learns, and leaves a loadable network."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A sweep counts what as many runs count, and says what it found."""
+"""A sweep gives the numbers of as many single tests, and reports them."""
 
 from __future__ import annotations
 
