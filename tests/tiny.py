@@ -11,8 +11,8 @@ import torch
 
 from ovseg.models import CLIPAdapter, MaskProposer, OpenVocabSegmenter
 
-DIM = 32  # of the joint space
-TOY_CLIP = Path(__file__).parent.parent / "conf" / "toy" / "clip"  # a small tokenizer loads in no time
+DIM = 32  # width of CLIP's embedding space
+TOY_CLIP = Path(__file__).parent.parent / "conf" / "toy" / "clip"  # its small tokenizer loads fast
 
 CLIP: dict[str, Any] = {
     "embed_dim": DIM,
@@ -44,7 +44,7 @@ SWIN: dict[str, Any] = {
 
 
 def mask2former(backbone: dict[str, Any] = RESNET) -> dict[str, Any]:
-    """Values of a `Mask2FormerConfig`: 6 queries, 2 decoder layers."""
+    """Return values of a `Mask2FormerConfig` with 6 queries and 2 decoder layers."""
     return {
         "backbone_config": backbone,
         "feature_size": 32,
@@ -65,7 +65,7 @@ def proposer(backbone: dict[str, Any] = RESNET, text_dim: int = DIM, seed: int =
 
 
 def clip_folder(folder: Path, **changes: Any) -> str:
-    """A folder with a CLIP's config and tokenizer and no weights; `changes` replace entries of `model_cfg`."""
+    """Write a folder with the config and tokenizer of a CLIP, without weights; `changes` update its `model_cfg`."""
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "open_clip_config.json").write_text(json.dumps({"model_cfg": CLIP | changes}))
     shutil.copy(TOY_CLIP / "merges.txt.gz", folder)
@@ -78,7 +78,7 @@ def clip(folder: Path, prompt_depth: int | None = None, seed: int = 0) -> CLIPAd
 
 
 def segmenter(folder: Path, **settings: Any) -> OpenVocabSegmenter:
-    """Untrained, but scaled so that masks differ, classes compete and both branches disagree."""
+    """Build an untrained segmenter, scaled so that masks differ, classes compete and both branches disagree."""
     network, texts = proposer(seed=4), clip(folder, prompt_depth=2)
     with torch.no_grad():
         network.model.transformer_module.queries_features.weight.mul_(10)
@@ -96,7 +96,7 @@ def segmenter(folder: Path, **settings: Any) -> OpenVocabSegmenter:
 
 
 def images(*sizes: tuple[int, int], seed: int = 0) -> list[torch.Tensor]:
-    """Random smooth images (3, h, w) in [0, 1]."""
+    """Return random smooth images (3, h, w) in [0, 1]."""
     generator = torch.Generator().manual_seed(seed)
     coarse = [torch.rand(1, 3, 5, 5, generator=generator) for _ in sizes]
     return [

@@ -1,4 +1,4 @@
-"""What it means that two CLIPs are the same."""
+"""Compare CLIPs: with each other, and with plain open_clip."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ TEXTS = ["a cat", "two red sofas", "potted plants, and a word the merges do not 
 
 @torch.no_grad()
 def same_features(one: CLIPAdapter, other: CLIPAdapter) -> None:
+    """Check that tokens, normalisation and features of two CLIPs are identical."""
     masks = torch.zeros(3, 32, 32)
     masks[:, :9, :20] = 1
     assert torch.equal(one.eval().encode_regions(REGIONS, masks), other.eval().encode_regions(REGIONS, masks))
@@ -27,7 +28,7 @@ def same_features(one: CLIPAdapter, other: CLIPAdapter) -> None:
 
 @torch.no_grad()
 def equals_open_clip(ours: CLIPAdapter, plain: Any, tokenizer: Any) -> None:
-    """Plain open_clip normalises by its own preprocess config."""
+    """Compare features with plain open_clip, which normalises images by its own preprocess config."""
     mean, std = (torch.tensor(plain.visual.preprocess_cfg[key])[:, None, None] for key in ("mean", "std"))
     features = plain.eval().encode_image((REGIONS - mean) / std, normalize=True)
     torch.testing.assert_close(ours.eval().encode_regions(REGIONS), features)

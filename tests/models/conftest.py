@@ -1,4 +1,4 @@
-"""Tiny models of open_clip by name, for all tests of models."""
+"""Tiny models that open_clip can build by name, for all tests of models."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from tests.models.clips import PLAIN
 
 @pytest.fixture
 def names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Tiny models that open_clip knows by name; `tiny-clip` has two tags, whose weights are at the returned place."""
+    """Register `tiny-clip`, with two tags, and `tiny-clip-deep` with open_clip; return the weights file of the tags."""
     weights = tmp_path / "tag.safetensors"
     for name in ("tiny-clip", "tiny-clip-deep"):
         deep = {"vision_cfg": {**PLAIN["vision_cfg"], "layers": 3}} if "deep" in name else {}

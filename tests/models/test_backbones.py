@@ -1,4 +1,4 @@
-"""Backbones of proposal networks: pretrained weights from where users have them, and stochastic depth."""
+"""Backbones of proposal networks: pretrained weights of Hugging Face and timm, and stochastic depth."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ DEEPLAB: dict[str, Any] = {
 
 
 def maskformer(backbone: dict[str, Any]) -> dict[str, Any]:
-    """Values of a `MaskFormerConfig`."""
+    """Return values of a `MaskFormerConfig`."""
     decoder = {"model_type": "detr", "d_model": 32, "decoder_ffn_dim": 32, "decoder_layers": 1}
     return {
         "model_type": "maskformer",
@@ -43,7 +43,7 @@ def encoder_of(model: dict[str, Any], backbone: Path | None = None) -> Any:
 
 
 def timm_resnet(folder: Path, **changes: Any) -> ResNet:
-    """A classifier as timm's names have it on the hub; resnet101s is such a one."""
+    """Save a classification network as on timm's hub pages, such as that of resnet101s."""
     settings: dict[str, Any] = {"layers": (1, 1, 1, 3), "stem_width": 8, "channels": (4, 8, 8, 8), "num_classes": 7}
     network = ResNet(Bottleneck, stem_type="deep", **(settings | changes))  # type: ignore[arg-type]
     save_file(network.state_dict(), folder / "model.safetensors")
@@ -51,13 +51,13 @@ def timm_resnet(folder: Path, **changes: Any) -> ResNet:
     return network
 
 
-def test_deeplab_resnet_takes_timm_s_weights(tmp_path: Path) -> None:
+def test_deeplab_resnet_loads_weights_of_timm(tmp_path: Path) -> None:
     expected = timm_resnet(tmp_path).state_dict()
-    found = encoder_of(maskformer(DEEPLAB), tmp_path).network.state_dict()
-    assert expected.keys() - found.keys() == {"fc.weight", "fc.bias"} | {
+    loaded = encoder_of(maskformer(DEEPLAB), tmp_path).network.state_dict()
+    assert expected.keys() - loaded.keys() == {"fc.weight", "fc.bias"} | {
         key for key in expected if key.endswith("num_batches_tracked")
     }
-    assert all(torch.equal(value, expected[key]) for key, value in found.items())
+    assert all(torch.equal(value, expected[key]) for key, value in loaded.items())
 
 
 def test_deeplab_resnet_of_another_depth_is_refused(tmp_path: Path) -> None:
@@ -67,7 +67,7 @@ def test_deeplab_resnet_of_another_depth_is_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("indices", [False, True])
-def test_maskformer_s_swin_takes_a_classifier_s_weights(tmp_path: Path, indices: bool) -> None:
+def test_swin_of_maskformer_loads_weights_of_a_classifier(tmp_path: Path, indices: bool) -> None:
     torch.manual_seed(0)
     config = SwinConfig(**{key: value for key, value in tiny.SWIN.items() if key not in ("model_type", "out_features")})
     SwinForImageClassification(config).save_pretrained(tmp_path)
@@ -75,22 +75,22 @@ def test_maskformer_s_swin_takes_a_classifier_s_weights(tmp_path: Path, indices:
     tables = {key: value for key, value in fresh.state_dict().items() if key.endswith("relative_position_index")}
     file = tmp_path / "model.safetensors"
     weights = load_file(file)
-    if indices:  # as the files on the hub have them
+    if indices:  # older files on the hub have these tables
         save_file({**weights, **{key.replace("model.", "swin."): value for key, value in tables.items()}}, file)
-    found = encoder_of(maskformer(tiny.SWIN), tmp_path).state_dict()
-    assert all(torch.equal(found[key], value) for key, value in tables.items())
-    taken = {key.replace("swin.", "model."): value for key, value in weights.items() if key.startswith("swin.")}
-    assert len(taken) > 60 and taken.keys() == {
-        key for key in found if key not in tables and "hidden_states_norms" not in key
+    loaded = encoder_of(maskformer(tiny.SWIN), tmp_path).state_dict()
+    assert all(torch.equal(loaded[key], value) for key, value in tables.items())
+    expected = {key.replace("swin.", "model."): value for key, value in weights.items() if key.startswith("swin.")}
+    assert len(expected) > 60 and expected.keys() == {
+        key for key in loaded if key not in tables and "hidden_states_norms" not in key
     }
-    assert all(torch.equal(found[key], value) for key, value in taken.items())
+    assert all(torch.equal(loaded[key], value) for key, value in expected.items())
 
 
 @torch.no_grad()
 @pytest.mark.parametrize("branch", ["attention", "mlp"])
 @pytest.mark.parametrize("network", ["mask2former", "maskformer"])
 def test_stochastic_depth_drops_attention_and_mlp_of_whole_images(network: str, branch: str) -> None:
-    """As Swin's authors have it, each branch once; Hugging Face's drops attention alone."""
+    """As in Swin's original code, each branch is dropped once; Hugging Face's drops attention only."""
     torch.manual_seed(0)
     swin = tiny.SWIN | {"drop_path_rate": 0.5}
     encoder = copy.deepcopy(encoder_of(tiny.mask2former(swin) if network == "mask2former" else maskformer(swin)))

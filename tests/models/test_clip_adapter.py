@@ -20,7 +20,7 @@ from tests.models.clips import PLAIN, REGIONS, equals_open_clip, same_features
 
 @pytest.mark.usefixtures("names")
 @pytest.mark.parametrize("prompt_depth", [None, 2])
-def test_a_name_gives_random_weights_of_that_model(prompt_depth: int | None) -> None:
+def test_a_model_name_alone_gives_random_weights(prompt_depth: int | None) -> None:
     torch.manual_seed(0)
     adapter = CLIPAdapter("tiny-clip", prompt_depth=prompt_depth)
     torch.manual_seed(0)
@@ -29,7 +29,7 @@ def test_a_name_gives_random_weights_of_that_model(prompt_depth: int | None) -> 
 
 
 @pytest.mark.usefixtures("names")
-def test_what_a_tag_says_of_activation_and_colours_is_kept(tmp_path: Path) -> None:
+def test_activation_and_normalisation_of_a_tag_are_kept(tmp_path: Path) -> None:
     adapter = CLIPAdapter("tiny-clip", pretrained="quick")
     plain = open_clip.create_model("tiny-clip", pretrained="quick", force_quick_gelu=True)
     equals_open_clip(adapter, plain, open_clip.get_tokenizer("tiny-clip"))
@@ -39,7 +39,7 @@ def test_what_a_tag_says_of_activation_and_colours_is_kept(tmp_path: Path) -> No
 
 
 @pytest.mark.usefixtures("names")
-def test_open_clip_reads_the_folder_that_we_write(tmp_path: Path) -> None:
+def test_open_clip_reads_a_saved_folder(tmp_path: Path) -> None:
     adapter = CLIPAdapter("tiny-clip", pretrained="quick")
     adapter.save_pretrained(tmp_path / "saved")
     name = f"local-dir:{tmp_path / 'saved'}"
@@ -47,8 +47,8 @@ def test_open_clip_reads_the_folder_that_we_write(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("depth", "shared"), [(None, False), (1, False), (2, False), (2, True)])
-def test_a_saved_clip_is_the_same_clip(tmp_path: Path, depth: int | None, shared: bool) -> None:
-    """With its prompts, and with the merges of a reduced tokenizer."""
+def test_saving_and_loading_preserves_a_clip(tmp_path: Path, depth: int | None, shared: bool) -> None:
+    """Including its prompts and the merges of a reduced tokenizer."""
     adapter = CLIPAdapter(tiny.clip_folder(tmp_path / "new"), prompt_depth=depth, shared_prompt=shared)
     adapter.save_pretrained(tmp_path / "saved")
     again = CLIPAdapter(str(tmp_path / "saved"))
@@ -61,7 +61,7 @@ def test_a_saved_clip_is_the_same_clip(tmp_path: Path, depth: int | None, shared
         assert file.read_bytes() == (tmp_path / "again" / file.name).read_bytes(), file.name
 
 
-def test_prompts_do_not_touch_the_weights_in_the_folder(tmp_path: Path) -> None:
+def test_prompts_do_not_change_the_saved_weights(tmp_path: Path) -> None:
     tiny.clip(tmp_path / "new").save_pretrained(tmp_path / "plain")
     CLIPAdapter(str(tmp_path / "plain"), prompt_depth=2).save_pretrained(tmp_path / "prompted")
     file = "open_clip_model.safetensors"
@@ -84,20 +84,20 @@ def test_prompts_of_another_tower_are_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("prompts", [{"mask_embedding": torch.zeros(16, 64)}, {"prompt": torch.zeros(1, 16, 64)}])
-def test_what_is_no_prompt_is_refused(tmp_path: Path, prompts: dict[str, torch.Tensor]) -> None:
+def test_malformed_prompts_are_refused(tmp_path: Path, prompts: dict[str, torch.Tensor]) -> None:
     tiny.clip(tmp_path / "new").save_pretrained(tmp_path / "saved")
     save_file(prompts, tmp_path / "saved" / "mask_prompt.safetensors")
     with pytest.raises(InputError, match=r"the mask prompts of .* do not have shape \(depth, patches, width\); save"):
         CLIPAdapter(str(tmp_path / "saved"))
 
 
-def test_longer_texts_than_the_context_are_cut(tmp_path: Path) -> None:
+def test_texts_longer_than_the_context_are_truncated(tmp_path: Path) -> None:
     adapter = tiny.clip(tmp_path)
     same, cut = adapter.encode_text(["cat " * 200, "cat " * 100]).detach()
     torch.testing.assert_close(same, cut)
 
 
-def test_the_config_in_the_folder_says_how_colours_are_normalised(tmp_path: Path) -> None:
+def test_the_config_in_a_folder_sets_the_normalisation(tmp_path: Path) -> None:
     folder = Path(tiny.clip_folder(tmp_path))
     config = json.loads((folder / "open_clip_config.json").read_text())
     config["preprocess_cfg"] = {"mean": [0.1, 0.2, 0.3], "std": [1.0, 2.0, 4.0]}
@@ -109,7 +109,7 @@ def test_the_config_in_the_folder_says_how_colours_are_normalised(tmp_path: Path
 
 
 @pytest.mark.parametrize("mean", ["grey", 0.5, [0.5, 0.5], [0.5, None, 0.5]])
-def test_colours_that_are_not_three_numbers_are_refused(tmp_path: Path, mean: Any) -> None:
+def test_a_mean_that_is_not_three_numbers_is_refused(tmp_path: Path, mean: Any) -> None:
     folder = Path(tiny.clip_folder(tmp_path))
     config = json.loads((folder / "open_clip_config.json").read_text()) | {"preprocess_cfg": {"mean": mean}}
     (folder / "open_clip_config.json").write_text(json.dumps(config))
@@ -129,7 +129,7 @@ def test_colours_that_are_not_three_numbers_are_refused(tmp_path: Path, mean: An
         ((2, 3, 32, 32), (2, 16, 16), r"masks of shape \(2, 16, 16\) do not match 2 regions of 32 × 32 pixels"),
     ],
 )
-def test_what_is_no_region_is_refused(
+def test_malformed_regions_are_refused(
     tmp_path: Path, shape: tuple[int, ...], mask_shape: tuple[int, ...] | None, reason: str
 ) -> None:
     adapter = tiny.clip(tmp_path, prompt_depth=1)
@@ -140,8 +140,8 @@ def test_what_is_no_region_is_refused(
 
 
 @torch.no_grad()
-def test_without_prompts_masks_change_nothing_and_new_prompts_are_no_zeros(tmp_path: Path) -> None:
-    """The release puts zeros into blank patches of a CLIP that was never prompted; here it stays plain CLIP."""
+def test_masks_have_no_effect_without_prompts_and_new_prompts_are_random(tmp_path: Path) -> None:
+    """The release zeroes blank patches of a CLIP without trained prompts; here it stays plain CLIP."""
     tiny.clip(tmp_path / "new").save_pretrained(tmp_path / "plain")
     plain = CLIPAdapter(str(tmp_path / "plain")).eval()
     masks = torch.zeros(3, 32, 32)
@@ -156,7 +156,7 @@ def test_no_regions_have_no_features(tmp_path: Path) -> None:
     assert features.shape == (0, 32)
 
 
-def test_a_clip_without_patch_tokens_does_all_but_prompts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_clip_without_patch_tokens_supports_all_but_prompts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(open_clip.factory._MODEL_CONFIGS, "tiny-rn", PLAIN | {"vision_cfg": tiny.RN})
     torch.manual_seed(0)
     adapter = CLIPAdapter("tiny-rn")

@@ -1,4 +1,4 @@
-"""Weights of CLIP from every kind of file that users have, and refusals that name the file."""
+"""Load CLIP weights from every kind of file that users have, and refuse the rest with the name of the file."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from tests.models.clips import PLAIN, REGIONS, TEXTS, equals_open_clip, same_fea
 
 
 class Payload:
-    """Makes a folder when unpickled."""
+    """Create a folder when unpickled."""
 
     def __init__(self, marker: Path) -> None:
         self.marker = marker
@@ -36,7 +36,7 @@ class Payload:
 
 @pytest.mark.parametrize("form", ["w.safetensors", "w.pt", "w.ckpt", "training", "parallel"])
 def test_weights_from_a_file(names: Path, tmp_path: Path, form: str) -> None:
-    """The last two are open_clip's training checkpoints."""
+    """`training` and `parallel` are open_clip's training checkpoints."""
     weights, file = load_file(names), tmp_path / form
     if form == "w.safetensors":
         save_file(weights, file)
@@ -53,8 +53,8 @@ def test_weights_from_a_file(names: Path, tmp_path: Path, form: str) -> None:
 
 
 @pytest.mark.filterwarnings("ignore:.*torch.jit", "ignore::torch.jit.TracerWarning")
-def test_openai_files_are_read_as_they_are(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """TorchScript archives of half precision, with three constants among the buffers, and a mask that is none."""
+def test_original_openai_files_are_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """TorchScript archives in half precision, with three constants and an attention mask among the buffers."""
     monkeypatch.setitem(open_clip.factory._MODEL_CONFIGS, "tiny-quickgelu", PLAIN | {"quick_gelu": True})
     torch.manual_seed(0)
     clip: Any = open_clip.create_model("tiny-quickgelu").eval()
@@ -72,9 +72,7 @@ def test_openai_files_are_read_as_they_are(tmp_path: Path, monkeypatch: pytest.M
     assert {parameter.dtype for parameter in adapter.parameters()} == {torch.float32}
 
 
-def test_a_tower_of_another_resolution_interpolates_as_open_clip_does(
-    names: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_positions_are_interpolated_as_in_open_clip(names: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     large = PLAIN | {"vision_cfg": PLAIN["vision_cfg"] | {"image_size": 48}}
     monkeypatch.setitem(open_clip.factory._MODEL_CONFIGS, "tiny-large", large)
     plain: Any = open_clip.create_model("tiny-large", pretrained=str(names))
@@ -83,7 +81,7 @@ def test_a_tower_of_another_resolution_interpolates_as_open_clip_does(
 
 
 @pytest.mark.parametrize("place", ["pt", "ckpt", "tag", "folder", "hub", "checkpoint", "load_weights"])
-def test_code_is_refused_and_not_run_wherever_it_is(
+def test_pickled_code_is_refused_and_never_run(
     names: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, place: str
 ) -> None:
     marker = tmp_path / "marker"
@@ -112,7 +110,7 @@ def test_code_is_refused_and_not_run_wherever_it_is(
     assert "\n" not in str(caught.value)
     assert not marker.exists()
     torch.load(file, weights_only=False)
-    assert marker.exists()  # the payload was a real one
+    assert marker.exists()  # proves that the payload works
 
 
 @pytest.mark.parametrize(
@@ -165,7 +163,7 @@ def test_weights_that_do_not_fit_are_refused(names: Path, tmp_path: Path, change
         ("tiny-clip-deep", "openai", r"'openai' is neither a file nor an open_clip tag for tiny-clip-deep; .*: none"),
     ],
 )
-def test_what_is_not_there_is_refused(model: str, pretrained: str | None, reason: str) -> None:
+def test_missing_models_and_weights_are_refused(model: str, pretrained: str | None, reason: str) -> None:
     with pytest.raises(InputError, match=reason) as caught:
         CLIPAdapter(model, pretrained)
     assert "\n" not in str(caught.value)
@@ -180,7 +178,7 @@ def test_what_is_not_there_is_refused(model: str, pretrained: str | None, reason
         ("tiny-hf", None, "the tokenizer of CLIP tiny-hf"),
     ],
 )
-def test_without_a_network_it_says_so_at_once(
+def test_an_unreachable_hub_is_reported_at_once(
     monkeypatch: pytest.MonkeyPatch, model: str, pretrained: str | None, what: str
 ) -> None:
     hf = PLAIN | {"custom_text": True, "text_cfg": PLAIN["text_cfg"] | {"hf_tokenizer_name": "somebody/something"}}
@@ -198,7 +196,7 @@ def test_without_a_network_it_says_so_at_once(
 def test_a_hub_name_in_the_cache_needs_no_network(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, weights: bool
 ) -> None:
-    """And a hub name that brings no weights is refused, where open_clip would go on with random ones."""
+    """A hub repository without weights is refused, where open_clip would continue with random ones."""
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
     model = tmp_path / "models--somebody--something"
     (model / "refs").mkdir(parents=True)
@@ -214,7 +212,7 @@ def test_a_hub_name_in_the_cache_needs_no_network(
             CLIPAdapter("hf-hub:somebody/something")
 
 
-def test_a_folder_brings_its_own_weights(tmp_path: Path) -> None:
+def test_a_folder_must_hold_its_weights(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="comes with weights; remove `pretrained`"):
         CLIPAdapter(tiny.clip_folder(tmp_path), pretrained="openai")
     (tmp_path / "none").mkdir()
@@ -225,8 +223,8 @@ def test_a_folder_brings_its_own_weights(tmp_path: Path) -> None:
         CLIPAdapter(str(tmp_path))
 
 
-def test_a_tokenizer_of_transformers_stays_with_its_model(tmp_path: Path) -> None:
-    """And so does the bias of SigLIP's logits."""
+def test_a_tokenizer_from_transformers_is_saved_with_its_model(tmp_path: Path) -> None:
+    """So is the logit bias of SigLIP."""
     words = {word: index for index, word in enumerate(["<unk>", "<pad>", "a", "cat", "two", "red", "sofas"])}
     own = Tokenizer(models.WordLevel(words, unk_token="<unk>"))
     own.pre_tokenizer = pre_tokenizers.Whitespace()
@@ -248,7 +246,7 @@ def test_a_tokenizer_of_transformers_stays_with_its_model(tmp_path: Path) -> Non
     assert again.state_dict()["clip.logit_bias"] == -10
 
 
-def test_merges_that_unpack_to_very_much_are_refused(tmp_path: Path) -> None:
+def test_merges_that_unpack_to_too_much_are_refused(tmp_path: Path) -> None:
     folder = tiny.clip_folder(tmp_path / "clip")
     (tmp_path / "clip" / "merges.txt.gz").write_bytes(gzip.compress(b"a b\n" * (2**24 + 1)))
     with pytest.raises(InputError, match=r"clip.merges\.txt\.gz cannot be read \(it unpacks to more than"):

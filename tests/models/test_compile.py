@@ -1,4 +1,4 @@
-"""The compiled image tower: the same features for any number of regions, by few compilations."""
+"""The compiled image tower gives the same features for any number of regions, with few compilations."""
 
 from __future__ import annotations
 
@@ -35,12 +35,12 @@ def check(clip: CLIPAdapter, plain: CLIPAdapter) -> None:
         torch.testing.assert_close(clip.encode_regions(*regions(count)), plain.encode_regions(*regions(count)))
 
 
-def test_any_number_of_regions_takes_two_compilations_and_names_stay(tmp_path: Path) -> None:
+def test_two_compilations_serve_any_number_of_regions_and_keep_names(tmp_path: Path) -> None:
     plain, clip = (tiny.clip(tmp_path / "clip", prompt_depth=2) for _ in range(2))
-    counter = CompileCounter()  # runs the graphs as they are
-    clip.visual.compile(backend=counter, fullgraph=True)  # no part of the tower is left out
+    counter = CompileCounter()  # runs the graphs unchanged
+    clip.visual.compile(backend=counter, fullgraph=True)  # compiles the tower as one graph
     check(clip, plain)
-    assert counter.frame_count == 2  # the first number, then any
+    assert counter.frame_count == 2  # one for the first number, one for all others
     assert list(clip.state_dict()) == list(plain.state_dict())
     clip.save_pretrained(tmp_path / "saved")
     again = CLIPAdapter(str(tmp_path / "saved")).eval()
@@ -55,12 +55,12 @@ def test_tasks_compile_the_tower_on_demand(tmp_path: Path) -> None:
             SweepTask(str(tmp_path / "saved"), [0.5], [0.5], compile=compiled).segmenter.clip,
             MiningTask(tiny.clip(tmp_path / "plain"), compile=compiled).clip,
         ):
-            assert (clip.visual._compiled_call_impl is not None) == compiled  # what torch calls in place of `forward`
+            assert (clip.visual._compiled_call_impl is not None) == compiled  # torch calls it instead of `forward`
 
 
 @pytest.mark.slow
 @pytest.mark.skipif(shutil.which("gcc") is None, reason="inductor needs a C compiler on a CPU")
-def test_the_compiler_itself_gives_the_same_features(tmp_path: Path) -> None:
+def test_inductor_gives_the_same_features(tmp_path: Path) -> None:
     plain, clip = (tiny.clip(tmp_path / "clip", prompt_depth=2) for _ in range(2))
     clip.compile_visual()
     check(clip, plain)

@@ -1,4 +1,4 @@
-"""Whatever is wrong in the files of a model is one sentence, never an error of a library's."""
+"""Damaged model files are refused in one sentence, never with an error of a library."""
 
 from __future__ import annotations
 
@@ -60,20 +60,20 @@ def refusal(load: Callable[[], object]) -> str:
         (b"resize: [400000, 600000]", "more than 100 megapixels"),
     ],
 )
-def test_settings_that_are_none_are_refused(folder: Path, content: bytes, report: str) -> None:
+def test_malformed_settings_are_refused(folder: Path, content: bytes, report: str) -> None:
     (folder / SETTINGS).write_bytes(content)
     assert report in refusal(lambda: OpenVocabSegmenter.from_pretrained(folder))
 
 
 @pytest.mark.parametrize("width", [-1, 0, True, 10**13, 10**30])
 @pytest.mark.parametrize("name", ["text_dim", "head_width"])
-def test_widths_that_no_network_has_are_refused(folder: Path, name: str, width: int) -> None:
+def test_impossible_widths_are_refused(folder: Path, name: str, width: int) -> None:
     values = json.loads((folder / PROPOSER).read_text()) | {name: width}
     (folder / PROPOSER).write_text(json.dumps(values))
     assert "describes no proposal network" in refusal(lambda: MaskProposer(str(folder / "proposer")))
 
 
-def test_json_that_is_nested_too_deeply_is_refused(folder: Path) -> None:
+def test_deeply_nested_json_is_refused(folder: Path) -> None:
     (folder / PROPOSER).write_text("[" * 100_000)
     assert "cannot be read" in refusal(lambda: MaskProposer(str(folder / "proposer")))
 
@@ -94,7 +94,7 @@ def test_a_standard_deviation_of_zero_is_refused(folder: Path) -> None:
 
 @pytest.mark.parametrize("architectures", ["clip proposer", [1], None, {1: 2}, {"clip": 7, "proposer": 7}])
 @pytest.mark.parametrize("network", [CLIPAdapter, MaskProposer])
-def test_architectures_that_are_none_are_refused(
+def test_malformed_architectures_are_refused(
     checkpoint: dict[str, Any], tmp_path: Path, network: Any, architectures: Any
 ) -> None:
     torch.save(checkpoint | {"architectures": architectures}, tmp_path / "last.ckpt")
@@ -114,15 +114,15 @@ def test_architectures_that_are_none_are_refused(
     ids=["list", "numbered", "sparse", "meta", "complex", "one_value_for_all"],
 )
 @pytest.mark.parametrize("network", [CLIPAdapter, MaskProposer])
-def test_tensors_that_are_no_weights_are_refused(
+def test_malformed_weights_are_refused(
     checkpoint: dict[str, Any], tmp_path: Path, network: Any, change: Callable[[Any], Any]
 ) -> None:
     torch.save(checkpoint | {"state_dict": change(checkpoint["state_dict"])}, tmp_path / "last.ckpt")
     refusal(lambda: network(str(tmp_path / "last.ckpt")))
 
 
-def test_names_of_another_model_are_refused(folder: Path) -> None:
-    """open_clip takes these for a MobileCLIP, and that for what it was asked to build."""
+def test_key_names_of_another_model_are_refused(folder: Path) -> None:
+    """open_clip mistakes these for a MobileCLIP and converts them accordingly."""
     clip = Path(tiny.clip_folder(folder.parent / "other"))
     torch.save(
         {"image_encoder.model.patch_emb.0.block.conv.weight": torch.zeros(1)}, clip / "open_clip_pytorch_model.bin"

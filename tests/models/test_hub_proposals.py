@@ -1,4 +1,4 @@
-"""Mask2Former and MaskFormer checkpoints of Hugging Face's as proposals, against their own answers."""
+"""Mask2Former and MaskFormer checkpoints from Hugging Face as proposers, compared with their own outputs."""
 
 from __future__ import annotations
 
@@ -40,13 +40,13 @@ NAMES = ["cat", "red sky", "grass"]
 
 
 def checkpoint(folder: Path, kind: str = "mask2former", backbone: dict[str, Any] = tiny.RESNET) -> Any:
-    """A network with random weights, saved to `folder` as the hub keeps them."""
+    """Save a network with random weights to `folder` in the format of the hub."""
     torch.manual_seed(0)
     model: Any
     if kind == "mask2former":
         config = Mask2FormerConfig(**tiny.mask2former(backbone), **LABELS)
         model = Mask2FormerForUniversalSegmentation(config)
-        model.model.transformer_module.queries_features.weight.data.mul_(10)  # queries that differ
+        model.model.transformer_module.queries_features.weight.data.mul_(10)  # makes the queries differ
     else:
         sizes: dict[str, Any] = {"fpn_feature_size": 32, "mask_feature_size": 32}
         model = MaskFormerForInstanceSegmentation(
@@ -70,7 +70,7 @@ def segmenter(folder: Path, **settings: Any) -> OpenVocabSegmenter:
 @torch.no_grad()
 @pytest.mark.parametrize("backbone", ["swin", "resnet"])
 @pytest.mark.parametrize("kind", ["mask2former", "maskformer"])
-def test_masks_and_objectness_are_those_of_hf(tmp_path: Path, kind: str, backbone: str) -> None:
+def test_masks_and_objectness_equal_those_of_hugging_face(tmp_path: Path, kind: str, backbone: str) -> None:
     hf = checkpoint(tmp_path, kind, {"swin": tiny.SWIN, "resnet": tiny.RESNET}[backbone])
     proposer = MaskProposer(str(tmp_path)).eval()
     images = torch.stack(tiny.images((64, 96), (64, 96)))
@@ -79,18 +79,18 @@ def test_masks_and_objectness_are_those_of_hf(tmp_path: Path, kind: str, backbon
     torch.testing.assert_close(answer.mask_logits, expected.masks_queries_logits)
     assert answer.objectness is not None and answer.objectness.shape == (2, 6)
     torch.testing.assert_close(answer.objectness, expected.class_queries_logits.softmax(-1)[..., :CLASSES].sum(-1))
-    assert answer.objectness.std() > 0.01  # otherwise the above proves nothing
+    assert answer.objectness.std() > 0.01  # guards against a trivial comparison
 
 
 @torch.no_grad()
 @pytest.mark.parametrize("kind", ["mask2former", "maskformer"])
-def test_a_saved_one_is_the_same_and_has_no_classes(tmp_path: Path, kind: str) -> None:
+def test_a_saved_proposer_is_the_same_without_class_names(tmp_path: Path, kind: str) -> None:
     checkpoint(tmp_path / "hf", kind)
     proposer = MaskProposer(str(tmp_path / "hf"))
-    assert all(module.training for module in proposer.modules())  # Lightning trains a network in the mode it finds
+    assert all(module.training for module in proposer.modules())  # Lightning keeps the mode of a network
     proposer.save_pretrained(tmp_path / "ours")
     again = MaskProposer(str(tmp_path / "ours"), text_dim=16)
-    assert again.text_dim is None and again.no_object_embedding.shape == (1, 16)  # an embedding that is yet to be
+    assert again.text_dim is None and again.no_object_embedding.shape == (1, 16)  # not learned yet
     for ours, theirs in zip(*(net.eval()(tiny.images((64, 64))) for net in (proposer, again)), strict=True):
         assert ours.objectness is not None and theirs.objectness is not None
         assert torch.equal(ours.mask_logits, theirs.mask_logits) and torch.equal(ours.objectness, theirs.objectness)
@@ -99,7 +99,7 @@ def test_a_saved_one_is_the_same_and_has_no_classes(tmp_path: Path, kind: str) -
     assert not [key for key in weights if key.startswith(("query_head", "no_object"))]
 
 
-def test_it_says_once_what_becomes_of_the_classes(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_discarding_the_class_head_is_logged_once(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     checkpoint(tmp_path / "hf")
     with caplog.at_level(logging.INFO, "ovseg"):
         MaskProposer(str(tmp_path / "hf")).save_pretrained(tmp_path / "ours")
@@ -111,7 +111,7 @@ def test_it_says_once_what_becomes_of_the_classes(tmp_path: Path, caplog: pytest
 
 
 @torch.no_grad()
-def test_scores_are_clip_s_times_objectness(tmp_path: Path) -> None:
+def test_scores_are_those_of_clip_times_objectness(tmp_path: Path) -> None:
     model = segmenter(tmp_path, mask_threshold=0.5)
     assert model.classifier == "clip"
     images = tiny.images((64, 64), (50, 70))
@@ -127,7 +127,7 @@ def test_scores_are_clip_s_times_objectness(tmp_path: Path) -> None:
         torch.testing.assert_close(model(images)[index], by_hand)
 
 
-def test_other_classifiers_are_refused(tmp_path: Path) -> None:
+def test_classifiers_without_class_logits_are_refused(tmp_path: Path) -> None:
     model = segmenter(tmp_path)
     others: list[Any] = ["ensemble", "proposals"]
     for wanted in others:
@@ -141,9 +141,9 @@ def test_other_classifiers_are_refused(tmp_path: Path) -> None:
 
 
 @torch.no_grad()
-def test_bundled_with_any_clip_it_answers_the_same(tmp_path: Path) -> None:
+def test_a_bundle_with_any_clip_gives_the_same_labels(tmp_path: Path) -> None:
     model = segmenter(tmp_path)
-    model.clip.save_pretrained(tmp_path / "saved")  # of a width that no default has
+    model.clip.save_pretrained(tmp_path / "saved")  # its width differs from all defaults
     ovseg("bundle", "--proposals", tmp_path / "hf", "--clip", tmp_path / "saved", "--out", tmp_path / "out")
     again = OpenVocabSegmenter.from_pretrained(tmp_path / "out")
     again.set_vocabulary(NAMES)
@@ -152,15 +152,15 @@ def test_bundled_with_any_clip_it_answers_the_same(tmp_path: Path) -> None:
     assert torch.equal(again(images)[0], model(images)[0])
 
 
-def test_a_backbone_is_for_random_weights_alone(tmp_path: Path) -> None:
-    """So that a config with one can start from a checkpoint."""
+def test_backbone_weights_apply_to_random_networks_only(tmp_path: Path) -> None:
+    """A config that sets `backbone` can therefore start from a checkpoint."""
     hf = checkpoint(tmp_path)
     encoder = MaskProposer(str(tmp_path), backbone="somebody/something").model.pixel_level_module.encoder
     for key, value in hf.model.pixel_level_module.encoder.state_dict().items():
         assert torch.equal(encoder.state_dict()[key], value)
 
 
-def test_half_precision_becomes_single(tmp_path: Path) -> None:
+def test_half_precision_weights_become_single(tmp_path: Path) -> None:
     checkpoint(tmp_path).half().save_pretrained(tmp_path)
     proposer = MaskProposer(str(tmp_path))
     assert {tensor.dtype for tensor in proposer.state_dict().values() if tensor.is_floating_point()} == {torch.float32}
@@ -168,7 +168,7 @@ def test_half_precision_becomes_single(tmp_path: Path) -> None:
 
 
 def test_a_swin_saved_by_transformers_4_is_complete(tmp_path: Path) -> None:
-    """The published checkpoints: without a norm that no output passes, with a table that follows from the window."""
+    """Published checkpoints lack an unused norm, and hold a table determined by the window."""
     hf, file = checkpoint(tmp_path, backbone=tiny.SWIN), tmp_path / "model.safetensors"
     weights = {key: value for key, value in load_file(file).items() if ".swin.layernorm." not in key}
     block = "model.pixel_level_module.encoder.encoder.layers.0.blocks.0.attention.self"
@@ -223,14 +223,14 @@ def test_a_damaged_checkpoint_is_refused(tmp_path: Path, damage: str) -> None:
     assert "\n" not in str(refusal.value)
 
 
-def test_a_path_that_is_not_there_is_not_asked_of_the_hub(tmp_path: Path) -> None:
+def test_a_missing_path_is_not_requested_from_the_hub(tmp_path: Path) -> None:
     for name in (tmp_path / "nothing", "./nothing", "../some/where"):
         with pytest.raises(InputError, match=r"no proposal network in .*(nothing|where); use a \.ckpt"):
             MaskProposer(str(name))
 
 
 class Payload:
-    """Leaves a file behind where it is unpickled."""
+    """Create a folder when unpickled."""
 
     def __init__(self, trace: Path) -> None:
         self.trace = trace
@@ -239,7 +239,7 @@ class Payload:
         return os.mkdir, (str(self.trace),)
 
 
-def test_pickled_weights_are_read_and_payloads_never_run(tmp_path: Path) -> None:
+def test_pickled_weights_are_loaded_but_payloads_never_run(tmp_path: Path) -> None:
     hf = checkpoint(tmp_path / "hf")
     (tmp_path / "hf" / "model.safetensors").unlink()
     file, trace = tmp_path / "hf" / "pytorch_model.bin", tmp_path / "trace"
@@ -251,11 +251,11 @@ def test_pickled_weights_are_read_and_payloads_never_run(tmp_path: Path) -> None
         MaskProposer(str(tmp_path / "hf"))
     assert not trace.exists()
     torch.load(file, weights_only=False)
-    assert trace.exists()  # it would have
+    assert trace.exists()  # proves that the payload works
 
 
 @pytest.mark.parametrize("width", [16, 700])
-def test_texts_of_any_width_are_taken(tmp_path: Path, width: int) -> None:
+def test_text_features_of_any_width_are_accepted(tmp_path: Path, width: int) -> None:
     checkpoint(tmp_path)
     proposer = MaskProposer(str(tmp_path))
     proposer.set_text_features(F.normalize(torch.randn(3, width), dim=-1))

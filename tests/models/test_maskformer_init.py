@@ -1,4 +1,4 @@
-"""A MaskFormer starts from the spreads of the release, each worked out by hand for the paper's widths."""
+"""A MaskFormer has the release's initial distributions, worked out by hand for the paper's widths."""
 
 from __future__ import annotations
 
@@ -11,7 +11,8 @@ from torch import Tensor
 from ovseg.models import MaskProposer
 
 UNIFORM = {  # parameters outside the backbone → standard deviation of a uniform distribution about 0
-    r"decoder\.layers\.\d\.(self|encoder)_attn\.[qkv]_proj\.weight": (2 / (768 + 256)) ** 0.5,  # of the joint matrix
+    r"decoder\.layers\.\d\.(self|encoder)_attn\.[qkv]_proj\.weight": (2 / (768 + 256))
+    ** 0.5,  # bound of the joint matrix
     r"decoder\.layers\.\d\.(self|encoder)_attn\.o_proj\.weight": (2 / (256 + 256)) ** 0.5,
     r"decoder\.layers\.\d\.mlp\.fc[12]\.weight": (2 / (256 + 2048)) ** 0.5,
     r"decoder\.layers\.\d\.mlp\.fc1\.bias": (3 * 256) ** -0.5,
@@ -40,23 +41,23 @@ def parameters() -> dict[str, Tensor]:
     return {name: parameter.detach() for name, parameter in named if ".encoder." not in name}
 
 
-def test_spreads(parameters: dict[str, Tensor]) -> None:
-    left = dict(parameters)
+def test_initial_distributions(parameters: dict[str, Tensor]) -> None:
+    remaining = dict(parameters)
     for kind, table in (("uniform", UNIFORM), ("normal", NORMAL)):
         for pattern, deviation in table.items():
-            names = [name for name in left if re.search(pattern, name)]
+            names = [name for name in remaining if re.search(pattern, name)]
             assert names, pattern
             for name in names:
-                values = left.pop(name).flatten().double()
-                tolerance = 5 / (2 * len(values)) ** 0.5  # 5 standard errors, of a normal distribution
+                values = remaining.pop(name).flatten().double()
+                tolerance = 5 / (2 * len(values)) ** 0.5  # 5 standard errors of a normal distribution
                 assert values.std().item() == pytest.approx(deviation, rel=tolerance), name
                 assert abs(values.mean().item()) < 5 * deviation / len(values) ** 0.5, name
                 assert (values.abs().max() <= 3**0.5 * deviation * 1.00001) == (kind == "uniform"), name
-    for name, values in left.items():  # all that is not named above
+    for name, values in remaining.items():  # constants
         expected = 0.0 if re.search(ZERO, name) else 1.0 if re.search(ONE, name) else None
         assert expected is not None and (values == expected).all(), name
 
 
-def test_layers_differ(parameters: dict[str, Tensor]) -> None:
+def test_layers_are_initialised_independently(parameters: dict[str, Tensor]) -> None:
     first, second = (f"model.transformer_module.decoder.layers.{layer}.mlp.fc1.weight" for layer in (0, 1))
     assert not torch.equal(parameters[first], parameters[second])

@@ -1,4 +1,4 @@
-"""Proposal networks that strangers described: only their shape is followed, nothing is fetched or run."""
+"""Configs of proposal networks from strangers: only their shape is used, nothing is downloaded or run."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ TIMM = {"model_type": "timm_backbone", "backbone": "hf-hub:somebody/tower"}
         ({"num_queries": "six"}, "no network can be built from"),
     ],
 )
-def test_what_does_not_shape_proposals_is_refused(
+def test_values_beyond_the_shape_of_proposals_are_refused(
     tmp_path: Path, place: str, values: dict[str, Any], reason: str
 ) -> None:
     proposer = tiny.proposer()
@@ -59,15 +59,15 @@ def test_what_does_not_shape_proposals_is_refused(
 
 
 @torch.no_grad()
-def test_of_a_config_of_hugging_face_only_the_shape_is_followed(tmp_path: Path) -> None:
-    """Their files hold much beside it, so that it is left out and not refused."""
+def test_only_the_shape_is_used_of_a_config_from_hugging_face(tmp_path: Path) -> None:
+    """Such files hold many other values, so these are dropped instead of refused."""
     torch.manual_seed(0)
     Mask2FormerForUniversalSegmentation(Mask2FormerConfig(**tiny.mask2former())).save_pretrained(tmp_path)
     expected = MaskProposer(str(tmp_path))
-    asks: dict[str, Any] = CODE | KERNEL | {"backbone": "somebody/tower", "use_timm_backbone": True}
+    requests: dict[str, Any] = CODE | KERNEL | {"backbone": "somebody/tower", "use_timm_backbone": True}
     config = tmp_path / "config.json"
     values = json.loads(config.read_text())
-    config.write_text(json.dumps(values | asks | {"backbone_config": values["backbone_config"] | KERNEL}))
+    config.write_text(json.dumps(values | requests | {"backbone_config": values["backbone_config"] | KERNEL}))
     again = MaskProposer(str(tmp_path))
     for ours, theirs in zip(*(net.eval()(tiny.images((64, 64))) for net in (again, expected)), strict=True):
         assert torch.equal(ours.mask_logits, theirs.mask_logits)
@@ -82,12 +82,12 @@ MASKFORMER = {"model_type": "maskformer", "backbone_config": tiny.SWIN, "decoder
 
 
 @pytest.mark.parametrize("values", [MASKFORMER, tiny.mask2former(tiny.SWIN), tiny.mask2former(), *TEXT_TOWERS])
-def test_the_shape_is_all_of_a_network(values: Any) -> None:
-    """A config of transformers and one made of its shape alone differ in nothing that a class of configs adds."""
+def test_the_shape_rebuilds_the_config(values: Any) -> None:
+    """A config built from the shape alone equals the original config of transformers."""
     kind = values if isinstance(values, str) else values.get("model_type", "mask2former")
-    given = {"vocab_size": 9} if isinstance(values, str) else {k: v for k, v in values.items() if k != "model_type"}
-    config = CONFIG_MAPPING[kind](**given)
+    arguments = {"vocab_size": 9} if isinstance(values, str) else {k: v for k, v in values.items() if k != "model_type"}
+    config = CONFIG_MAPPING[kind](**arguments)
     shape = shape_of(config.to_dict(), "this", (kind,), strict=kind in MASK_NETWORKS)
     again = CONFIG_MAPPING[shape.pop("model_type")](**shape)
     assert again.to_dict() == config.to_dict()
-    assert shape.items() >= given.items() if isinstance(values, str) else shape.keys() >= given.keys()
+    assert shape.items() >= arguments.items() if isinstance(values, str) else shape.keys() >= arguments.keys()

@@ -1,4 +1,4 @@
-"""Models that strangers wrote: what their files say is never run and never fetched, wherever they come in."""
+"""Model files from strangers: wherever they are loaded, they cannot run code or request downloads."""
 
 from __future__ import annotations
 
@@ -42,13 +42,13 @@ PLACES = ["segmenter", "adapter", "checkpoint", "local-dir", "hub"]
 
 
 def change(file: Path, **values: Any) -> None:
-    """Set values of a JSON file, which may be new."""
+    """Set values in a JSON file, which is created if necessary."""
     before = json.loads(file.read_text()) if file.is_file() else {}
     file.write_text(json.dumps(before | values))
 
 
-def spoken(folder: Path, **text: Any) -> Path:
-    """A CLIP without weights, whose tokenizer is one of transformers'."""
+def clip_with_tokenizer(folder: Path, **text: Any) -> Path:
+    """Write a CLIP without weights and with a tokenizer from transformers."""
     tiny.clip_folder(folder, text_cfg=TEXT | text, custom_text=True)
     (folder / "merges.txt.gz").unlink()
     tokenizer = Tokenizer(models.WordLevel(WORDS, unk_token="<unk>"))
@@ -59,9 +59,9 @@ def spoken(folder: Path, **text: Any) -> Path:
 
 @pytest.fixture
 def armed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Path, Path]:
-    """A CLIP with a Python file that makes a marker when it is run, and the marker; whoever is asked says yes."""
+    """Return a CLIP with a Python file that creates a marker when it runs, and the marker; every prompt gets a yes."""
     folder, marker = tmp_path / "armed", tmp_path / "marker"
-    CLIPAdapter(str(spoken(tmp_path / "new"))).save_pretrained(folder)
+    CLIPAdapter(str(clip_with_tokenizer(tmp_path / "new"))).save_pretrained(folder)
     lines = [
         "import pathlib, transformers",
         f"pathlib.Path({str(marker)!r}).touch()",
@@ -76,19 +76,19 @@ def armed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Path, Path]:
 
 
 def checkpoint(folder: Path, file: Path, **files: str) -> Path:
-    """What training of a CLIP would save, made of a folder by hand; `files` are more of its tokenizer's."""
-    found = {
+    """Build a training checkpoint from a CLIP folder by hand; `files` are added to its tokenizer."""
+    contents = {
         path.name: path.read_bytes().decode("latin-1")
         for path in sorted(folder.iterdir())
         if path.suffix in (".json", ".py")
     }
-    architecture = {"config": json.loads(found.pop(CONFIG)), "merges": None, "tokenizer": found | files}
+    architecture = {"config": json.loads(contents.pop(CONFIG)), "merges": None, "tokenizer": contents | files}
     torch.save({"state_dict": {}, "architectures": {"clip": architecture}}, file)
     return file
 
 
 def load(folder: Path, place: str, root: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
-    """Load the CLIP of a folder by a way that strangers' files take."""
+    """Load the CLIP of a folder from one of the `PLACES` where files from strangers may be."""
     if place == "segmenter":
         tiny.segmenter(root / "tiny").save_pretrained(root / "segmenter")
         shutil.copytree(folder, root / "segmenter" / "clip", dirs_exist_ok=True)
@@ -107,10 +107,10 @@ def load(folder: Path, place: str, root: Path, monkeypatch: pytest.MonkeyPatch) 
 
 
 @pytest.mark.parametrize("place", PLACES)
-def test_the_code_of_a_tokenizer_is_refused_and_not_run(
+def test_code_of_a_tokenizer_is_refused_and_never_run(
     armed: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, place: str
 ) -> None:
-    """By `tokenizer_kwargs`, which open_clip hands to transformers as they are."""
+    """It would run because open_clip passes `tokenizer_kwargs` to transformers unchecked."""
     folder, marker = armed
     change(folder / "tokenizer_config.json", **CODE)
     text = TEXT | {"tokenizer_kwargs": {"trust_remote_code": True}}
@@ -120,7 +120,7 @@ def test_the_code_of_a_tokenizer_is_refused_and_not_run(
     assert "\n" not in str(caught.value)
     assert not marker.exists()
     AutoTokenizer.from_pretrained(folder, trust_remote_code=True)
-    assert marker.exists()  # the payload was a real one
+    assert marker.exists()  # proves that the payload works
 
 
 @pytest.mark.parametrize("place", PLACES)
@@ -137,13 +137,13 @@ def test_the_code_of_a_tokenizer_is_refused_and_not_run(
             "text tower",
             "the text tower 'somebody/something', and files may not request downloads|has model_type 'something'",
         ),
-        ("model", ""),  # of which the tokenizer needs nothing: it is loaded
+        ("model", ""),  # the tokenizer ignores it, so loading succeeds
     ],
 )
-def test_nobody_is_asked_whether_code_may_run(
+def test_nobody_is_prompted_to_run_code(
     armed: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, place: str, way: str, reason: str
 ) -> None:
-    """Without any say in `tokenizer_kwargs`, transformers asks on the terminal."""
+    """Without `tokenizer_kwargs`, transformers would prompt on the terminal."""
     folder, marker = armed
     if way == "tokenizer":
         change(folder / "tokenizer_config.json", tokenizer_class=None, **CODE)
@@ -159,12 +159,12 @@ def test_nobody_is_asked_whether_code_may_run(
     if way == "text tower":
         change(folder / CONFIG, model_cfg=PLAIN | {"text_cfg": TEXT | {"hf_model_name": "somebody/something"}})
     if place == "checkpoint":
-        (folder / "payload.py").unlink()  # which alone would be refused
+        (folder / "payload.py").unlink()  # the file alone would be refused
     if reason:
         with pytest.raises(InputError, match=reason) as caught:
             load(folder, place, tmp_path, monkeypatch)
         assert "\n" not in str(caught.value)
-    elif place == "checkpoint":  # it has no weights, of which it complains after the tokenizer was loaded
+    elif place == "checkpoint":  # it lacks weights, which is noticed after the tokenizer is loaded
         with pytest.raises(InputError, match="does not fit"):
             load(folder, place, tmp_path, monkeypatch)
     else:
@@ -173,9 +173,9 @@ def test_nobody_is_asked_whether_code_may_run(
 
 
 @pytest.mark.parametrize("name", ["payload.py", "../x.json", CONFIG, "mask_prompt.safetensors", "a/b.txt", ".json"])
-def test_a_tokenizer_in_a_checkpoint_is_made_of_data(tmp_path: Path, name: str) -> None:
-    file = checkpoint(spoken(tmp_path / "new"), tmp_path / "last.ckpt", **{name: "{}"})
-    with pytest.raises(InputError, match=rf"has the file '{name}', whose suffix is not one of \.json, \.txt, \.m"):
+def test_a_tokenizer_in_a_checkpoint_consists_of_data(tmp_path: Path, name: str) -> None:
+    file = checkpoint(clip_with_tokenizer(tmp_path / "new"), tmp_path / "last.ckpt", **{name: "{}"})
+    with pytest.raises(InputError, match=rf"has the file '{name}', which no tokenizer needs; remove it"):
         CLIPAdapter(str(file))
 
 
@@ -200,31 +200,31 @@ def test_a_tokenizer_in_a_checkpoint_is_made_of_data(tmp_path: Path, name: str) 
         ({"output_dict": True}, "sets 'output_dict' in model_cfg"),
     ],
 )
-def test_what_does_not_shape_a_clip_is_refused(tmp_path: Path, values: dict[str, Any], reason: str) -> None:
-    folder = spoken(tmp_path / "new")
+def test_values_beyond_the_shape_of_a_clip_are_refused(tmp_path: Path, values: dict[str, Any], reason: str) -> None:
+    folder = clip_with_tokenizer(tmp_path / "new")
     change(folder / CONFIG, model_cfg=PLAIN | {"text_cfg": TEXT} | values)
     with pytest.raises(InputError, match=rf"^[^\n]*new {reason}[^\n]*$"):
         CLIPAdapter(str(folder))
 
 
-@pytest.mark.skipif(importlib.util.find_spec("sentencepiece") is not None, reason="then nothing is missing")
+@pytest.mark.skipif(importlib.util.find_spec("sentencepiece") is not None, reason="needs sentencepiece to be missing")
 def test_a_tokenizer_that_needs_another_library_names_it(tmp_path: Path) -> None:
-    folder = spoken(tmp_path / "new")
+    folder = clip_with_tokenizer(tmp_path / "new")
     change(folder / "tokenizer_config.json", tokenizer_class="SiglipTokenizer")
     with pytest.raises(InputError, match=r"the tokenizer of CLIP .* could not be loaded \(.*SentencePiece"):
         CLIPAdapter(str(folder))
 
 
-def test_every_model_of_open_clip_is_only_a_shape() -> None:
+def test_the_configs_of_open_clip_are_accepted() -> None:
     for name in open_clip.list_models():
         check(open_clip.get_model_config(name), "model_cfg", name)
 
 
 @torch.no_grad()
 @pytest.mark.parametrize("place", ["folder", "checkpoint"])
-def test_a_text_tower_of_transformers_stays_with_its_model(tmp_path: Path, place: str) -> None:
-    """So that no hub is asked when it is built again; of its config remains what shapes it."""
-    folder = spoken(tmp_path / "new", hf_model_name="somebody/something", hf_proj_type="linear")
+def test_a_text_tower_from_transformers_is_saved_with_its_model(tmp_path: Path, place: str) -> None:
+    """Rebuilding it contacts no hub; only the shape is kept of its config."""
+    folder = clip_with_tokenizer(tmp_path / "new", hf_model_name="somebody/something", hf_proj_type="linear")
     sizes: dict[str, Any] = {
         "hidden_size": 16,
         "num_hidden_layers": 1,

@@ -1,4 +1,4 @@
-"""The proposal network against Hugging Face's own, its loading, and its refusals."""
+"""The proposal network compared with Hugging Face's, its loading and its refusals."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ CLASSIFIERS = {
 
 
 def classifier(backbone: str, folder: Path, **changes: Any) -> torch.nn.Module:
-    """A classification network, saved to `folder` as the hub keeps them."""
+    """Save a classification network to `folder` in the format of the hub."""
     values, config, network = CLASSIFIERS[backbone]
     model = network(config(**{k: v for k, v in (values | changes).items() if k not in ("model_type", "out_features")}))
     model.save_pretrained(folder)
@@ -39,7 +39,7 @@ def classifier(backbone: str, folder: Path, **changes: Any) -> torch.nn.Module:
 
 
 def same_answers(one: MaskProposer, other: MaskProposer) -> None:
-    """Equal to the bit, embeddings and masks of every layer."""
+    """Check that embeddings and masks of every layer are identical."""
     images = tiny.images((64, 64))
     with torch.no_grad():
         for ours, theirs in zip(one.eval()(images), other.eval()(images), strict=True):
@@ -49,12 +49,12 @@ def same_answers(one: MaskProposer, other: MaskProposer) -> None:
 
 @torch.no_grad()
 @pytest.mark.parametrize("backbone", ["swin", "resnet"])
-def test_masks_equal_hf_s_own(tmp_path: Path, backbone: str) -> None:
+def test_masks_equal_those_of_hugging_face(tmp_path: Path, backbone: str) -> None:
     torch.manual_seed(0)
     hf = Mask2FormerForUniversalSegmentation(Mask2FormerConfig(**tiny.mask2former(CLASSIFIERS[backbone][0]))).eval()
     hf.save_pretrained(tmp_path)
     proposer = MaskProposer(str(tmp_path), tiny.DIM, head_width=32).eval()
-    proposer.query_head = hf.class_predictor  # type: ignore[assignment]  # then HF's classes are our embeddings
+    proposer.query_head = hf.class_predictor  # type: ignore[assignment]  # makes HF's class logits our embeddings
     images = torch.stack(tiny.images((64, 96), (64, 96)))
     layers = proposer(images)
     mean, std = torch.tensor(IMAGE_MEAN)[:, None, None], torch.tensor(IMAGE_STD)[:, None, None]
@@ -106,7 +106,7 @@ def test_padding_is_zeros_after_normalisation_to_a_multiple_of_32() -> None:
 
 
 @torch.no_grad()
-def test_images_of_a_batch_do_not_see_each_other() -> None:
+def test_images_of_a_batch_are_independent() -> None:
     proposer = tiny.proposer()
     one, two = tiny.images((64, 64), (64, 64))
     together = proposer(torch.stack([one, two]))[-1].mask_logits
@@ -114,9 +114,9 @@ def test_images_of_a_batch_do_not_see_each_other() -> None:
 
 
 @pytest.mark.parametrize("backbone", ["swin", "resnet"])
-def test_a_saved_network_is_the_same_network(tmp_path: Path, backbone: str) -> None:
+def test_saving_and_loading_preserves_a_network(tmp_path: Path, backbone: str) -> None:
     proposer = tiny.proposer(CLASSIFIERS[backbone][0])
-    proposer.set_text_features(torch.randn(5, tiny.DIM))  # a vocabulary is in no file
+    proposer.set_text_features(torch.randn(5, tiny.DIM))  # the vocabulary is not saved
     proposer.save_pretrained(tmp_path / "saved")
     again = MaskProposer(str(tmp_path / "saved"))
     assert again.text_features is None
@@ -125,7 +125,7 @@ def test_a_saved_network_is_the_same_network(tmp_path: Path, backbone: str) -> N
 
 
 @pytest.mark.parametrize("backbone", ["swin", "resnet"])
-def test_backbone_weights_come_from_a_classifier(tmp_path: Path, backbone: str) -> None:
+def test_a_backbone_loads_weights_of_a_classifier(tmp_path: Path, backbone: str) -> None:
     model = classifier(backbone, tmp_path)
     encoder = MaskProposer(
         tiny.mask2former(CLASSIFIERS[backbone][0]), tiny.DIM, backbone=str(tmp_path)
@@ -153,7 +153,7 @@ def test_a_backbone_of_another_architecture_is_refused(tmp_path: Path, changes: 
 
 
 @pytest.mark.parametrize("option", ["model", "backbone"])
-def test_without_a_network_it_says_so_at_once(monkeypatch: pytest.MonkeyPatch, option: str) -> None:
+def test_an_unreachable_hub_is_reported_at_once(monkeypatch: pytest.MonkeyPatch, option: str) -> None:
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
     monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")
     arguments: dict[str, Any] = {"model": tiny.mask2former()} | {option: "somebody/something"}
@@ -185,8 +185,8 @@ def test_texts_of_another_width_are_refused() -> None:
         tiny.proposer().set_text_features(torch.zeros(3, 512))
 
 
-def test_every_weight_that_is_trained_gets_a_gradient() -> None:
-    """DDP waits for each of them."""
+def test_every_trainable_weight_gets_a_gradient() -> None:
+    """DDP waits for all of them."""
     for backbone in (tiny.SWIN, tiny.RESNET):
         proposer = tiny.proposer(backbone).train()
         proposer.set_text_features(torch.randn(3, tiny.DIM))

@@ -1,4 +1,4 @@
-"""`ovseg import`: released checkpoints and fine-tuned CLIPs, whole or in part, and what is refused."""
+"""`ovseg import`: released checkpoints, fine-tuned CLIPs, and what is refused."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def weights(path: Path) -> dict[str, Tensor]:
 
 
 def changed(path: Path, folder: Path, change: dict[str, Tensor | None], **entries: Any) -> Path:
-    """The released file with some keys replaced or, for None, left out."""
+    """Return a copy of the released file with some keys replaced or, for None, removed."""
     state = {key: value for key, value in (weights(path) | change).items() if value is not None}
     torch.save({"model": state, **entries}, folder / "changed.pth")
     return folder / "changed.pth"
@@ -63,7 +63,7 @@ def refusal(words: list[str], capsys: pytest.CaptureFixture[str]) -> str:
     return text
 
 
-def test_import_writes_a_segmenter_and_says_what_it_read(
+def test_import_writes_a_segmenter_and_reports_what_it_read(
     released: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out = tmp_path / "segmenter"
@@ -79,7 +79,7 @@ def test_import_writes_a_segmenter_and_says_what_it_read(
     assert f"{used:,} used" in text and "empty_weight" in text
 
 
-def test_every_place_that_takes_a_segmenter_takes_a_released_file(released: Path) -> None:
+def test_from_pretrained_accepts_a_released_file(released: Path) -> None:
     segmenter = OpenVocabSegmenter.from_pretrained(released)
     assert same(segmenter, import_released(released))
     assert (segmenter.mask_threshold, segmenter.ensemble_weight, segmenter.resize) == (0.4, 0.7, (640, 2560))
@@ -93,7 +93,7 @@ def test_a_file_without_prompts_gives_a_plain_clip(released: Path, tmp_path: Pat
     assert same(plain, prompted)
 
 
-def test_shared_prompts_are_read_as_such(released: Path, tmp_path: Path) -> None:
+def test_shared_prompts_are_recognised(released: Path, tmp_path: Path) -> None:
     shared = torch.randn(2, 1, 64)
     prompt = import_released(changed(released, tmp_path, {PROMPTS: shared})).clip.visual.prompt
     assert prompt is not None and torch.equal(prompt.mask_embedding, shared)
@@ -111,7 +111,9 @@ def test_shared_prompts_are_read_as_such(released: Path, tmp_path: Path) -> None
         ({QKV: torch.zeros(2, 32)}, r"lacks keys of a released OVSeg"),
     ],
 )
-def test_what_does_not_fit_is_refused(released: Path, tmp_path: Path, change: dict[str, Any], report: str) -> None:
+def test_weights_that_do_not_fit_are_refused(
+    released: Path, tmp_path: Path, change: dict[str, Any], report: str
+) -> None:
     with pytest.raises(InputError, match=rf"changed\.pth.*{report}"):
         import_released(changed(released, tmp_path, change))
 
@@ -132,8 +134,8 @@ def test_damaged_missing_and_other_files_are_refused_and_write_nothing(
     assert not out.exists()
 
 
-def test_what_an_earlier_segmenter_left_is_no_part_of_a_new_one(released: Path, tmp_path: Path) -> None:
-    """Prompts, and the merges of a reduced tokenizer."""
+def test_files_of_an_earlier_segmenter_are_removed(released: Path, tmp_path: Path) -> None:
+    """Its prompts, and the merges of a reduced tokenizer."""
     tiny.segmenter(tmp_path / "old").save_pretrained(tmp_path / "out")
     plain = import_released(changed(released, tmp_path, {PROMPTS: None}))
     plain.save_pretrained(tmp_path / "out")
@@ -156,7 +158,7 @@ def test_other_contents_are_refused(tmp_path: Path, content: dict[Any, Any], rep
         import_released(tmp_path / "other.pth")
 
 
-def test_settings_that_mean_nothing_are_refused(released: Path) -> None:
+def test_meaningless_settings_are_refused(released: Path) -> None:
     for settings, report in (
         ({"decoder_heads": 7}, "decoder_heads is 7; set a divisor of the decoder's width, 32"),
         ({"decoder_heads": 0}, "decoder_heads is 0"),
@@ -169,8 +171,10 @@ def test_settings_that_mean_nothing_are_refused(released: Path) -> None:
 
 
 @pytest.mark.parametrize("form", ["trainer", "ddp", "bare", "prompts", "compiled", "released"])
-def test_a_fine_tuned_clip_goes_into_a_segmenter(tmp_path: Path, capsys: pytest.CaptureFixture[str], form: str) -> None:
-    """As open_clip's training writes it: towers in its own names, with the mask prompts beside the image tower."""
+def test_a_fine_tuned_clip_is_loaded_into_a_segmenter(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], form: str
+) -> None:
+    """In the format of open_clip's training: its key names, with the mask prompts in the image tower."""
     before = tiny.segmenter(tmp_path / "old")
     before.save_pretrained(tmp_path / "segmenter")
     tuned = tiny.clip(tmp_path / "new", prompt_depth=1, seed=7)

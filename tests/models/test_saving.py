@@ -1,4 +1,4 @@
-"""Where models are written: into new folders and into their own, and over nothing else."""
+"""Models are saved into new folders and over earlier models, and never over anything else."""
 
 from __future__ import annotations
 
@@ -28,8 +28,8 @@ def content(folder: Path) -> dict[Path, bytes]:
     return {file.relative_to(folder): file.read_bytes() for file in sorted(folder.rglob("*")) if file.is_file()}
 
 
-def somebodys(kind: str, folder: Path) -> Path:
-    """A folder that looks much like ours."""
+def folder_of_others(kind: str, folder: Path) -> Path:
+    """Write a folder of another project that resembles one of ours."""
     folder.mkdir()
     config = {"model_cfg": tiny.CLIP, "preprocess_cfg": {}}
     names = {"clip": "open_clip_config.json", "proposer": "config.json", "segmenter": "README.md"}
@@ -40,8 +40,8 @@ def somebodys(kind: str, folder: Path) -> Path:
 
 
 @pytest.mark.parametrize("kind", MODELS)
-def test_nothing_is_written_over_what_others_wrote(tmp_path: Path, kind: str) -> None:
-    folder = somebodys(kind, tmp_path / "theirs")
+def test_files_of_others_are_never_overwritten(tmp_path: Path, kind: str) -> None:
+    folder = folder_of_others(kind, tmp_path / "theirs")
     before = content(folder)
     with pytest.raises(InputError, match="theirs contains files that ovseg did not write; give a new or empty"):
         model(kind, tmp_path / "new").save_pretrained(folder)
@@ -53,10 +53,10 @@ def test_nothing_is_written_over_what_others_wrote(tmp_path: Path, kind: str) ->
 
 
 @pytest.mark.parametrize("part", ["clip", "proposer"])
-def test_a_segmenter_is_not_written_over_half_of_another(tmp_path: Path, part: str) -> None:
+def test_part_of_another_segmenter_is_never_overwritten(tmp_path: Path, part: str) -> None:
     (tmp_path / "theirs").mkdir()
     (tmp_path / "theirs" / "segmenter.yaml").touch()
-    somebodys(part, tmp_path / "theirs" / part)
+    folder_of_others(part, tmp_path / "theirs" / part)
     before = content(tmp_path / "theirs")
     with pytest.raises(InputError, match=f"theirs/{part} contains files that ovseg did not write"):
         model("segmenter", tmp_path / "new").save_pretrained(tmp_path / "theirs")
@@ -64,8 +64,8 @@ def test_a_segmenter_is_not_written_over_half_of_another(tmp_path: Path, part: s
 
 
 @pytest.mark.parametrize("kind", MODELS)
-def test_a_folder_of_ours_is_written_again(tmp_path: Path, kind: str) -> None:
-    """Whole, or as far as an interrupted one came; and beside what somebody put there since."""
+def test_an_earlier_model_is_overwritten(tmp_path: Path, kind: str) -> None:
+    """Even if it is incomplete; files that were added to its folder stay."""
     first, second = model(kind, tmp_path / "new"), model(kind, tmp_path / "new", seed=1)
     saved = tmp_path / "saved"
     saved.mkdir()
@@ -81,15 +81,15 @@ def test_a_folder_of_ours_is_written_again(tmp_path: Path, kind: str) -> None:
     assert all(torch.equal(again[key], value) for key, value in state.items())
 
 
-def test_prompts_that_are_gone_leave_no_file(tmp_path: Path) -> None:
+def test_removed_prompts_leave_no_file(tmp_path: Path) -> None:
     tiny.clip(tmp_path / "new", prompt_depth=2).save_pretrained(tmp_path / "saved")
     assert CLIPAdapter(str(tmp_path / "saved")).visual.prompt is not None
     tiny.clip(tmp_path / "new").save_pretrained(tmp_path / "saved")
     assert CLIPAdapter(str(tmp_path / "saved")).visual.prompt is None
 
 
-def test_an_interrupted_segmenter_is_not_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Neither half of the new one nor half of the old."""
+def test_an_interrupted_save_cannot_be_loaded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Neither the part that is new nor the part that is old."""
     segmenter = tiny.segmenter(tmp_path / "new")
     segmenter.save_pretrained(tmp_path / "saved")
 
@@ -103,14 +103,14 @@ def test_an_interrupted_segmenter_is_not_read(tmp_path: Path, monkeypatch: pytes
         OpenVocabSegmenter.from_pretrained(tmp_path / "saved")
 
 
-def test_commands_look_before_they_read_weights(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    folder = somebodys("segmenter", tmp_path / "theirs")
+def test_commands_check_the_target_before_reading_weights(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = folder_of_others("segmenter", tmp_path / "theirs")
     before = content(folder)
-    told = "theirs contains files that ovseg did not write; give a new or empty folder"
+    message = "theirs contains files that ovseg did not write; give a new or empty folder"
     bundle = ["bundle", "--proposals", "toy", "--clip", "toy", "--out"]
-    assert refusal(capsys, *bundle, folder).endswith(told)
-    assert refusal(capsys, "bundle", "--proposals", "missing.ckpt", "--clip", "x", "--out", folder).endswith(told)
-    assert refusal(capsys, "import", "missing.pth", "--out", folder).endswith(told)
+    assert refusal(capsys, *bundle, folder).endswith(message)
+    assert refusal(capsys, "bundle", "--proposals", "missing.ckpt", "--clip", "x", "--out", folder).endswith(message)
+    assert refusal(capsys, "import", "missing.pth", "--out", folder).endswith(message)
     assert content(folder) == before
     ovseg(*bundle, tmp_path / "new")
     ovseg(*bundle, tmp_path / "new")

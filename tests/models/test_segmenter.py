@@ -1,4 +1,4 @@
-"""The whole model: what it answers, from its parts, at every edge."""
+"""The whole model: scores and labels follow from its parts, in every edge case."""
 
 from __future__ import annotations
 
@@ -28,15 +28,15 @@ def segmenter(tmp_path: Path) -> OpenVocabSegmenter:
 
 
 def scores(model: OpenVocabSegmenter) -> torch.Tensor:
-    """(Q, K) of the first image."""
+    """Return the class scores (Q, K) of the first image."""
     return model.score_proposals(IMAGES[:1])[0][0]
 
 
 def test_labels_are_the_argmax_of_the_scores(segmenter: OpenVocabSegmenter) -> None:
     for sizes in (None, [(100, 90), (25, 35)]):
         classes = set()
-        found = segmenter.labels(IMAGES, sizes)
-        for labels, dense, image in zip(found, segmenter(IMAGES, sizes), IMAGES, strict=True):
+        all_labels = segmenter.labels(IMAGES, sizes)
+        for labels, dense, image in zip(all_labels, segmenter(IMAGES, sizes), IMAGES, strict=True):
             assert dense.shape[0] == 4 and dense.shape[1:] == labels.shape
             assert sizes or labels.shape == image.shape[1:]
             best = dense.topk(2, dim=0).values
@@ -44,17 +44,17 @@ def test_labels_are_the_argmax_of_the_scores(segmenter: OpenVocabSegmenter) -> N
             assert clear.float().mean() > 0.95
             assert torch.equal(labels[clear], dense.argmax(0)[clear])
             classes |= set(labels.unique().tolist())
-        assert len(classes) > 1  # otherwise the above proves nothing
+        assert len(classes) > 1  # guards against a trivial comparison
 
 
-def test_images_of_a_batch_are_answered_each_for_itself(segmenter: OpenVocabSegmenter) -> None:
+def test_images_of_a_batch_are_independent(segmenter: OpenVocabSegmenter) -> None:
     one, two = tiny.images((64, 64), (64, 64))
     together, apart = segmenter([one, two]), [segmenter([one])[0], segmenter([two])[0]]
     for left, right in zip(together, apart, strict=True):
         torch.testing.assert_close(left, right, rtol=1e-3, atol=1e-4)
 
 
-def test_the_ensemble_is_that_of_its_branches(segmenter: OpenVocabSegmenter) -> None:
+def test_the_ensemble_follows_from_its_branches(segmenter: OpenVocabSegmenter) -> None:
     answer = segmenter.proposer(IMAGES[:1])[-1]
     assert answer.class_logits is not None
     probs = F.interpolate(answer.mask_logits, scale_factor=4, mode="bilinear")[0].sigmoid()
@@ -64,7 +64,7 @@ def test_the_ensemble_is_that_of_its_branches(segmenter: OpenVocabSegmenter) -> 
     torch.testing.assert_close(segmenter(IMAGES[:1])[0], semantic_scores(by_hand, probs))
 
 
-def test_weights_and_classifiers_at_the_edges(segmenter: OpenVocabSegmenter) -> None:
+def test_extreme_ensemble_weights_equal_one_branch(segmenter: OpenVocabSegmenter) -> None:
     segmenter.classifier = "proposals"
     proposals = scores(segmenter)
     segmenter.classifier = "clip"
@@ -77,10 +77,10 @@ def test_weights_and_classifiers_at_the_edges(segmenter: OpenVocabSegmenter) -> 
     torch.testing.assert_close(scores(segmenter), proposals**0.75 * clip**0.25)
     assert not torch.allclose(proposals, clip, atol=0.1)
     torch.testing.assert_close(clip.sum(1), torch.ones(6))
-    assert bool((proposals.sum(1) < 0.9).any())  # the rest is "no object"
+    assert bool((proposals.sum(1) < 0.9).any())  # the rest is the no-object class
 
 
-def test_without_any_valid_proposal(segmenter: OpenVocabSegmenter) -> None:
+def test_no_valid_proposal(segmenter: OpenVocabSegmenter) -> None:
     segmenter.classifier = "proposals"
     proposals = scores(segmenter)
     segmenter.classifier, segmenter.mask_threshold = "ensemble", 1.0
@@ -90,7 +90,7 @@ def test_without_any_valid_proposal(segmenter: OpenVocabSegmenter) -> None:
     assert not scores(segmenter).any()
 
 
-def test_with_one_valid_proposal(segmenter: OpenVocabSegmenter) -> None:
+def test_one_valid_proposal(segmenter: OpenVocabSegmenter) -> None:
     masks = segmenter.score_proposals(IMAGES[:1])[0][1] > 0.5
     everyone, all_valid = segmenter.classify_regions(IMAGES[0], masks)
     assert all_valid.all()
@@ -101,7 +101,7 @@ def test_with_one_valid_proposal(segmenter: OpenVocabSegmenter) -> None:
     assert not one[~valid].any()
 
 
-def test_the_threshold_decides_what_clip_sees(segmenter: OpenVocabSegmenter) -> None:
+def test_the_mask_threshold_changes_the_regions_of_clip(segmenter: OpenVocabSegmenter) -> None:
     segmenter.classifier = "clip"
     low = scores(segmenter)
     segmenter.mask_threshold = 0.8
@@ -131,7 +131,7 @@ def test_repeating_a_name_as_its_synonym_changes_nothing(segmenter: OpenVocabSeg
     torch.testing.assert_close(scores(segmenter), before, rtol=1e-4, atol=1e-5)
 
 
-def test_the_order_of_the_vocabulary_is_the_order_of_the_answer(segmenter: OpenVocabSegmenter) -> None:
+def test_scores_follow_the_order_of_the_vocabulary(segmenter: OpenVocabSegmenter) -> None:
     before = scores(segmenter)
     segmenter.set_vocabulary(NAMES[::-1])
     torch.testing.assert_close(scores(segmenter), before.flip(1), rtol=1e-4, atol=1e-5)
@@ -142,7 +142,7 @@ def test_one_class_takes_every_pixel(segmenter: OpenVocabSegmenter) -> None:
 
 
 @pytest.mark.parametrize("fill", ["mean", "zero"])
-def test_a_saved_segmenter_answers_the_same(tmp_path: Path, fill: Any) -> None:
+def test_a_saved_segmenter_gives_the_same_scores(tmp_path: Path, fill: Any) -> None:
     settings: dict[str, Any] = {
         "templates": ["a {} there", "{}"],
         "mask_threshold": 0.4,
@@ -167,7 +167,7 @@ def test_a_saved_segmenter_answers_the_same(tmp_path: Path, fill: Any) -> None:
         assert (tmp_path / "saved" / file).read_bytes() == (tmp_path / "again" / file).read_bytes(), file
 
 
-def test_segment_takes_an_image_in_any_form(segmenter: OpenVocabSegmenter, tmp_path: Path) -> None:
+def test_segment_accepts_paths_arrays_and_pil_images(segmenter: OpenVocabSegmenter, tmp_path: Path) -> None:
     pixels = (IMAGES[1].permute(1, 2, 0) * 255).round().byte().repeat(3, 3, 1).numpy()  # 150 × 210
     picture = Image.fromarray(pixels)
     picture.save(tmp_path / "image.png")
@@ -194,18 +194,18 @@ def test_text_features_are_the_mean_over_the_templates(tmp_path: Path) -> None:
     assert model.proposer.text_features is not None
     with torch.no_grad():
         of_templates = [model.clip.encode_text([text.replace("{}", name) for name in NAMES]) for text in templates]
-    assert min(float((one - of_templates[0]).norm()) for one in of_templates[1:]) > 0.1  # each has a say
+    assert min(float((one - of_templates[0]).norm()) for one in of_templates[1:]) > 0.1  # the templates differ
     expected = F.normalize(torch.stack(of_templates).mean(dim=0), dim=-1)
     torch.testing.assert_close(model.proposer.text_features, expected)
 
 
-def test_without_a_vocabulary_it_says_what_to_do(tmp_path: Path) -> None:
+def test_a_missing_vocabulary_is_reported(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="no vocabulary yet; call set_vocabulary"):
         tiny.segmenter(tmp_path).labels(IMAGES)
 
 
 @pytest.mark.parametrize("names", [[], ["cat", ""], ["cat", "cat"]])
-def test_an_unusable_vocabulary_leaves_the_old_one(segmenter: OpenVocabSegmenter, names: list[str]) -> None:
+def test_an_invalid_vocabulary_keeps_the_previous_one(segmenter: OpenVocabSegmenter, names: list[str]) -> None:
     before = scores(segmenter)
     with pytest.raises(InputError, match="vocabulary"):
         segmenter.set_vocabulary(names)
@@ -231,15 +231,13 @@ def test_a_folder_without_a_segmenter_is_refused(tmp_path: Path) -> None:
         (torch.full((3, 64, 64), torch.nan), r"floats in \[0, 1\], got nan"),
     ],
 )
-def test_tensors_that_are_no_images_are_refused(
-    segmenter: OpenVocabSegmenter, image: torch.Tensor, reason: str
-) -> None:
+def test_malformed_images_are_refused(segmenter: OpenVocabSegmenter, image: torch.Tensor, reason: str) -> None:
     for answer in (segmenter, segmenter.labels):
         with pytest.raises(InputError, match=reason):
             answer([IMAGES[0], image])
 
 
-def test_a_strip_of_one_pixel_s_width_is_segmented(segmenter: OpenVocabSegmenter) -> None:
+def test_an_image_of_one_row_is_segmented(segmenter: OpenVocabSegmenter) -> None:
     assert segmenter.segment(np.full((1, 200, 3), 99, np.uint8)).shape == (1, 200)
 
 
@@ -252,7 +250,7 @@ def test_half_precision_and_no_images(segmenter: OpenVocabSegmenter) -> None:
 
 
 @pytest.mark.parametrize("names", ["cat", ["cat", 5]])
-def test_a_vocabulary_is_a_list_of_names(segmenter: OpenVocabSegmenter, names: Any) -> None:
+def test_a_vocabulary_must_be_a_list_of_names(segmenter: OpenVocabSegmenter, names: Any) -> None:
     with pytest.raises(InputError, match="a vocabulary is a list of names, such as"):
         segmenter.set_vocabulary(names)
 

@@ -1,4 +1,4 @@
-"""The cut context of the text tower against open_clip's own path, and the cache of text features."""
+"""The shortened context of the text tower, compared with open_clip, and the cache of text features."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ NAMES = ["cat", "a very long name of a class", "sofa", "dog, hound"]
 
 
 def tower(custom: bool, **changes: Any) -> nn.Module:
-    """A model whose text tower attends to what it may; with open_clip's initial weights texts hardly differ."""
+    """Build a model with larger weights: with open_clip's initial weights, texts hardly differ."""
     torch.manual_seed(0)
     text = {"context_length": CONTEXT, "vocab_size": 100, "width": 64, "heads": 2, "layers": 2, "eos_id": END}
     kind = open_clip.CustomTextCLIP if custom else open_clip.CLIP
@@ -41,7 +41,7 @@ def padded(texts: list[list[int]]) -> Tensor:
 
 
 def positions(model: nn.Module) -> list[int]:
-    """Filled with the sequence length of every call of the text transformer."""
+    """Record the sequence length of every call of the text transformer."""
     seen: list[int] = []
     getattr(model, "text", model).transformer.register_forward_pre_hook(
         lambda _, inputs: seen.append(inputs[0].shape[1])
@@ -53,14 +53,16 @@ def positions(model: nn.Module) -> list[int]:
 @pytest.mark.parametrize("custom", [False, True])
 @pytest.mark.parametrize(("texts", "length"), [(SHORT, 5), ([[98, END]], 2), ([*SHORT, FULL], CONTEXT), ([], 1)])
 @torch.no_grad()
-def test_a_cut_context_gives_the_same_features(custom: bool, pool: str, texts: list[list[int]], length: int) -> None:
+def test_a_shorter_context_gives_the_same_features(
+    custom: bool, pool: str, texts: list[list[int]], length: int
+) -> None:
     model = tower(custom, pool_type=pool)
     tokens = padded(texts) if texts else torch.zeros(0, CONTEXT, dtype=torch.long)
     expected = model.encode_text(tokens, normalize=True)
     seen = positions(model)
     torch.testing.assert_close(encode_tokens(model, tokens), expected)
     assert seen == [length]
-    assert torch.equal(model.encode_text(tokens, normalize=True), expected)  # nothing stays cut
+    assert torch.equal(model.encode_text(tokens, normalize=True), expected)  # the full context is back
 
 
 @pytest.mark.parametrize(
@@ -69,7 +71,7 @@ def test_a_cut_context_gives_the_same_features(custom: bool, pool: str, texts: l
     ids=["bidirectional", "pooled at the last position", "pooled at the first", "with a class token"],
 )
 @torch.no_grad()
-def test_a_tower_that_looks_further_keeps_its_context(changes: dict[str, Any]) -> None:
+def test_towers_that_attend_further_keep_their_context(changes: dict[str, Any]) -> None:
     model = tower(custom=True, **changes)
     seen = positions(model)
     assert torch.equal(encode_tokens(model, padded(SHORT)), model.encode_text(padded(SHORT), normalize=True))
@@ -91,7 +93,7 @@ def test_gradients_are_those_of_the_full_context(custom: bool) -> None:
 
 @pytest.fixture
 def clip(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> CLIPAdapter:
-    """A small CLIP, and an empty cache."""
+    """Return a small CLIP, with an empty cache."""
     monkeypatch.setenv("OVSEG_CACHE", str(tmp_path / "cache"))
     return tiny.clip(tmp_path / "clip")
 
@@ -106,7 +108,7 @@ def key(clip: CLIPAdapter, names: list[str] = NAMES, templates: str = "single") 
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_a_vocabulary_goes_through_the_tower_once(clip: CLIPAdapter, dtype: torch.dtype) -> None:
+def test_a_vocabulary_is_encoded_once(clip: CLIPAdapter, dtype: torch.dtype) -> None:
     clip.to(dtype)
     computed = TextEncoder(clip)(NAMES)
     seen = positions(clip.clip)
@@ -115,11 +117,11 @@ def test_a_vocabulary_goes_through_the_tower_once(clip: CLIPAdapter, dtype: torc
     assert torch.equal(TextEncoder(clip).encode(NAMES), computed) and seen != []
 
 
-@pytest.mark.parametrize("word", ["a", "é"])  # of one token and of two, a byte each
-def test_names_beyond_the_context_are_told_and_cut(
+@pytest.mark.parametrize("word", ["a", "é"])  # one and two tokens, one per byte
+def test_names_beyond_the_context_are_truncated_with_a_warning(
     clip: CLIPAdapter, caplog: pytest.LogCaptureFixture, word: str
 ) -> None:
-    most = (CONTEXT - 2) // len(word.encode())  # beside start and end
+    most = (CONTEXT - 2) // len(word.encode())  # without start and end
     fits, longer, longest = (" ".join([word] * count) for count in (most, most + 1, most + 2))
     TextEncoder(clip, "bare")([fits])
     assert not caplog.messages
@@ -129,17 +131,17 @@ def test_names_beyond_the_context_are_told_and_cut(
 
     caplog.clear()
     TextEncoder(clip)([f"{number} {'a' * 99}" for number in range(7)])
-    (told,) = caplog.messages
-    assert told.endswith(f"'4 {'a' * 57}…' and 2 more")
+    (message,) = caplog.messages
+    assert message.endswith(f"'4 {'a' * 57}…' and 2 more")
 
 
-def test_names_that_come_bit_by_bit_leave_no_files(clip: CLIPAdapter, tmp_path: Path) -> None:
+def test_memoised_names_are_not_cached_on_disk(clip: CLIPAdapter, tmp_path: Path) -> None:
     encoder = TextEncoder(clip)
     torch.testing.assert_close(encoder.cached(NAMES), encoder.encode(NAMES))
     assert cached_files(tmp_path) == []
 
 
-def test_the_key_is_of_all_that_features_depend_on(clip: CLIPAdapter, tmp_path: Path) -> None:
+def test_the_key_depends_on_everything_that_changes_features(clip: CLIPAdapter, tmp_path: Path) -> None:
     keys = [
         key(clip),
         key(clip, NAMES[::-1]),
@@ -150,7 +152,7 @@ def test_the_key_is_of_all_that_features_depend_on(clip: CLIPAdapter, tmp_path: 
         key(tiny.clip(tmp_path / "other", seed=1)),
     ]
     torch.manual_seed(0)
-    heads = {"text_cfg": tiny.CLIP["text_cfg"] | {"heads": 4}}  # weights do not tell
+    heads = {"text_cfg": tiny.CLIP["text_cfg"] | {"heads": 4}}  # not visible in the weights
     keys.append(key(CLIPAdapter(tiny.clip_folder(tmp_path / "heads", **heads)).eval()))
     assert len(set(keys)) == len(keys)
 
@@ -164,7 +166,7 @@ def test_the_key_does_not_depend_on_the_image_side(clip: CLIPAdapter, tmp_path: 
     assert key(clip) == before == key(CLIPAdapter(str(tmp_path / "adapted")).eval())
 
 
-def test_a_tower_that_learns_is_encoded_anew(clip: CLIPAdapter) -> None:
+def test_features_are_recomputed_after_training(clip: CLIPAdapter) -> None:
     encoder = TextEncoder(clip)
     before = encoder(NAMES)
     optimizer = torch.optim.SGD(clip.clip.ln_final.parameters(), lr=0.5)
@@ -172,7 +174,7 @@ def test_a_tower_that_learns_is_encoded_anew(clip: CLIPAdapter) -> None:
     optimizer.step()
     after = encoder(NAMES)
     assert not torch.allclose(after, before) and torch.equal(after, encoder.encode(NAMES))
-    clip.clip.ln_final.bias.data[0] += 0.5  # past autograd's count of changes
+    clip.clip.ln_final.bias.data[0] += 0.5  # unnoticed by autograd's version counter
     assert torch.equal(encoder(NAMES), encoder.encode(NAMES)) and not torch.equal(encoder(NAMES), after)
 
 
@@ -194,21 +196,21 @@ def test_a_damaged_file_is_replaced(clip: CLIPAdapter, tmp_path: Path, damage: A
     assert cached_files(tmp_path) == [file] and file.read_bytes() == sound
 
 
-def test_writers_at_the_same_time_leave_one_sound_file(clip: CLIPAdapter, tmp_path: Path) -> None:
+def test_concurrent_writers_leave_one_intact_file(clip: CLIPAdapter, tmp_path: Path) -> None:
     features = torch.randn(500, 512)
 
     def one(_: int) -> Tensor:
         for file in cached_files(tmp_path)[:1]:
-            file.unlink(missing_ok=True)  # so that writers and readers keep meeting
+            file.unlink(missing_ok=True)  # makes writers and readers collide
         return load_or_compute("key", lambda: features)
 
     with ThreadPoolExecutor(8) as pool:
-        assert all(torch.equal(answer, features) for answer in pool.map(one, range(100)))
+        assert all(torch.equal(result, features) for result in pool.map(one, range(100)))
     load_or_compute("key", lambda: features)
     assert [file.name for file in cached_files(tmp_path)] == ["key.safetensors"]
 
 
-def test_a_cache_that_cannot_be_written_is_done_without(
+def test_an_unwritable_cache_is_not_used(
     clip: CLIPAdapter, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     (tmp_path / "cache").write_text("a file")
@@ -222,12 +224,12 @@ def test_a_cache_that_cannot_be_written_is_done_without(
     torch.testing.assert_close(encoder(NAMES), encoder.encode(NAMES))
 
 
-def test_threads_may_encode_at_once(tmp_path: Path) -> None:
+def test_threads_can_encode_concurrently(tmp_path: Path) -> None:
     clip = tiny.clip(tmp_path)
     texts = ["cat", "a photo of a red star", "sand and water near a moon"]
     with torch.no_grad():
         expected = [clip.encode_text([text]) for text in texts]
         with ThreadPoolExecutor(4) as pool:
-            found = list(pool.map(lambda index: clip.encode_text([texts[index % 3]]), range(60)))
-    for index, features in enumerate(found):
+            results = list(pool.map(lambda index: clip.encode_text([texts[index % 3]]), range(60)))
+    for index, features in enumerate(results):
         torch.testing.assert_close(features, expected[index % 3])

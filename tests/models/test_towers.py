@@ -1,4 +1,4 @@
-"""Every kind of image tower that open_clip builds: equal to its public path, or refused."""
+"""Every kind of image tower in open_clip: the split tower equals the public `forward`, or is refused."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ MAP = {"attn_pool_num_heads": 2}
 
 
 def timm_tower(base: str, vision: dict[str, Any], **small: Any) -> dict[str, Any]:
-    """Register a small variant of timm's `base`; what open_clip needs to build it."""
+    """Register a small variant of timm's `base` and return the config that open_clip needs to build it."""
 
     def entry(**settings: Any) -> torch.nn.Module:
         return timm.create_model(base, **small, **settings)
@@ -62,14 +62,14 @@ TOWERS: dict[str, dict[str, Any]] = {
 
 @pytest.fixture(params=TOWERS)
 def config(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
-    """A tiny model that open_clip knows by the name of `tower`."""
+    """Register a tiny model with open_clip under the name `tower`."""
     config = {"embed_dim": 32, "text_cfg": TEXT, "custom_text": True} | TOWERS[request.param]
     monkeypatch.setitem(open_clip.factory._MODEL_CONFIGS, "tower", config)
     return config
 
 
 def random_tower(config: dict[str, Any], seed: int = 0) -> torch.nn.Module:
-    """As open_clip builds it, but with no parameter left at zero or one."""
+    """Build the model with open_clip and randomise parameters that are initially zero or one."""
     torch.manual_seed(seed)
     visual: torch.nn.Module = open_clip.model._build_vision_tower(32, dict(config["vision_cfg"]), False)
     for parameter in visual.parameters():
@@ -94,7 +94,7 @@ def half(side: int = 32) -> Tensor:
 
 @torch.no_grad()
 @pytest.mark.parametrize("shared", [False, True])
-def test_full_masks_and_none_equal_the_public_path(config: dict[str, Any], shared: bool) -> None:
+def test_full_or_no_masks_equal_the_public_forward(config: dict[str, Any], shared: bool) -> None:
     model = MaskPromptedViT(random_tower(config), 3, shared).eval()
     expected = public(model.visual, images())
     for masks in (None, torch.ones(2, 32, 32, dtype=torch.bool)):
@@ -104,7 +104,7 @@ def test_full_masks_and_none_equal_the_public_path(config: dict[str, Any], share
 
 @torch.no_grad()
 @pytest.mark.usefixtures("config")
-def test_the_adapter_gives_what_open_clip_gives() -> None:
+def test_the_adapter_equals_open_clip() -> None:
     torch.manual_seed(0)
     adapter = CLIPAdapter("tower").eval()
     torch.manual_seed(0)
@@ -119,33 +119,33 @@ def test_the_adapter_gives_what_open_clip_gives() -> None:
 
 
 @torch.no_grad()
-def test_prompts_take_the_place_of_blank_patches_and_of_nothing_else(config: dict[str, Any]) -> None:
+def test_prompts_replace_blank_patches_only(config: dict[str, Any]) -> None:
     model = MaskPromptedViT(random_tower(config), 3).eval()
     assert model.prompt is not None
-    given: list[Tensor] = []  # to each block
-    made: list[Tensor] = []  # by each block
+    inputs: list[Tensor] = []  # of each block
+    outputs: list[Tensor] = []  # of each block
     blocks = model.visual.trunk.blocks if hasattr(model.visual, "trunk") else model.visual.transformer.resblocks
     for block in blocks:
-        block.register_forward_pre_hook(lambda _module, args: given.append(args[0]))
-        block.register_forward_hook(lambda _module, _args, output: made.append(output))
+        block.register_forward_pre_hook(lambda _module, args: inputs.append(args[0]))
+        block.register_forward_hook(lambda _module, _args, output: outputs.append(output))
     prefix, patch = model.tower.prefix, model.patch_size
     blank = ~half().view(2, 32 // patch, patch, 32 // patch, patch).any(4).any(2).flatten(1)
     blank = torch.cat([torch.zeros(2, prefix, dtype=torch.bool), blank], dim=1)  # (N, prefix + L)
     model(images())
-    plain = given.copy()
-    given.clear()
-    made.clear()
+    plain = inputs.copy()
+    inputs.clear()
+    outputs.clear()
     model(images(), half())
-    assert torch.equal((given[0] != plain[0]).any(-1), blank)
+    assert torch.equal((inputs[0] != plain[0]).any(-1), blank)
     for layer in (1, 2):
-        assert torch.equal(given[layer][~blank], made[layer - 1][~blank])
+        assert torch.equal(inputs[layer][~blank], outputs[layer - 1][~blank])
         prompts = model.prompt.mask_embedding[layer].expand(2, -1, -1)
-        assert torch.equal(given[layer][:, prefix:][blank[:, prefix:]], prompts[blank[:, prefix:]])
+        assert torch.equal(inputs[layer][:, prefix:][blank[:, prefix:]], prompts[blank[:, prefix:]])
 
 
 @torch.no_grad()
-def test_other_resolutions_equal_a_tower_that_was_resized(config: dict[str, Any]) -> None:
-    """By open_clip's and timm's own means."""
+def test_other_resolutions_equal_a_resized_tower(config: dict[str, Any]) -> None:
+    """Resized by the functions of open_clip and timm."""
     model = MaskPromptedViT(random_tower(config), 3).eval()
     before = public(model.visual, images())
     if hasattr(model.visual, "trunk"):
@@ -161,10 +161,10 @@ def test_other_resolutions_equal_a_tower_that_was_resized(config: dict[str, Any]
     full = torch.ones(2, 64, 64)
     torch.testing.assert_close(model(images(64), full), expected, rtol=1e-4, atol=1e-4)
     assert bool(model(images(64), half(64)).isfinite().all())
-    torch.testing.assert_close(public(model.visual, images()), before)  # the tower itself stays as it was
+    torch.testing.assert_close(public(model.visual, images()), before)  # the tower itself is unchanged
 
 
-def test_gradients_of_parts_that_are_computed_again_are_those_of_the_whole(config: dict[str, Any]) -> None:
+def test_recomputed_parts_give_the_same_gradients(config: dict[str, Any]) -> None:
     """As `AdapterTask` computes them with `regions_per_pass`."""
     model = MaskPromptedViT(random_tower(config), 3)
     assert model.prompt is not None
@@ -194,7 +194,7 @@ def test_gradients_of_parts_that_are_computed_again_are_those_of_the_whole(confi
         ),
     ],
 )
-def test_what_has_no_patch_tokens_is_refused(vision: dict[str, Any], reason: str) -> None:
+def test_towers_without_patch_tokens_are_refused(vision: dict[str, Any], reason: str) -> None:
     with torch.device("meta"):
         visual = open_clip.model._build_vision_tower(32, dict(vision), False)
     with pytest.raises(InputError, match=reason) as caught:
@@ -202,7 +202,7 @@ def test_what_has_no_patch_tokens_is_refused(vision: dict[str, Any], reason: str
     assert "\n" not in str(caught.value)
     with pytest.raises(InputError, match=reason):
         MaskPromptedViT(visual, 1)
-    if "pool its tokens" in reason:  # nor is there a feature without prompts
+    if "pool its tokens" in reason:  # refused without prompts as well
         with pytest.raises(InputError, match=reason):
             MaskPromptedViT(visual, 0)
 
@@ -216,6 +216,6 @@ def test_what_has_no_patch_tokens_is_refused(vision: dict[str, Any], reason: str
         OWN | {"patch_dropout": 0.5},
     ],
 )
-def test_without_prompts_a_tower_is_taken_as_a_whole(vision: dict[str, Any]) -> None:
+def test_a_tower_without_prompts_is_called_as_a_whole(vision: dict[str, Any]) -> None:
     visual = random_tower({"vision_cfg": vision})
     assert torch.equal(MaskPromptedViT(visual, 0).eval()(images(), half()), public(visual, images()))

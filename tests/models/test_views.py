@@ -1,4 +1,4 @@
-"""Test-time options: which windows there are, and what averaging them means."""
+"""Test-time augmentation: the windows of an image, and averaging them."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def segmenter(tmp_path_factory: pytest.TempPathFactory) -> OpenVocabSegmenter:
 def answered(
     segmenter: OpenVocabSegmenter, image: torch.Tensor, views: Views
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Scores (K, h, w), scores and labels at another size."""
+    """Return scores (K, h, w), and scores and labels at another size."""
     segmenter.views = views
     try:
         return segmenter([image])[0], segmenter([image], SIZES)[0], segmenter.labels([image], SIZES)[0]
@@ -37,7 +37,7 @@ def answered(
 def argmax_is(labels: torch.Tensor, scores: torch.Tensor) -> bool:
     best = scores.topk(2, dim=0).values
     clear = best[0] - best[1] > 1e-4 * best[0]
-    assert clear.float().mean() > 0.95 and labels.min() < labels.max()  # otherwise it proves nothing
+    assert clear.float().mean() > 0.95 and labels.min() < labels.max()  # guards against a trivial comparison
     return torch.equal(labels[clear], scores.argmax(0)[clear])
 
 
@@ -55,7 +55,7 @@ def test_windows_cover_the_image_and_end_with_it() -> None:
 
 
 @pytest.mark.parametrize("window", [70, 71, 5000])
-def test_a_window_as_large_as_the_image_is_no_window(segmenter: OpenVocabSegmenter, window: int) -> None:
+def test_a_window_as_large_as_the_image_changes_nothing(segmenter: OpenVocabSegmenter, window: int) -> None:
     (image,) = tiny.images((50, 70))
     for with_window, without in zip(
         answered(segmenter, image, Views(window=window)), answered(segmenter, image, Views()), strict=True
@@ -63,8 +63,8 @@ def test_a_window_as_large_as_the_image_is_no_window(segmenter: OpenVocabSegment
         assert torch.equal(with_window, without)
 
 
-def test_a_mirrored_image_has_the_mirrored_answer(segmenter: OpenVocabSegmenter) -> None:
-    (image,) = tiny.images((64, 96))  # a multiple of 32: padding lies on the right only
+def test_a_mirrored_image_gives_mirrored_labels(segmenter: OpenVocabSegmenter) -> None:
+    (image,) = tiny.images((64, 96))  # a multiple of 32, because padding is not symmetric
     both = answered(segmenter, image, Views(mirror=True))
     swapped = answered(segmenter, image.flip(2), Views(mirror=True))
     alone = answered(segmenter, image, Views())[0]
@@ -74,7 +74,7 @@ def test_a_mirrored_image_has_the_mirrored_answer(segmenter: OpenVocabSegmenter)
     assert argmax_is(both[2], both[1])
 
 
-def test_mirroring_a_symmetric_image_makes_a_symmetric_answer(segmenter: OpenVocabSegmenter) -> None:
+def test_a_symmetric_image_gives_symmetric_labels(segmenter: OpenVocabSegmenter) -> None:
     (half,) = tiny.images((64, 32))
     image = torch.cat([half, half.flip(2)], dim=2)
     scores = answered(segmenter, image, Views(mirror=True))[0]
@@ -95,7 +95,7 @@ def test_windows_are_averaged_where_they_overlap(segmenter: OpenVocabSegmenter, 
 
 
 @pytest.mark.parametrize("size", [(40, 30), (90, 77), (13, 20)], ids=str)
-def test_averages_of_many_windows_are_resized_in_bands(size: tuple[int, int]) -> None:
+def test_averaged_windows_are_resized_in_bands(size: tuple[int, int]) -> None:
     generator = torch.Generator().manual_seed(0)
     answers = [
         ViewAnswer(torch.rand(5, 7, generator=generator), torch.rand(5, 20, 15, generator=generator), (top, left))
@@ -116,12 +116,12 @@ def test_averages_of_many_windows_are_resized_in_bands(size: tuple[int, int]) ->
     ],
     ids=str,
 )
-def test_views_that_leave_gaps_are_refused(views: dict[str, int], reason: str) -> None:
+def test_invalid_windows_are_refused(views: dict[str, int], reason: str) -> None:
     with pytest.raises(InputError, match=reason):
         Views(**views)  # type: ignore[arg-type]
 
 
-def test_views_are_no_part_of_a_saved_segmenter(segmenter: OpenVocabSegmenter, tmp_path: Path) -> None:
+def test_views_are_not_saved(segmenter: OpenVocabSegmenter, tmp_path: Path) -> None:
     segmenter.views = Views(mirror=True)
     segmenter.save_pretrained(tmp_path)
     segmenter.views = Views()

@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 FOLDER = Path(__file__).parent / "goldens"
-DEVIATIONS: dict[str, tuple[float, int]] = {}  # part → largest |Δ| from the golden numbers, how many were compared
+DEVIATIONS: dict[str, tuple[float, int]] = {}  # part → largest |Δ| from the golden numbers, number of values compared
 
 
 def arrays(name: str) -> dict[str, Tensor]:
@@ -25,7 +25,7 @@ def details(name: str) -> dict[str, Any]:
 
 
 def state(name: str) -> dict[str, Tensor]:
-    """Weights; stored as float16 without loss."""
+    """Load weights, which are stored as float16 without loss."""
     return {
         key: tensor.float() if tensor.is_floating_point() else tensor
         for key, tensor in load_file(FOLDER / f"{name}.safetensors").items()
@@ -33,19 +33,19 @@ def state(name: str) -> dict[str, Tensor]:
 
 
 def unpack(packed: Tensor, *shape: int) -> Tensor:
-    """Bits as `numpy.packbits` wrote them, to a bool tensor."""
+    """Convert bits written by `numpy.packbits` to a bool tensor."""
     bits = np.unpackbits(packed.numpy(), axis=-1)
     return torch.from_numpy(bits).bool().reshape(*shape)
 
 
 def close(part: str, actual: Tensor, expected: Tensor, rtol: float = 1e-4, atol: float = 1e-4) -> None:
-    """Hold `actual` against golden numbers, and keep the largest deviation of the part for the summary."""
+    """Compare `actual` with golden numbers and record the largest deviation for the summary."""
     assert actual.shape == expected.shape
     record(part, float((actual - expected).abs().max()), expected.numel())
     torch.testing.assert_close(actual, expected, rtol=rtol, atol=atol)
 
 
 def record(part: str, deviation: float, count: int) -> None:
-    """Keep the largest deviation of a part, and how many numbers were compared."""
+    """Record the largest deviation of a part and the number of values compared."""
     largest, before = DEVIATIONS.get(part, (0.0, 0))
     DEVIATIONS[part] = (max(largest, deviation), before + count)

@@ -1,4 +1,4 @@
-"""Regions from masks against the released implementation (golden g2)."""
+"""Masked regions compared with the released implementation (golden g2)."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def test_normalised_regions_equal_the_release() -> None:
     goldens.close("regions, normalised", normalised[0], G2["A_region0_full"], 0, 2e-5)
 
 
-def test_empty_masks_keep_their_row_as_plain_fill() -> None:
+def test_empty_masks_keep_a_row_of_plain_fill() -> None:
     masks = torch.zeros(3, 60, 84, dtype=torch.bool)
     masks[1, 5:9, 7:20] = True
     regions, region_masks, valid = crop_regions(IMAGE, masks, 8, MEAN)

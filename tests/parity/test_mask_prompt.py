@@ -1,4 +1,4 @@
-"""Mask-prompted ViT against the released implementation (golden g1)."""
+"""The mask-prompted ViT compared with the released implementation (golden g1)."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ def test_coverage_equals_the_release_exactly() -> None:
 
 @torch.no_grad()
 @pytest.mark.parametrize("shared", [False, True])
-def test_full_masks_equal_the_public_path(shared: bool) -> None:
+def test_full_masks_equal_the_public_forward(shared: bool) -> None:
     model = tower(3, shared)
     full = torch.ones(6, 48, 48, dtype=torch.bool)
     torch.testing.assert_close(model(G1["regions"], full), model.visual(G1["regions"]), rtol=1e-6, atol=1e-6)

@@ -1,4 +1,4 @@
-"""Metrics against two published evaluators (golden g6)."""
+"""Metrics compared with two published evaluators (golden g6)."""
 
 from __future__ import annotations
 
@@ -60,8 +60,8 @@ def test_confusion_counts_equal_exactly(tag: str) -> None:
     assert torch.equal(metric_for(tag).confusion, stored.T)
 
 
-def test_parts_add_up() -> None:
-    """What two processes count is what one counts."""
+def test_counts_of_two_processes_add_up() -> None:
+    """Two processes count the same as one."""
     torch.manual_seed(0)
     whole, parts = MeanIoU("abc"), [MeanIoU("abc"), MeanIoU("abc")]
     for index in range(5):

@@ -1,4 +1,4 @@
-"""The whole model against the released implementation (golden g4), with weights in the released layout."""
+"""The whole model compared with the released implementation (golden g4), loaded from a file in its layout."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ NAMES = ("swin", "r50c")
 
 
 def released_file(name: str, folder: Path) -> Path:
-    """The golden weights as the authors' file has them."""
+    """Return the golden weights in the layout of the authors' file."""
     weights = goldens.state(f"g4_{name}_state")
     rows, ids = weights.pop("token_rows"), weights.pop("token_ids")
     embedding = torch.zeros(49408, rows.shape[1])
@@ -44,7 +44,7 @@ def images(arrays: dict[str, Tensor]) -> list[Tensor]:
 
 
 def as_stored(scores: Tensor, stored: Tensor) -> tuple[Tensor, Tensor]:
-    """Scores at the pixels that are stored: every one, or every third."""
+    """Select the pixels whose scores are stored: every one, or every third."""
     step = -(-scores.shape[1] // stored.shape[1])
     return scores[:, ::step, ::step], stored
 

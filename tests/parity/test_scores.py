@@ -1,4 +1,4 @@
-"""Ensemble and scores against the released implementation (golden g3)."""
+"""Ensemble and scores compared with the released implementation (golden g3)."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ MASK_PROBS = G3["mask_pred_logits"].sigmoid()
 
 
 def clip_logits() -> torch.Tensor:
-    """(Q, K) from the stored logits of valid proposals; invalid rows hold what must not matter."""
+    """Return (Q, K) logits: the stored ones of valid proposals, and arbitrary ones of invalid proposals."""
     logits = torch.full((9, 7), 50.0)
     logits[VALID] = G3["clip_logits_valid"]
-    return logits[:, :-1]  # the no-object column is dropped before the softmax
+    return logits[:, :-1]  # drop the no-object column before the softmax
 
 
 def close(actual: torch.Tensor, expected: torch.Tensor) -> None:
@@ -42,7 +42,7 @@ def test_proposals_only() -> None:
     close(ensemble_scores(CLASS_LOGITS, clip_logits(), VALID, 0.0), proposal_scores(CLASS_LOGITS))
 
 
-def test_the_release_means_clip_only_by_weight_zero() -> None:
+def test_weight_zero_of_the_release_is_clip_only() -> None:
     close(semantic_scores(clip_scores(clip_logits(), VALID), MASK_PROBS), G3["sem_w0.0_somevalid"])
 
 

@@ -1,4 +1,4 @@
-"""Text features against the released implementation (golden g5)."""
+"""Text features compared with the released implementation (golden g5)."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def _empty_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture(scope="module")
 def clip(tmp_path_factory: pytest.TempPathFactory) -> CLIPAdapter:
-    """The golden text tower, through the real loading of a model folder."""
+    """Load the golden text tower from a model folder."""
     folder: Path = tmp_path_factory.mktemp("clip")
     (folder / "open_clip_config.json").write_text(json.dumps({"model_cfg": MODEL}))
     adapter = CLIPAdapter(str(folder)).eval()
@@ -44,7 +44,7 @@ def clip(tmp_path_factory: pytest.TempPathFactory) -> CLIPAdapter:
 
 
 @pytest.mark.parametrize(("ours", "golden"), [("vild", "vild"), ("imagenet", "imagenet"), ("single", "predefined")])
-def test_templates_are_the_release_s(ours: str, golden: str) -> None:
+def test_templates_equal_those_of_the_release(ours: str, golden: str) -> None:
     assert list(PROMPT_TEMPLATES[ours]) == DETAILS[golden]
 
 
@@ -70,7 +70,7 @@ def test_tokens_equal_the_release_exactly(clip: CLIPAdapter) -> None:
 
 
 def test_similarities_equal_the_release(clip: CLIPAdapter) -> None:
-    """Logits are 100 · cosine, the non-object row last."""
+    """The logits are 100 · cosine similarity, with the no-object row last."""
     text = TextEncoder(clip, "vild")(NAMES)
     rows = torch.cat([text, F.normalize(G5["non_object_embedding"], dim=-1)])
     goldens.close("text: features", rows, G5["adapter_text_features"])
@@ -78,12 +78,12 @@ def test_similarities_equal_the_release(clip: CLIPAdapter) -> None:
     goldens.close("text: similarities (up to 100)", logits, G5["sim_logits"], 1e-4, 2e-3)
 
 
-def test_batches_do_not_matter(clip: CLIPAdapter) -> None:
+def test_the_batch_size_has_no_effect(clip: CLIPAdapter) -> None:
     encoder = TextEncoder(clip, "vild")
     torch.testing.assert_close(encoder.encode(NAMES, batch_size=5), encoder.encode(NAMES))
 
 
-def test_a_name_with_braces_goes_in_whole(clip: CLIPAdapter) -> None:
+def test_a_name_with_braces_is_inserted_unchanged(clip: CLIPAdapter) -> None:
     bare = TextEncoder(clip, "bare")(["{a}, {}"])
     torch.testing.assert_close(bare, clip.encode_text(["{a}, {}"]))
 

@@ -35,14 +35,14 @@ def test_colour_jitter(arrays: dict[str, Tensor], case: int) -> None:
 
 
 @pytest.mark.parametrize("grey", [10, 100, 200])
-def test_colour_jitter_is_drawn_as_the_original_draws_it(grey: int) -> None:
+def test_colour_jitter_has_the_original_distribution(grey: int) -> None:
     image, count = Image.new("RGB", (1, 1), (grey, grey, grey)), 4000
     with seeded(grey):
         found = np.array([SSDJitter.draw()(image).getpixel((0, 0)) for _ in range(count)], np.float64)
     expected = DETAILS["constant_grey_4000_draws"][str(grey)]
     deviation = found.std()
     kurtosis = ((found - found.mean()) ** 4).mean() / deviation**4
-    of_two_means = deviation * (2 / count) ** 0.5  # standard errors of the difference: theirs are 4,000 draws, too
+    of_two_means = deviation * (2 / count) ** 0.5  # standard error of the difference: both are means of 4,000 draws
     of_two_deviations = deviation * ((kurtosis - 1) / (2 * count)) ** 0.5
     assert abs(found.mean() - expected["mean"]) < 4 * of_two_means
     assert abs(deviation - expected["std"]) < 4 * of_two_deviations

@@ -30,7 +30,7 @@ from ovseg.checkpoint import (
 )
 from ovseg.limits import read_gzip
 from ovseg.models.clip.config import CONFIG, TEXT_TOWER, model_config, read_json, text_tower, towers
-from ovseg.models.clip.tokenizer import MERGES, SUFFIXES, is_tokenizer_file, tokenizer_files
+from ovseg.models.clip.tokenizer import MERGES, is_tokenizer_file, tokenizer_files
 from ovseg.structures import InputError
 
 WEIGHTS, PROMPT = "open_clip_model.safetensors", "mask_prompt.safetensors"  # open_clip looks for the first
@@ -208,10 +208,7 @@ def write_architecture(folder: Path, architecture: Architecture) -> None:
     """
     files: dict[str, str] = architecture.get("tokenizer", {})
     if others := [name for name in files if not is_tokenizer_file(name)]:
-        raise InputError(
-            f"the tokenizer of this CLIP has the file {others[0]!r}, whose suffix is not one of {', '.join(SUFFIXES)}; "
-            "remove it"
-        )
+        raise InputError(f"the tokenizer of this CLIP has the file {others[0]!r}, which no tokenizer needs; remove it")
     _write_json(folder / CONFIG, {**architecture["config"], **WRITTEN_HERE})
     merges = architecture["merges"]
     if merges is not None:  # open_clip skips the first line and expects one merge on each of the others
