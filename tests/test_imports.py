@@ -132,3 +132,10 @@ def test_modules_do_not_import_each_other_in_circles() -> None:
         for needed in needs.values():
             needed.difference_update(free)
     assert sorted(needs) == [], "these, or what they import, form a circle"
+
+
+def test_only_one_folder_knows_the_keys_of_released_checkpoints() -> None:
+    keys = ("sem_seg_head", "clip_adapter.", "non_object_embedding")
+    texts = {str(file.relative_to(SOURCE)): file.read_text() for file in SOURCE.rglob("*.py")}
+    knowing = {path for path, text in texts.items() if any(key in text for key in keys)}
+    assert knowing and {path for path in knowing if not path.startswith("models/released/")} == set()

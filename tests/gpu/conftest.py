@@ -14,7 +14,7 @@ NONE = "no GPU here; run `pytest -m gpu tests/gpu` on a machine with one"
 
 
 class GPU:
-    """What tests ask of either."""
+    """The interface of a real and a simulated GPU."""
 
     device = "cuda"
 
@@ -22,13 +22,13 @@ class GPU:
         self._never_waits = never_waits
 
     def never_waits(self) -> AbstractContextManager[object]:
-        """Refuses inside whatever makes the host wait for the device."""
+        """Raise if anything inside makes the host wait for the device."""
         return self._never_waits
 
 
 @contextmanager
 def full_precision() -> Iterator[None]:
-    """Without TF32, which a golden number of fp32 would notice."""
+    """Disable TF32, which is too coarse for the golden numbers of fp32."""
     before = torch.get_float32_matmul_precision()
     torch.set_float32_matmul_precision("highest")
     try:
@@ -61,7 +61,7 @@ def gpu(request: pytest.FixtureRequest) -> Iterator[GPU]:
 
 @pytest.fixture
 def real_gpu() -> Iterator[torch.device]:
-    """For what a pretended one cannot: half precision, and a backward pass."""
+    """Return a real GPU, for what a simulated one lacks: half precision and a backward pass."""
     if not torch.cuda.is_available():
         pytest.skip(NONE)
     with full_precision():

@@ -1,7 +1,7 @@
-"""A GPU that is not there: tensors that say they are on `cuda:0`, count on the CPU, and refuse to meet the CPU's.
+"""A simulated GPU: tensors that claim to be on `cuda:0`, compute on the CPU and refuse to be mixed with CPU tensors.
 
-It finds tensors that are made on the wrong device, and counts where the host has to wait for the device, on any machine
-and with real numbers, so that what depends on values runs too. It knows no half precision, and no backward pass.
+It detects tensors created on the wrong device and counts how often the host waits for the device, on any machine. It
+computes real numbers, so code that depends on values runs as well. Half precision and a backward pass are missing.
 """
 
 from __future__ import annotations
@@ -27,10 +27,10 @@ MOVES = {"_to_copy", "copy_", "_copy_from"}
 
 
 class There(Tensor):
-    """A tensor on the GPU that is not there.
+    """A tensor on the simulated GPU.
 
     Args:
-        here: what it really is, on the CPU.
+        here: the CPU tensor that holds its values.
     """
 
     here: Tensor
@@ -38,17 +38,17 @@ class There(Tensor):
 
     @staticmethod
     def __new__(cls, here: Tensor) -> There:
-        made: There = Tensor._make_wrapper_subclass(  # type: ignore[attr-defined]
+        wrapper: There = Tensor._make_wrapper_subclass(  # type: ignore[attr-defined]
             cls, here.shape, here.stride(), here.storage_offset(), dtype=here.dtype, device=GPU
         )
-        made.here = here.detach()
-        return made
+        wrapper.here = here.detach()
+        return wrapper
 
     @classmethod
     def __torch_function__(
         cls, function: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
-        if function is Tensor.tolist:  # which torch refuses to subclasses
+        if function is Tensor.tolist:  # torch refuses it for subclasses
             return args[0].cpu().tolist()
         if function is Tensor.numpy:
             raise TypeError("a tensor on a GPU has no numpy array; copy it to the CPU first")
@@ -57,11 +57,13 @@ class There(Tensor):
 
     @classmethod
     def __torch_dispatch__(cls, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        return There.gpu.__torch_dispatch__(function, types, args, kwargs)  # in a thread of its own, which has no mode
+        return There.gpu.__torch_dispatch__(
+            function, types, args, kwargs
+        )  # reached in threads, which have no dispatch mode
 
 
 class PretendGPU(TorchDispatchMode):
-    """Sends every operation to the CPU; `waits` counts those that keep the host waiting, by their name."""
+    """Run every operation on the CPU; `waits` counts, by name, those for which the host waits."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -76,41 +78,39 @@ class PretendGPU(TorchDispatchMode):
         if kwargs.get("device") is not None:
             on_gpu = torch.device(kwargs["device"]).type == GPU.type
             kwargs["device"] = "cpu"
-        if there and name not in MOVES and self._met(name, args, here):
-            raise RuntimeError(
-                f"{function} is given tensors of two devices, of shapes {[leaf.shape for leaf in leaves]}"
-            )
+        if there and name not in MOVES and self._is_mixed(name, args, here):
+            raise RuntimeError(f"{function} got tensors on two devices, of shapes {[leaf.shape for leaf in leaves]}")
         if self._waits(name, args, kwargs, bool(there), on_gpu, here):
             self.waits[name] += 1
         result = function(*tree_map(_here, args), **tree_map(_here, kwargs))
         if not on_gpu:
             return result
-        known = {id(leaf.here): leaf for leaf in there}  # what is changed in place stays the same object
-        return tree_map(lambda leaf: known[id(leaf)] if id(leaf) in known else _there(leaf), result)
+        wrappers = {id(leaf.here): leaf for leaf in there}  # tensors changed in place keep their wrapper
+        return tree_map(lambda leaf: wrappers[id(leaf)] if id(leaf) in wrappers else _there(leaf), result)
 
     @contextmanager
     def never_waits(self) -> Iterator[None]:
-        """Refuse inside whatever keeps the host waiting."""
+        """Fail if the host waits for the device inside."""
         before = self.waits.copy()
         yield
-        assert not (found := self.waits - before), f"the host waits for {dict(found)}"
+        assert not (waits := self.waits - before), f"the host waits for {dict(waits)}"
 
     @staticmethod
-    def _met(name: str, args: Any, here: list[Tensor]) -> bool:
-        """Whether tensors of the CPU are among those of the GPU where torch would not take them."""
-        if name in INDEXES:  # indices are brought to the GPU
+    def _is_mixed(name: str, args: Any, here: list[Tensor]) -> bool:
+        """Return whether CPU tensors are mixed with GPU tensors where torch would refuse it."""
+        if name in INDEXES:  # torch moves indices to the GPU
             return not isinstance(args[0], There) or any(leaf.ndim for leaf in here if leaf is args[-1])
         return any(leaf.ndim for leaf in here) or (bool(here) and name in ("cat", "stack"))
 
     @staticmethod
-    def _waits(name: str, args: Any, kwargs: Any, given: bool, on_gpu: bool, here: list[Tensor]) -> bool:
-        """Whether torch would warn by `torch.cuda.set_sync_debug_mode`."""
+    def _waits(name: str, args: Any, kwargs: Any, has_gpu_input: bool, on_gpu: bool, here: list[Tensor]) -> bool:
+        """Return whether `torch.cuda.set_sync_debug_mode` would report a wait."""
         if name in ("_to_copy", "copy_"):
-            return given + on_gpu >= 1 and bool(here or not on_gpu) and not kwargs.get("non_blocking", False)
-        if name in INDEXES and given:
+            return has_gpu_input + on_gpu >= 1 and bool(here or not on_gpu) and not kwargs.get("non_blocking", False)
+        if name in INDEXES and has_gpu_input:
             indices = [index for index in args[1] if index is not None]
             return any(index.dtype in (torch.bool, torch.uint8) or not isinstance(index, There) for index in indices)
-        return given and (name in SIZED_BY_VALUES or name in READS)
+        return has_gpu_input and (name in SIZED_BY_VALUES or name in READS)
 
 
 def _here(leaf: Any) -> Any:
@@ -123,10 +123,10 @@ def _there(leaf: Any) -> Any:
 
 @contextmanager
 def pretend_gpu() -> Iterator[PretendGPU]:
-    """`.to("cuda")` and `device="cuda"` work inside, on any machine."""
+    """Make `.to("cuda")` and `device="cuda"` work on any machine."""
     torch._C._ensureCUDADeviceGuardSet()  # type: ignore[attr-defined]
     swapped = torch.__future__.get_swap_module_params_on_conversion()
-    torch.__future__.set_swap_module_params_on_conversion(True)  # a parameter that moves has to become a `There`
+    torch.__future__.set_swap_module_params_on_conversion(True)  # a parameter that is moved must become a `There`
     torch._C._set_only_lift_cpu_tensors(True)  # type: ignore[attr-defined]  # `torch.tensor(…, device="cuda")`
     no_cuda = patch("torch.cuda._lazy_init"), patch("torch.cuda.current_device", lambda: 0)
     no_kernels_of_cuda = sdpa_kernel(SDPBackend.MATH), cudnn.flags(enabled=False)

@@ -42,16 +42,16 @@ def _no_gradients(gpu: GPU) -> Iterator[None]:
 def test_mask_prompts_equal_the_release(gpu: GPU, depth: int) -> None:
     golden = test_mask_prompt.G1
     tower = test_mask_prompt.tower(depth).to(gpu.device)
-    found = tower(golden["regions"].to(gpu.device), golden["masks"][:, 0].to(gpu.device))
-    close(found, golden[f"feat_depth{depth}"])
+    features = tower(golden["regions"].to(gpu.device), golden["masks"][:, 0].to(gpu.device))
+    close(features, golden[f"feat_depth{depth}"])
 
 
 def test_regions_equal_the_release(gpu: GPU) -> None:
     golden, mean = test_crops.G2, test_crops.MEAN
     masks = (golden["mask_prob"] > 0.5).to(gpu.device)
-    found = crop_regions(test_crops.IMAGE.to(gpu.device), masks, 224, mean)
-    assert {part.device.type for part in found} == {"cuda"}
-    regions, region_masks, valid = (part.cpu() for part in found)
+    crops = crop_regions(test_crops.IMAGE.to(gpu.device), masks, 224, mean)
+    assert {part.device.type for part in crops} == {"cuda"}
+    regions, region_masks, valid = (part.cpu() for part in crops)
     assert torch.equal(valid, golden["A_valid"])
     assert torch.equal(region_masks[valid], goldens.unpack(golden["A_masks_packed"], -1, 224, 224))
     torch.testing.assert_close(regions[valid][..., ::8, ::8], golden["A_unnorm_s8"], rtol=0, atol=1e-3)
@@ -71,8 +71,8 @@ def test_the_whole_model_and_its_losses_equal_the_release(gpu: GPU, name: str, t
     images = [image.to(gpu.device) for image in test_released.images(arrays)]
     sizes = [tuple(size) for size in arrays["out_sizes"].tolist()]
     for index, scores in enumerate(segmenter(images, sizes)):
-        found, stored = test_released.as_stored(scores, arrays[f"i{index}_sem_seg"])
-        close(found, stored, 1e-3)
+        computed, stored = test_released.as_stored(scores, arrays[f"i{index}_sem_seg"])
+        close(computed, stored, 1e-3)
     weights = MaskLossWeights(class_weight=1, mask_weight=20, dice_weight=1, num_points=None)
     criterion = MaskClassificationLoss(len(details["class_names"]), weights).to(gpu.device)
     masks, classes = [], []
@@ -86,7 +86,7 @@ def test_the_whole_model_and_its_losses_equal_the_release(gpu: GPU, name: str, t
         assert float(losses[f"loss_{ours}"]) == pytest.approx(details["losses"][f"loss_{theirs}"], rel=1e-4, abs=1e-6)
 
 
-def test_metrics_of_the_device_are_those_of_the_cpu(gpu: GPU) -> None:
+def test_metrics_equal_those_of_the_cpu(gpu: GPU) -> None:
     generator = torch.Generator().manual_seed(0)
     preds, target = torch.randint(0, 4, (2, 50, 60), generator=generator)
     here, there = (MeanIoU(VOCABULARY.names, seen=(True, False, True, False)) for _ in range(2))
@@ -104,29 +104,29 @@ def saved(tmp_path_factory: pytest.TempPathFactory) -> str:
     return str(root / "saved")
 
 
-def same_labels(found: Tensor, expected: Tensor) -> None:
-    assert found.device.type == "cuda"
-    assert float((found.cpu() == expected).float().mean()) > 0.999
+def same_labels(labels: Tensor, expected: Tensor) -> None:
+    assert labels.device.type == "cuda"
+    assert float((labels.cpu() == expected).float().mean()) > 0.999
 
 
 @pytest.mark.parametrize("views", [Views(), Views(mirror=True)], ids=["whole", "mirrored"])
-def test_labels_are_those_of_the_cpu(gpu: GPU, saved: str, views: Views) -> None:
+def test_labels_equal_those_of_the_cpu(gpu: GPU, saved: str, views: Views) -> None:
     here, there = OpenVocabSegmenter.from_pretrained(saved), OpenVocabSegmenter.from_pretrained(saved).to(gpu.device)
     images, sizes = tiny.images((50, 70)), [(80, 70)]
     for segmenter in (here, there):
         segmenter.views = views
         segmenter.set_vocabulary(VOCABULARY)
     on_gpu = [image.to(gpu.device) for image in images]
-    for found, expected in zip(there.labels(on_gpu, sizes), here.labels(images, sizes), strict=True):
-        same_labels(found, expected)
+    for labels, expected in zip(there.labels(on_gpu, sizes), here.labels(images, sizes), strict=True):
+        same_labels(labels, expected)
     settings = (80, 70), [0.5], [0, 0.7]
     grids = labels_of_grid(there, on_gpu[0], *settings), labels_of_grid(here, images[0], *settings)
-    for found, expected in zip(*grids, strict=True):
-        same_labels(found, expected)
+    for labels, expected in zip(*grids, strict=True):
+        same_labels(labels, expected)
 
 
 @pytest.mark.parametrize("oracle", [None, "masks", "classes"])
-def test_answers_of_a_test_are_those_of_the_cpu(gpu: GPU, saved: str, oracle: Oracle | None) -> None:
+def test_results_of_a_test_equal_those_of_the_cpu(gpu: GPU, saved: str, oracle: Oracle | None) -> None:
     (image,), labels = tiny.images((64, 64)), torch.randint(0, 4, (8, 7), generator=torch.Generator().manual_seed(0))
     labels = labels.repeat_interleave(10, 0).repeat_interleave(10, 1)
     labels[:5] = 255
@@ -141,7 +141,7 @@ def test_answers_of_a_test_are_those_of_the_cpu(gpu: GPU, saved: str, oracle: Or
     assert torch.equal(there.names.cpu(), here.names) and torch.equal(there.segments.cpu(), here.segments)
 
 
-def test_mined_pairs_are_those_of_the_cpu(gpu: GPU, saved: str) -> None:
+def test_mined_pairs_equal_those_of_the_cpu(gpu: GPU, saved: str) -> None:
     (image,) = tiny.images((64, 64))
     mined: list[Any] = []
     for device in ("cpu", gpu.device):
@@ -152,18 +152,18 @@ def test_mined_pairs_are_those_of_the_cpu(gpu: GPU, saved: str) -> None:
             size, nouns = (96, 96) if masks is None else (64, 64), ["cat", "sky"]
             batch = CaptionBatch([image.to(device)], [size], ["a.jpg"], [1], [nouns], [[1, 2]], masks)
             mined.append(task.predict_step(batch, 0))
-    for expected, found in zip(mined[:2], mined[2:], strict=True):
-        same_pairs(found, expected)
+    for expected, pairs in zip(mined[:2], mined[2:], strict=True):
+        same_pairs(pairs, expected)
 
 
-def test_losses_are_those_of_the_cpu(gpu: GPU, saved: str) -> None:
-    """Forward only: a backward pass makes no tensors of ours."""
+def test_losses_equal_those_of_the_cpu(gpu: GPU, saved: str) -> None:
+    """Forward only, because a simulated GPU has no backward pass."""
     segmenter = OpenVocabSegmenter.from_pretrained(saved)
     labels = torch.randint(0, 4, (2, 4, 4), generator=torch.Generator().manual_seed(0))
     labels = labels.repeat_interleave(16, 1).repeat_interleave(16, 2)
     labels[:, :3] = 255
     images, regions = (torch.stack(tiny.images(*[(side, side)] * count)) for side, count in ((64, 2), (32, 3)))
-    found = []
+    all_losses = []
     for device in ("cpu", gpu.device):
         segmenter.to(device).set_vocabulary(VOCABULARY.names)
         criterion = MaskClassificationLoss(4, MaskLossWeights(num_points=None)).to(device)
@@ -172,6 +172,6 @@ def test_losses_are_those_of_the_cpu(gpu: GPU, saved: str) -> None:
         features = segmenter.clip.encode_regions(regions.to(device), torch.ones(3, 32, 32, device=device))
         texts = segmenter.clip.encode_text(["cat", "a dog"])
         target = torch.tensor([0, 1, 0]).to(device)
-        found.append([*losses.values(), RegionTextLoss()(10 * features @ texts.T, target)])
-    for here, there in zip(*found, strict=True):
+        all_losses.append([*losses.values(), RegionTextLoss()(10 * features @ texts.T, target)])
+    for here, there in zip(*all_losses, strict=True):
         assert there.device.type == "cuda" and float(there) == pytest.approx(float(here), rel=1e-3)

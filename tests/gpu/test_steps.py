@@ -21,13 +21,13 @@ pytestmark = pytest.mark.gpu
 
 
 def of_step(task: L.LightningModule, data: Batches, folder: Path, **options: Any) -> dict[str, torch.Tensor]:
-    """Gradients of one step on the GPU, in the first process."""
+    """Return the gradients of one step on the GPU, in the first process."""
     folder.mkdir()
     torch.manual_seed(0)  # for the points of the mask loss
     steps: dict[str, Any] = {"accelerator": "gpu", "max_steps": 1, "limit_val_batches": 0, **QUIET, **options}
     L.Trainer(callbacks=[Gradients(folder)], **steps).fit(task.train(), datamodule=data)
-    found: dict[str, torch.Tensor] = torch.load(folder / "0-0.pt", map_location="cpu")
-    return found
+    result: dict[str, torch.Tensor] = torch.load(folder / "0-0.pt", map_location="cpu")
+    return result
 
 
 def same_direction(half: dict[str, torch.Tensor], full: dict[str, torch.Tensor], least: float) -> None:
@@ -40,8 +40,8 @@ def same_direction(half: dict[str, torch.Tensor], full: dict[str, torch.Tensor],
 PRECISIONS = ("bf16-mixed", "32-true")
 
 
-def test_a_step_of_the_adapter_in_bf16_goes_where_fp32_goes(real_gpu: torch.device, tmp_path: Path) -> None:
-    found = [
+def test_adapter_gradients_in_bf16_agree_with_fp32(real_gpu: torch.device, tmp_path: Path) -> None:
+    both = [
         of_step(
             AdapterTask(tiny.clip(tmp_path / "clip", 2), "both"),
             Batches([batch()]),
@@ -51,24 +51,24 @@ def test_a_step_of_the_adapter_in_bf16_goes_where_fp32_goes(real_gpu: torch.devi
         )
         for precision in PRECISIONS
     ]
-    same_direction(*found, least=0.99)
+    same_direction(*both, least=0.99)
 
 
-def test_a_step_of_the_proposals_in_bf16_goes_where_fp32_goes(real_gpu: torch.device, tmp_path: Path) -> None:
+def test_proposal_gradients_in_bf16_agree_with_fp32(real_gpu: torch.device, tmp_path: Path) -> None:
     data = Batches([scenes()], VOCABULARY)
-    found = [
+    both = [
         of_step(proposals(tmp_path / "clip"), data, tmp_path / precision, devices=1, precision=precision)
         for precision in PRECISIONS
     ]
-    same_direction(*found, least=0.8)  # in bf16 a query may match another segment; 0.89 in bf16 on a CPU
+    same_direction(*both, least=0.8)  # in bf16 a query may match another segment; 0.89 in bf16 on a CPU
 
 
-def test_two_ranks_over_nccl_have_the_gradients_of_one(real_gpu: torch.device, tmp_path: Path) -> None:
+def test_two_ranks_over_nccl_compute_the_gradients_of_one(real_gpu: torch.device, tmp_path: Path) -> None:
     if (count := torch.cuda.device_count()) < 2:
         pytest.skip(f"{count} GPU here; NCCL needs two")
     expected = gradients(AdapterTask(tiny.clip(tmp_path / "clip", 2), "both"), [batch()], tmp_path / "one")
     two = AdapterTask(tiny.clip(tmp_path / "clip", 2), "both")
-    found = of_step(two, Batches(halves(), texts=ALL_TEXTS), tmp_path / "two", devices=2, strategy="ddp_spawn")
-    assert found.keys() == expected.keys()
-    for name, value in expected.items():  # processes of their own, in which convolutions may use TF32
-        torch.testing.assert_close(found[name], value, rtol=1e-2, atol=1e-3 * float(value.abs().max()) + 1e-7)
+    result = of_step(two, Batches(halves(), texts=ALL_TEXTS), tmp_path / "two", devices=2, strategy="ddp_spawn")
+    assert result.keys() == expected.keys()
+    for name, value in expected.items():  # other processes, whose convolutions may use TF32
+        torch.testing.assert_close(result[name], value, rtol=1e-2, atol=1e-3 * float(value.abs().max()) + 1e-7)

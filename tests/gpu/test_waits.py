@@ -24,30 +24,30 @@ NAMES = ["cat", "dog", "sky", "sea"]
 
 
 def labels() -> tuple[Tensor, Tensor]:
-    """Answers and ground truth, a fifth of which is unlabelled."""
+    """Return predictions and ground truth, a fifth of which is unlabelled."""
     generator = torch.Generator().manual_seed(0)
-    found, truth = torch.randint(0, 4, (2, 30, 40), generator=generator)
+    predictions, truth = torch.randint(0, 4, (2, 30, 40), generator=generator)
     truth[torch.rand(truth.shape, generator=generator) < 0.2] = 255
-    return found, truth
+    return predictions, truth
 
 
 def squares(count: int, side: int = 64) -> Tensor:
-    """(count, side, side) masks of different boxes, the last of them empty."""
+    """Return (count, side, side) masks of different boxes, the last one empty."""
     masks = torch.zeros(count, side, side, dtype=torch.bool)
     for index in range(count - 1):
         masks[index, index : index + 20, 2 * index % 30 : 40] = True
     return masks
 
 
-def same_pairs(found: list[RegionTextPair], expected: list[RegionTextPair]) -> None:
-    """The same regions for the same nouns, as similar but for rounding."""
-    assert len(found) == len(expected) > 0
-    for one, other in zip(found, expected, strict=True):
+def same_pairs(pairs: list[RegionTextPair], expected: list[RegionTextPair]) -> None:
+    """Check that regions and nouns are the same, and similarities up to rounding."""
+    assert len(pairs) == len(expected) > 0
+    for one, other in zip(pairs, expected, strict=True):
         assert one[:7] == other[:7] and one[7:] == pytest.approx(other[7:], abs=1e-4)
 
 
-def test_a_tensor_of_the_cpu_is_found() -> None:
-    """What the others rely on: a tensor that was made without a device, and each way to wait."""
+def test_the_simulated_gpu_detects_cpu_tensors_and_waits() -> None:
+    """The other tests rely on it: tensors created without a device, and every kind of wait."""
     with pretend_gpu() as gpu:
         there = torch.arange(6.0, device="cuda")
         assert isinstance(there, There) and there.device.type == "cuda"
@@ -59,7 +59,7 @@ def test_a_tensor_of_the_cpu_is_found() -> None:
         ):
             with pytest.raises((RuntimeError, TypeError), match=r"two devices|no numpy array"):
                 mistake()
-        there.add_(torch.ones(())).mul_(2)  # a number of the CPU may meet them
+        there.add_(torch.ones(())).mul_(2)  # scalars on the CPU are allowed
         assert not gpu.waits
         assert there.tolist() == [2, 4, 6, 8, 10, 12] and there[there > 5].sum().item() == 36
         torch.tensor([1.0], device="cuda")
@@ -67,13 +67,13 @@ def test_a_tensor_of_the_cpu_is_found() -> None:
 
 
 def test_pixels_and_regions_are_counted_without_a_wait(gpu: GPU) -> None:
-    found, truth = labels()
+    predictions, truth = labels()
     expected, areas = MeanIoU(NAMES), MaskAccuracy(4)
-    expected.update(found, truth)
-    areas.update(found[0], found[1])
+    expected.update(predictions, truth)
+    areas.update(predictions[0], predictions[1])
     metric, there = MeanIoU(NAMES).to(gpu.device), MaskAccuracy(4).to(gpu.device)
-    on_gpu = found.to(gpu.device), truth.to(gpu.device)
-    iou = image_iou(*on_gpu, 4, 255)  # kernels are loaded at their first use
+    on_gpu = predictions.to(gpu.device), truth.to(gpu.device)
+    iou = image_iou(*on_gpu, 4, 255)  # warm-up: kernels are loaded on first use
     metric.update(*on_gpu)
     metric.reset()
     with gpu.never_waits():
@@ -82,12 +82,12 @@ def test_pixels_and_regions_are_counted_without_a_wait(gpu: GPU) -> None:
         iou = image_iou(*on_gpu, 4, 255)
     assert torch.equal(metric.confusion.cpu(), expected.confusion)
     assert torch.equal(there.correct.cpu(), areas.correct) and torch.equal(there.regions.cpu(), areas.regions)
-    assert float(iou) == pytest.approx(float(image_iou(found, truth, 4, 255)))
+    assert float(iou) == pytest.approx(float(image_iou(predictions, truth, 4, 255)))
     for name, value in metric.compute().items():
         assert float(value) == float(expected.compute()[name])
 
 
-def test_what_no_class_can_count_is_refused_when_the_result_is_asked_for(gpu: GPU) -> None:
+def test_labels_outside_the_classes_are_refused_in_compute(gpu: GPU) -> None:
     metric = MeanIoU(NAMES).to(gpu.device)
     for pair in ([1, 1], [4, 1]), ([1, 1], [-1, 255]), ([7, 7], [1, 255]):
         metric.update(*torch.tensor(pair).to(gpu.device))
@@ -96,19 +96,19 @@ def test_what_no_class_can_count_is_refused_when_the_result_is_asked_for(gpu: GP
         metric.reset()
 
 
-def test_regions_are_cut_out_with_one_wait() -> None:
+def test_cropping_regions_waits_once() -> None:
     (image,) = tiny.images((64, 64))
     for count in (1, 3, 12):
         expected = crop_regions(image, squares(count), 16, expand_ratio=1.2)
         with pretend_gpu() as gpu:
             there = image.to("cuda"), squares(count).to("cuda")
             gpu.waits.clear()
-            found = crop_regions(*there, 16, expand_ratio=1.2)
+            crops = crop_regions(*there, 16, expand_ratio=1.2)
             assert gpu.waits.total() == 1
-            assert all(torch.equal(one.cpu(), other) for one, other in zip(found, expected, strict=True))
+            assert all(torch.equal(one.cpu(), other) for one, other in zip(crops, expected, strict=True))
 
 
-def test_labels_of_a_band_are_one_wait_and_their_places_a_few() -> None:
+def test_labels_wait_once_per_band() -> None:
     generator = torch.Generator().manual_seed(0)
     scores, probs = torch.rand(5, 4, generator=generator), torch.rand(5, 16, 16, generator=generator)
     for values, bands in ((16 * 16 * 4, 3), (16 * 4 * 4, 10)):
@@ -122,8 +122,8 @@ def test_labels_of_a_band_are_one_wait_and_their_places_a_few() -> None:
         assert waits[0] <= bands
 
 
-def test_segments_are_found_and_named_without_a_wait_for_each() -> None:
-    """Twenty classes of one pixel, all of them lost at the network's resolution."""
+def test_segments_need_few_waits() -> None:
+    """Twenty classes of one pixel each, all of which vanish at network resolution."""
     truth = torch.full((40, 40), 255)
     truth[1::2, 3] = torch.arange(20)
     names = torch.arange(20).flip(0)
@@ -136,16 +136,16 @@ def test_segments_are_found_and_named_without_a_wait_for_each() -> None:
         there, on_gpu = truth.to("cuda"), proposals.to("cuda")
         recall_there, new_names = MeanBestIoU().to("cuda"), names.to("cuda")
         gpu.waits.clear()
-        found = segment_masks(there, (10, 10), 255)
-        assert torch.equal(named_segments(there, found[0], new_names).cpu(), named)
+        segments = segment_masks(there, (10, 10), 255)
+        assert torch.equal(named_segments(there, segments[0], new_names).cpu(), named)
         recall_there.update(on_gpu, there)
-        assert gpu.waits.total() <= 6  # of which one is this test's
-        assert all(torch.equal(one.cpu(), other) for one, other in zip(found, expected, strict=True))
+        assert gpu.waits.total() <= 6  # one of them is caused by this test
+        assert all(torch.equal(one.cpu(), other) for one, other in zip(segments, expected, strict=True))
         assert int(recall_there.total) == int(recall.total)
 
 
 @pytest.mark.parametrize("filters", [PairFilters(), PairFilters(min_area=0.01, max_overlap=0.9)])
-def test_mining_waits_a_few_times_an_image(tmp_path: Path, filters: PairFilters) -> None:
+def test_mining_waits_a_fixed_number_of_times_per_image(tmp_path: Path, filters: PairFilters) -> None:
     task = MiningTask(tiny.clip(tmp_path), filters=filters)
     (image,) = tiny.images((64, 64))
 
