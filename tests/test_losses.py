@@ -10,12 +10,12 @@ import torch
 import torch.nn.functional as F
 from transformers import Mask2FormerConfig, Mask2FormerForUniversalSegmentation
 
-from ovseg.losses import MaskClassificationLoss, MaskLossWeights, RegionTextLoss
+from ovseg.losses import Mask2FormerLoss, MaskFormerLoss, RegionTextLoss
 from ovseg.structures import IGNORE_INDEX, Proposals
 from tests import tiny
 
 CLASSES = 4
-WEIGHTS = MaskLossWeights(1.5, 3.0, 2.0, 0.2, num_points=64)
+WEIGHTS = {"class_weight": 1.5, "mask_weight": 3.0, "dice_weight": 2.0, "no_object_weight": 0.2}
 
 
 def features(count: int, seed: int) -> torch.Tensor:
@@ -79,11 +79,8 @@ def test_mask_loss_equals_hf_s_own() -> None:
     config = Mask2FormerConfig(
         **tiny.mask2former(),
         num_labels=CLASSES,
-        class_weight=WEIGHTS.class_weight,
-        mask_weight=WEIGHTS.mask_weight,
-        dice_weight=WEIGHTS.dice_weight,
-        no_object_weight=WEIGHTS.no_object_weight,
-        train_num_points=WEIGHTS.num_points,
+        **WEIGHTS,
+        train_num_points=64,
     )
     hf = Mask2FormerForUniversalSegmentation(config)
     *auxiliary, last = layers()
@@ -95,7 +92,7 @@ def test_mask_loss_equals_hf_s_own() -> None:
     torch.manual_seed(0)
     theirs = hf.get_loss_dict(last.mask_logits, last.class_logits, masks, classes, earlier)
     torch.manual_seed(0)  # HF begins with the last layer
-    ours = MaskClassificationLoss(CLASSES, WEIGHTS)([last, *auxiliary], labels())
+    ours = Mask2FormerLoss(CLASSES, **WEIGHTS, num_points=64)([last, *auxiliary], labels())
     torch.testing.assert_close(ours["loss"], hf.get_loss(theirs))
     for part in ("loss_cross_entropy", "loss_mask", "loss_dice"):
         torch.testing.assert_close(ours[part], sum(value for name, value in theirs.items() if name.startswith(part)))
@@ -107,7 +104,7 @@ def test_half_precision_around_it_changes_nothing(seed: int) -> None:
     for enabled in (False, True):
         torch.manual_seed(0)
         with torch.autocast("cpu", torch.bfloat16, enabled=enabled):
-            losses.append(MaskClassificationLoss(CLASSES, WEIGHTS)(layers(seed), labels()))
+            losses.append(Mask2FormerLoss(CLASSES, **WEIGHTS, num_points=64)(layers(seed), labels()))
     assert losses[0] == losses[1]
 
 
@@ -121,9 +118,9 @@ def test_perfect_masks_cost_nothing() -> None:
             mask_logits[image, query, :48, :40][target[image] == index] = 50
             class_logits[image, query, index], class_logits[image, query, -1] = 50, -50
     quarter = Proposals(mask_logits[:, :, ::4, ::4], torch.zeros(2, 6, 1), class_logits)
-    loss = MaskClassificationLoss(CLASSES, MaskLossWeights(num_points=512))([quarter], target)
+    loss = Mask2FormerLoss(CLASSES, num_points=512)([quarter], target)
     empty = Proposals(torch.full_like(quarter.mask_logits, -50), quarter.query_embeddings, class_logits)
-    nothing = MaskClassificationLoss(CLASSES, MaskLossWeights(num_points=512))([empty], target)
+    nothing = Mask2FormerLoss(CLASSES, num_points=512)([empty], target)
     assert loss["loss_cross_entropy"].item() < 1e-6
     assert loss["loss_dice"].item() < 0.15 * nothing["loss_dice"].item()  # edges are blurred at a quarter
 
@@ -136,7 +133,7 @@ def test_regions_of_a_class_are_masks_of_their_own() -> None:
     regions[:, :, 10:12], target[:, :, 10:12] = 7, IGNORE_INDEX  # counts as no region
     masks = [torch.stack([target[0] == 2, target[0] == 2]).float()]
     masks[0][0, :, :12], masks[0][1, :, 12:] = 0, 0
-    criterion = MaskClassificationLoss(CLASSES, WEIGHTS)
+    criterion = Mask2FormerLoss(CLASSES, **WEIGHTS, num_points=64)
     torch.manual_seed(0)
     ours = criterion(proposals, target, regions)
     torch.manual_seed(0)
@@ -149,7 +146,7 @@ def test_regions_of_a_class_are_masks_of_their_own() -> None:
 def test_images_without_labels_teach_no_object(unlabelled: list[int]) -> None:
     target, proposals = labels(), layers()
     target[unlabelled] = IGNORE_INDEX
-    loss = MaskClassificationLoss(CLASSES, WEIGHTS)(proposals, target)
+    loss = Mask2FormerLoss(CLASSES, **WEIGHTS, num_points=64)(proposals, target)
     loss["loss"].backward()
     for layer in proposals:
         assert layer.class_logits is not None and layer.class_logits.grad is not None
@@ -160,10 +157,10 @@ def test_images_without_labels_teach_no_object(unlabelled: list[int]) -> None:
 
 
 def test_the_loss_is_in_no_checkpoint() -> None:
-    assert not MaskClassificationLoss(CLASSES).state_dict()
+    assert not Mask2FormerLoss(CLASSES).state_dict() and not MaskFormerLoss(CLASSES).state_dict()
 
 
 def test_without_class_logits_it_says_what_to_do() -> None:
     bare = [layer._replace(class_logits=None) for layer in layers()]
     with pytest.raises(ValueError, match="set_text_features"):
-        MaskClassificationLoss(CLASSES)(bare, labels())
+        Mask2FormerLoss(CLASSES)(bare, labels())

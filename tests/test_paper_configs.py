@@ -19,7 +19,7 @@ from ovseg.cli.main import TRAINER_VERBS, run_trainer_verb
 from ovseg.cli.trainer import OVSegTrainer
 from ovseg.data.pairs.datamodule import PairSampling
 from ovseg.data.pairs.region_transform import RegionTransform
-from ovseg.losses import MaskLossWeights
+from ovseg.losses import MaskFormerLoss
 from tests import tiny
 from tests.data import layouts
 from tests.stages import CONF, REPOSITORY, ovseg
@@ -159,7 +159,10 @@ def test_proposals_have_the_schedule_views_and_losses(proposals: tuple[Model, OV
     assert (data.transform.crop_size, data.transform.long_side) == (model.crop, model.long_side)
     assert (min(sides), max(sides)) == model.short_sides
     assert data.val_short_side == model.crop
-    assert cli.model.loss_weights == MaskLossWeights(1, 20, 1, 0.1, None)
+    loss = cli.model.make_loss(171)
+    assert isinstance(loss, MaskFormerLoss)
+    assert loss.weights == {"loss_cross_entropy": 1, "loss_mask": 20, "loss_dice": 1}
+    assert loss.criterion.matcher.cost_mask == 20 and loss.criterion.empty_weight[-1].item() == pytest.approx(0.1)
 
 
 def test_proposals_have_the_widths(proposals: tuple[Model, OVSegCLI]) -> None:

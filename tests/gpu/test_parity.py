@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from ovseg.losses import MaskClassificationLoss, MaskLossWeights, RegionTextLoss
+from ovseg.losses import MaskFormerLoss, RegionTextLoss
 from ovseg.metrics import MeanIoU
 from ovseg.models import OpenVocabSegmenter, import_released
 from ovseg.models.views import Views
@@ -73,8 +73,7 @@ def test_the_whole_model_and_its_losses_equal_the_release(gpu: GPU, name: str, t
     for index, scores in enumerate(segmenter(images, sizes)):
         computed, stored = test_released.as_stored(scores, arrays[f"i{index}_sem_seg"])
         close(computed, stored, 1e-3)
-    weights = MaskLossWeights(class_weight=1, mask_weight=20, dice_weight=1, num_points=None)
-    criterion = MaskClassificationLoss(len(details["class_names"]), weights).to(gpu.device)
+    criterion = MaskFormerLoss(len(details["class_names"])).to(gpu.device)
     masks, classes = [], []
     for index, image in enumerate(test_released.images(arrays)):
         unpacked = goldens.unpack(arrays[f"train_masks{index}_packed"], -1, *image.shape[1:]).float()
@@ -166,7 +165,7 @@ def test_losses_equal_those_of_the_cpu(gpu: GPU, saved: str) -> None:
     all_losses = []
     for device in ("cpu", gpu.device):
         segmenter.to(device).set_vocabulary(VOCABULARY.names)
-        criterion = MaskClassificationLoss(4, MaskLossWeights(num_points=None)).to(device)
+        criterion = MaskFormerLoss(4, class_weight=2, mask_weight=5, dice_weight=5).to(device)
         proposals = segmenter.proposer(images.to(device))
         losses = criterion(proposals, labels.to(device))
         features = segmenter.clip.encode_regions(regions.to(device), torch.ones(3, 32, 32, device=device))

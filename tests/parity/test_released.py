@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ovseg.losses import MaskClassificationLoss, MaskLossWeights
+from ovseg.losses import MaskFormerLoss
 from ovseg.models import MaskProposer, import_released
 from tests.parity import goldens
 
@@ -78,8 +78,7 @@ def test_scores_equal_the_release(golden: tuple[Any, ...]) -> None:
 def test_training_equals_the_release(golden: tuple[Any, ...]) -> None:
     segmenter, arrays, details = golden
     proposer: MaskProposer = segmenter.proposer
-    weights = MaskLossWeights(class_weight=1, mask_weight=20, dice_weight=1, num_points=None)
-    criterion = MaskClassificationLoss(len(details["class_names"]), weights)
+    criterion = MaskFormerLoss(len(details["class_names"]))
     masks = []
     for index, image in enumerate(images(arrays)):
         unpacked = goldens.unpack(arrays[f"train_masks{index}_packed"], -1, *image.shape[1:]).float()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from ovseg.data.base import eval_loader
 from ovseg.data.pairs import write_pairs
 from ovseg.data.pairs.datamodule import RegionTextDataModule
 from ovseg.data.pairs.region_transform import RegionTransform
+from ovseg.losses import RegionTextLoss
 from ovseg.models import CLIPAdapter
 from ovseg.ops import masks_to_boxes
 from ovseg.structures import EvalBatch, InputError, RegionTextBatch, RegionTextPair, Vocabulary
@@ -223,7 +225,7 @@ def test_the_loss_of_a_step_is_clip_s_own(tmp_path: Path) -> None:
     with torch.no_grad():
         regions = clip.encode_regions(batch().regions, batch().region_masks)
         expected = open_clip.ClipLoss()(regions, clip.encode_text(TEXTS), clip.logit_scale.exp())
-    losses = train(AdapterTask(clip, repeated_texts="negatives"), 1)
+    losses = train(AdapterTask(clip, loss=partial(RegionTextLoss, "negatives")), 1)
     assert losses[0] == pytest.approx(expected.item(), rel=1e-4)
 
 

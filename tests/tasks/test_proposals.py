@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -9,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from transformers import Mask2FormerConfig, Mask2FormerForUniversalSegmentation
 
-from ovseg.losses import MaskLossWeights
+from ovseg.losses import Mask2FormerLoss
 from ovseg.metrics import MeanIoU
 from ovseg.models import CLIPAdapter, MaskProposer, TextEncoder
 from ovseg.structures import EvalBatch, InputError, SegmentationBatch, Vocabulary
@@ -31,7 +32,7 @@ def batch() -> SegmentationBatch:
 
 def task(folder: Path) -> ProposalTask:
     clip = tiny.clip(folder)
-    return ProposalTask(tiny.proposer(), clip, lr=3e-3, warmup_steps=3, loss_weights=MaskLossWeights(num_points=256))
+    return ProposalTask(tiny.proposer(), clip, lr=3e-3, warmup_steps=3, loss=partial(Mask2FormerLoss, num_points=256))
 
 
 def evaluation() -> EvalBatch:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from functools import partial
 from typing import Any, ClassVar, Literal
 
 import lightning as L
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.optim import AdamW
 from torch.utils.checkpoint import checkpoint
 
@@ -42,7 +43,7 @@ class AdapterTask(L.LightningModule):
         prompt_lr: of the mask prompts, which are never decayed.
         weight_decay: of CLIP's weights but gains, biases and temperature.
         warmup_steps: linear, before the cosine.
-        repeated_texts: whether equal texts in a batch are `positives` of each other, or `negatives` as in the release.
+        loss: class of the loss, any module with `forward(logits, target)`; `RegionTextLoss` documents their shapes.
         regions_per_pass: regions of a process that go through the image tower at once; all where not given. The loss is
             that of the whole batch all the same: of a part only the features are kept, and for its gradient the part
             goes through the tower again, which makes a step a third slower in the memory of one part.
@@ -61,7 +62,7 @@ class AdapterTask(L.LightningModule):
         prompt_lr: float = 0.05,
         weight_decay: float = 0.2,
         warmup_steps: int = 100,
-        repeated_texts: Literal["positives", "negatives"] = "positives",
+        loss: Callable[[], nn.Module] = RegionTextLoss,
         regions_per_pass: int | None = None,
     ) -> None:
         super().__init__()
@@ -73,7 +74,7 @@ class AdapterTask(L.LightningModule):
             raise InputError(f"regions_per_pass is {regions_per_pass}; give at least 1, or null for all at once")
         self.clip, self.regions_per_pass = clip, regions_per_pass
         self.lr, self.prompt_lr, self.weight_decay, self.warmup_steps = lr, prompt_lr, weight_decay, warmup_steps
-        self.loss = RegionTextLoss(repeated_texts)
+        self.loss = loss()
         self.text_trained = train == "all"
         self.text = TextEncoder(clip, "bare")
         clip.requires_grad_(train == "all")
@@ -150,7 +151,10 @@ class AdapterTask(L.LightningModule):
         """In the order of the processes, of which every one knows all texts of the data."""
         if self.trainer.world_size == 1:
             return batch.texts
-        texts: list[str] = self.trainer.datamodule.texts  # type: ignore[attr-defined]
+        texts: list[str] | None = getattr(self.trainer.datamodule, "texts", None)  # type: ignore[attr-defined]
+        if texts is None:
+            data = type(self.trainer.datamodule).__name__  # type: ignore[attr-defined]
+            raise InputError(f"{data} has no `texts`, which several processes need; give --trainer.devices 1")
         ids: Any = self.all_gather(batch.text_ids)  # (processes, B)
         return [texts[index] for index in ids.flatten().tolist()]
 

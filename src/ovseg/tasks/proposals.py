@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, ClassVar
 
 import lightning as L
@@ -9,7 +10,7 @@ from torch import Tensor
 from torch.optim import AdamW
 
 from ovseg.checkpoint import ARCHITECTURES
-from ovseg.losses import MaskClassificationLoss, MaskLossWeights
+from ovseg.losses import Mask2FormerLoss, MaskClassificationLoss
 from ovseg.metrics import MeanBestIoU, MeanIoU
 from ovseg.models import CLIPAdapter, MaskProposer, TextEncoder
 from ovseg.ops import mask_probabilities, proposal_scores, semantic_labels
@@ -18,21 +19,21 @@ from ovseg.structures import EvalBatch, Proposals, SegmentationBatch, Vocabulary
 
 
 class ProposalTask(L.LightningModule):
-    """Trains a `MaskProposer` to find the segments of the training vocabulary and to embed them in CLIP's text space.
+    """Train a `MaskProposer` to find the segments of the training vocabulary and to embed them in CLIP's text space.
 
-    The vocabulary is the datamodule's; its text features are computed when a run starts.
+    The datamodule provides the vocabulary; the task computes its text features when a run starts.
 
     Args:
         proposer: the network to train.
-        clip: gives the text features and stays as it is; it is in no checkpoint.
-        lr: of all but the backbone.
-        backbone_lr_factor: of the backbone's rate to `lr`; 0.1 for ResNets, 1 for Swin in the paper.
-        weight_decay: not for norms and embeddings.
-        warmup_steps: linear, times the poly decay of power 0.9.
-        loss_weights: Mask2Former's own by default.
+        clip: computes the text features; it is frozen and saved in no checkpoint.
+        lr: learning rate of everything but the backbone.
+        backbone_lr_factor: the backbone's learning rate over `lr`; the paper uses 0.1 for ResNets and 1 for Swin.
+        weight_decay: weight decay, except of norms and embeddings.
+        warmup_steps: steps of linear warm-up, multiplied by the poly decay of power 0.9.
+        loss: class of the loss, constructed with the number of classes.
     """
 
-    monitor: ClassVar[str] = "val/mean_best_iou"  # by which the best checkpoint is chosen
+    monitor: ClassVar[str] = "val/mean_best_iou"  # selects the best checkpoint
 
     def __init__(
         self,
@@ -42,24 +43,22 @@ class ProposalTask(L.LightningModule):
         backbone_lr_factor: float = 1.0,
         weight_decay: float = 0.01,
         warmup_steps: int = 1500,
-        loss_weights: MaskLossWeights = MaskLossWeights(),  # noqa: B008 (frozen)
+        loss: Callable[[int], MaskClassificationLoss] = Mask2FormerLoss,
     ) -> None:
         super().__init__()
         proposer.embed_queries()
         self.proposer = proposer
-        self._clip = (
-            clip,
-        )  # a tuple keeps it out of the module: neither trained, nor saved, nor on the device for long
+        self._clip = (clip,)  # a tuple hides it from the module, so it is neither trained, saved nor kept on the device
         self.lr, self.backbone_lr_factor = lr, backbone_lr_factor
-        self.weight_decay, self.warmup_steps, self.loss_weights = weight_decay, warmup_steps, loss_weights
+        self.weight_decay, self.warmup_steps, self.make_loss = weight_decay, warmup_steps, loss
         self.recall = MeanBestIoU()
 
     def setup(self, stage: str) -> None:
         vocabulary: Vocabulary = self.trainer.datamodule.vocabulary  # type: ignore[attr-defined]
-        self.loss = MaskClassificationLoss(len(vocabulary), self.loss_weights)
+        self.loss = self.make_loss(len(vocabulary))
         self.miou = MeanIoU(vocabulary.names)
         self.vocabulary = vocabulary
-        self.proposer.text_features = None  # of another vocabulary, if there was a run before
+        self.proposer.text_features = None  # an earlier run may have used another vocabulary
 
     def on_fit_start(self) -> None:
         self._encode_vocabulary()
@@ -77,11 +76,11 @@ class ProposalTask(L.LightningModule):
         return loss
 
     def validation_step(self, batch: EvalBatch, batch_index: int) -> None:
-        answer: Proposals = self.proposer(batch.images)[-1]
-        assert answer.class_logits is not None  # the vocabulary was set when the loop started
+        proposals: Proposals = self.proposer(batch.images)[-1]
+        assert proposals.class_logits is not None  # on_validation_start encodes the vocabulary
         for index, (image, labels) in enumerate(zip(batch.images, batch.labels, strict=True)):
-            probs = mask_probabilities(answer.mask_logits[index].float(), (image.shape[1], image.shape[2]))
-            scores = proposal_scores(answer.class_logits[index].float())
+            probs = mask_probabilities(proposals.mask_logits[index].float(), (image.shape[1], image.shape[2]))
+            scores = proposal_scores(proposals.class_logits[index].float())
             size = (labels.shape[0], labels.shape[1])
             self.miou.update(semantic_labels(scores, probs, size), labels)
             self.recall.update(probs > 0.5, labels)
