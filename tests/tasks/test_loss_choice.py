@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import jsonargparse
@@ -13,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 import ovseg.tasks
+from ovseg.cli.main import main
 from ovseg.losses import Mask2FormerLoss, MaskFormerLoss, RegionTextLoss
 from ovseg.structures import InputError, Proposals, RegionTextBatch, SegmentationBatch, Vocabulary
 from ovseg.tasks import AdapterTask, ProposalTask
@@ -47,6 +49,7 @@ def make_loss(task: type, words: list[str]) -> Any:
     parser = jsonargparse.ArgumentParser(exit_on_error=False)
     parser.add_class_arguments(task, "model", skip={"clip", "proposer"})
     parser.add_argument("--config", action="config")
+    parser.add_instantiator(lambda _, **arguments: SimpleNamespace(**arguments), task)  # the networks play no part
     return parser.instantiate_classes(parser.parse_args(words)).model.loss
 
 
@@ -59,8 +62,10 @@ def test_a_config_chooses_maskformer_s_loss_and_a_flag_one_weight(tmp_path: Path
     assert len(loss.criterion.empty_weight) == 5
 
 
-def test_a_flag_changes_one_argument_of_the_default_losses() -> None:
-    mask_loss = make_loss(ProposalTask, ["--model.loss.num_points", "64"])(4)
+def test_a_flag_changes_one_argument_of_a_loss() -> None:
+    mask_loss = make_loss(
+        ProposalTask, ["--model.loss", "ovseg.losses.Mask2FormerLoss", "--model.loss.num_points", "64"]
+    )(4)
     assert isinstance(mask_loss, Mask2FormerLoss) and mask_loss.criterion.num_points == 64
     region_loss = make_loss(AdapterTask, ["--model.loss.repeated_texts", "negatives"])()
     assert isinstance(region_loss, RegionTextLoss) and region_loss.repeated_texts == "negatives"
@@ -69,6 +74,21 @@ def test_a_flag_changes_one_argument_of_the_default_losses() -> None:
 def test_an_unknown_loss_is_refused() -> None:
     with pytest.raises(jsonargparse.ArgumentError, match="FocalLos"):
         make_loss(ProposalTask, ["--model.loss", "ovseg.losses.FocalLos"])
+
+
+@pytest.mark.parametrize(
+    ("task", "old", "new"),
+    [
+        ("ProposalTask", "model.loss_weights.mask_weight", "--model.loss"),
+        ("AdapterTask", "model.repeated_texts", "--model.loss.repeated_texts"),
+    ],
+)
+def test_the_old_flags_are_refused_with_the_new_ones(
+    task: str, old: str, new: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit):
+        main(["fit", "--model", f"ovseg.tasks.{task}", f"--{old}", "1"])
+    assert f" is now {new}; " in capsys.readouterr().err
 
 
 def test_a_user_s_region_loss_trains(tmp_path: Path) -> None:

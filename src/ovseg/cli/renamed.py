@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 # old dotted key → new one; the table "Renamed" of CHANGELOG.md has the same rows, with `--` in front
-RENAMED: dict[str, str] = {}
+RENAMED: dict[str, str] = {
+    "model.loss_weights": "model.loss",
+    "model.repeated_texts": "model.loss.repeated_texts",
+}
 
 
 def new_name(key: str) -> str | None:

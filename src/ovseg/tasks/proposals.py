@@ -30,7 +30,7 @@ class ProposalTask(L.LightningModule):
         backbone_lr_factor: the backbone's learning rate over `lr`; the paper uses 0.1 for ResNets and 1 for Swin.
         weight_decay: weight decay, except of norms and embeddings.
         warmup_steps: steps of linear warm-up, multiplied by the poly decay of power 0.9.
-        loss: class of the loss, constructed with the number of classes.
+        loss: class of the loss, constructed with the number of classes; `Mask2FormerLoss` by default.
     """
 
     monitor: ClassVar[str] = "val/mean_best_iou"  # selects the best checkpoint
@@ -43,14 +43,16 @@ class ProposalTask(L.LightningModule):
         backbone_lr_factor: float = 1.0,
         weight_decay: float = 0.01,
         warmup_steps: int = 1500,
-        loss: Callable[[int], MaskClassificationLoss] = Mask2FormerLoss,
+        loss: Callable[[int], MaskClassificationLoss] | None = None,
     ) -> None:
         super().__init__()
         proposer.embed_queries()
         self.proposer = proposer
         self._clip = (clip,)  # a tuple hides it from the module, so it is neither trained, saved nor kept on the device
         self.lr, self.backbone_lr_factor = lr, backbone_lr_factor
-        self.weight_decay, self.warmup_steps, self.make_loss = weight_decay, warmup_steps, loss
+        self.weight_decay, self.warmup_steps = weight_decay, warmup_steps
+        # with a class as the default, jsonargparse would pass Mask2Former's weights to the class that replaces it
+        self.make_loss = loss or Mask2FormerLoss
         self.recall = MeanBestIoU()
 
     def setup(self, stage: str) -> None:
