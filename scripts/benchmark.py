@@ -10,7 +10,8 @@ from typing import Any
 
 import jsonargparse
 from benchmarks.adapter import adapter
-from benchmarks.loading import loading, loading_memory
+from benchmarks.loading import loading
+from benchmarks.loading_memory import loading_memory
 from benchmarks.mining import mining, mining_memory
 from benchmarks.scoring import scoring
 from benchmarks.sweep import sweep

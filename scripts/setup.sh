@@ -9,8 +9,8 @@ _repository=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 
 # Looks for the packages without importing them, which would take seconds, and rejects the ovseg of another checkout.
 _has_ovseg='import sys, pathlib, importlib.util as u
-found = u.find_spec("lightning") and u.find_spec("ovseg")
-sys.exit(not found or pathlib.Path(sys.argv[1]).resolve() not in pathlib.Path(found.origin).resolve().parents)'
+spec = u.find_spec("lightning") and u.find_spec("ovseg")
+sys.exit(not spec or pathlib.Path(sys.argv[1]).resolve() not in pathlib.Path(spec.origin).resolve().parents)'
 
 _find_python() {
     local candidate
@@ -24,9 +24,9 @@ _find_python() {
 }
 
 _install() {
-    local environment=$_repository/.venv python wanted
-    wanted=$(cat "$_repository/setup.cfg" "$_repository/pyproject.toml" | cksum)
-    if [ "$(cat "$environment/.installed" 2>/dev/null)" != "$wanted" ]; then
+    local environment=$_repository/.venv python checksum
+    checksum=$(cat "$_repository/setup.cfg" "$_repository/pyproject.toml" | cksum)
+    if [ "$(cat "$environment/.installed" 2>/dev/null)" != "$checksum" ]; then
         if ! [ -x "$environment/bin/pip" ]; then
             if ! python=$(_find_python); then
                 echo "ovseg needs Python 3.11 or newer, but none was found; install it and rerun this script." >&2
@@ -38,7 +38,7 @@ _install() {
         echo "Installing ovseg and its dependencies into .venv (several minutes the first time, 2 to 7 GB) …"
         "$environment/bin/python" -m pip install --quiet --disable-pip-version-check \
             --editable "$_repository[dev]" || return 1
-        echo "$wanted" >"$environment/.installed"
+        echo "$checksum" >"$environment/.installed"
     fi
     export PATH="$environment/bin:$PATH"
 }

@@ -50,7 +50,7 @@ def mining(
         proposals: see `ovseg.tasks.MiningTask`.
         images: number of images.
         batch_size: images per batch of ours.
-        short_side: of the images as the proposal network sees them.
+        short_side: short side of the images at network resolution.
         threads: CPU threads.
         device: cpu or cuda.
         precision: of ours; the naive form uses 32-true.
@@ -61,17 +61,10 @@ def mining(
         root = Path(folder)
         write_toy(root / "world", images, val_scenes=1)
         task = MiningTask(CLIPAdapter(model), proposals).to(device).eval()
-        data = CaptionDataModule(
-            root / "world" / "train2017",
-            root / "world" / "annotations" / "captions_train2017.json",
-            short_side=short_side,
-            batch_size=batch_size,
-        )
-        data.prepare_data()
-        data.setup("predict")
+        data = _toy_captions(root / "world", short_side, batch_size)
         batch = _to(next(iter(data.predict_dataloader())), device)
         flops = []
-        for form in (lambda: [pair for one in _singly(batch) for pair in plain(task, one)], lambda: ours(task, batch)):
+        for form in (lambda: [pair for one in _split(batch) for pair in plain(task, one)], lambda: ours(task, batch)):
             with FlopCounterMode(display=False) as counter:  # also warms up
                 form()
             flops.append(counter.get_total_flops() / len(batch.images) / 1e9)
@@ -83,7 +76,7 @@ def mining(
         def mine_plainly() -> None:
             shutil.rmtree(root / "plain", ignore_errors=True)
             loader = data.predict_dataloader()
-            pairs = [pair for whole in loader for one in _singly(_to(whole, device)) for pair in plain(task, one)]
+            pairs = [pair for whole in loader for one in _split(_to(whole, device)) for pair in plain(task, one)]
             write_pairs(root / "plain", pairs)
 
         measured = {
@@ -183,14 +176,23 @@ def _write_many(root: Path, images: int, side: int) -> None:
     (root / "masks.json").write_text(json.dumps(masks))
 
 
+def _toy_captions(world: Path, short_side: int, batch_size: int) -> CaptionDataModule:
+    """Return a datamodule of toy scenes whose nouns are already extracted."""
+    captions = world / "annotations" / "captions_train2017.json"
+    data = CaptionDataModule(world / "train2017", captions, short_side=short_side, batch_size=batch_size)
+    data.prepare_data()
+    data.setup("predict")
+    return data
+
+
 def _shares_pairs(first: Path, second: Path) -> float:
-    """Share of the pairs that have the same mask in both stores; equal numbers are not to be had from other sums."""
+    """Return the share of pairs with the same mask in both stores; their numbers differ by rounding."""
     masks = [{(pair.image_id, pair.noun): pair.counts for pair in read_pairs(store)} for store in (first, second)]
     assert masks[0].keys() == masks[1].keys()
     return sum(masks[0][key] == masks[1][key] for key in masks[0]) / len(masks[0])
 
 
-def _singly(batch: CaptionBatch) -> list[CaptionBatch]:
+def _split(batch: CaptionBatch) -> list[CaptionBatch]:
     lists = (batch.images, batch.sizes, batch.names, batch.image_ids, batch.nouns, batch.caption_ids)
     return [CaptionBatch(*([item] for item in items), None) for items in zip(*lists, strict=True)]  # type: ignore[arg-type]
 

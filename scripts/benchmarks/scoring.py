@@ -36,19 +36,19 @@ def scoring(
     threads: int = 1,
     device: str = "cpu",
 ) -> None:
-    """Time the best class of every pixel from 100 proposals: argmax of all scores, and in bands along the borders.
+    """Time the labels of 100 proposals: the argmax of all scores, and ours, in bands along the borders of segments.
 
-    Each case runs in a process of its own; its memory is the peak beyond what the process had with its masks and
-    scores. Each sees drawn masks: 16 x 16 smooth blobs, which leave segments like those of photographs, and for ours
-    also 160 x 160, hardly larger than a pixel of the network's masks, its worst case.
+    Each case runs in a separate process; its memory is the peak beyond that of the masks and scores. The masks are
+    random: 16 x 16 smooth blobs, which give segments like those of photographs, and for ours also 160 x 160, its worst
+    case, in which blobs are hardly larger than a pixel of the network's masks.
 
     Args:
-        classes: K.
-        size: height and width of a large answer.
-        network: at which the masks of the large answer are known.
-        small: height and width of an answer at the resolution of its masks.
-        naive: whether all scores are computed for the large answer, too; at its default size that takes 12 GB or more.
-        threads: of the processor.
+        classes: number of classes.
+        size: height and width of the large label map.
+        network: height and width of the masks behind the large label map.
+        small: height and width of a label map that has the resolution of its masks.
+        naive: also compute all scores for the large label map, which takes 12 GB or more at its default size.
+        threads: CPU threads.
         device: cpu or cuda.
     """
     cases = [Case("naive", small, small, 16), Case("ours", small, small, 16), Case("ours", network, size, 16)]

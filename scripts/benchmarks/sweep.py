@@ -41,15 +41,15 @@ def sweep(
 ) -> None:
     """Time one image through proposals, CLIP, scoring and metrics: 1 setting, 5 weights, and 5 weights x 3 thresholds.
 
-    The proposals are by the paper's MaskFormer with R101c. The text features are random, since a run makes them once.
+    The proposals come from the paper's MaskFormer with R101c. Text features are random, as a run computes them once.
 
     Args:
-        model: a name of open_clip; all weights are random.
-        classes: K.
-        proposals: regions that CLIP looks at.
-        network: height and width of the image as the networks see it.
-        size: height and width of the answer.
-        threads: of the processor.
+        model: an open_clip model name; all weights are random.
+        classes: number of classes.
+        proposals: number of regions for CLIP.
+        network: height and width of the image at network resolution.
+        size: height and width of the label map.
+        threads: CPU threads.
         device: cpu or cuda.
     """
     torch.set_num_threads(threads)

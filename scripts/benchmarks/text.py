@@ -24,11 +24,11 @@ def text(
     """Time text features of ADE20K's class names: full context, cut to a batch's longest prompt, and from the cache.
 
     Args:
-        model: a name of open_clip; weights are random.
+        model: an open_clip model name; weights are random.
         classes: how many of the 150 names, spread over the list.
         templates: see `ovseg.models.PROMPT_TEMPLATES`.
         batch_size: sentences that go through the tower at once.
-        threads: of the processor.
+        threads: CPU threads.
         device: cpu or cuda.
     """
     torch.set_num_threads(threads)
