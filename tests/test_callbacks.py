@@ -1,4 +1,4 @@
-"""Files that callbacks write besides a run's metrics."""
+"""Tests of label maps, overlays and the seeding of training steps."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ QUIET = {"accelerator": "cpu", "devices": 1, "logger": False, "enable_progress_b
 # Pictures
 
 
-def test_labels_survive_in_eight_bits(tmp_path: Path) -> None:
+def test_labels_survive_a_round_trip_in_eight_bits(tmp_path: Path) -> None:
     labels = np.array([[0, 3], [255, 7]])
     label_image(labels, 256).save(tmp_path / "labels.png")
     with Image.open(tmp_path / "labels.png") as image:
@@ -31,19 +31,19 @@ def test_labels_survive_in_eight_bits(tmp_path: Path) -> None:
         assert np.array_equal(np.asarray(image.convert("RGB")), palette(256)[labels])
 
 
-def test_labels_survive_in_sixteen_bits(tmp_path: Path) -> None:
+def test_labels_survive_a_round_trip_in_sixteen_bits(tmp_path: Path) -> None:
     labels = np.array([[0, 3], [846, 300]])
     label_image(labels, 847).save(tmp_path / "labels.png")
     with Image.open(tmp_path / "labels.png") as image:
         assert np.array_equal(np.asarray(image), labels)
 
 
-def test_colours_of_24_classes_can_be_told_apart() -> None:
+def test_colours_of_24_classes_are_distinguishable() -> None:
     colours = palette(24).astype(int)
     assert min(np.abs(first - second).sum() for first, second in combinations(colours, 2)) >= 60
 
 
-def test_more_classes_keep_the_colours_of_fewer() -> None:
+def test_colours_do_not_depend_on_the_number_of_classes() -> None:
     assert np.array_equal(palette(200)[:24], palette(24))
 
 
@@ -57,23 +57,23 @@ def test_more_classes_keep_the_colours_of_fewer() -> None:
         ((1, 3000), (1, 1600)),
     ],
 )
-def test_overlays_are_for_people_to_look_at(size: tuple[int, int], expected: tuple[int, int]) -> None:
+def test_overlays_have_a_viewable_size(size: tuple[int, int], expected: tuple[int, int]) -> None:
     assert OVERLAY_SIDES == (512, 1600)
     labels = np.zeros(size[::-1], dtype=np.int64)
     picture = overlay(Image.new("RGB", size), labels, ["sky"])
-    assert picture.height == max(expected[1], 38)  # a line of the legend
+    assert picture.height == max(expected[1], 38)  # one line of the legend
     assert 60 <= picture.width - expected[0] <= 250
 
 
-def test_legend_has_the_classes_that_occur_the_largest_first() -> None:
+def test_the_legend_lists_the_classes_present_by_area() -> None:
     labels = np.array([[2] * 60 + [0] * 40] * 100)
     picture = overlay(Image.new("RGB", (100, 100), "white"), labels, ["a cat", "a dog", "the sky"])
-    column = np.asarray(picture)[:, 512 + 20]  # through the squares of colour
-    shown = [tuple(row) for row in column if tuple(row) not in ((255, 255, 255), (0, 0, 0))]
-    assert list(dict.fromkeys(shown)) == [tuple(palette(3)[2]), tuple(palette(3)[0])]
+    column = np.asarray(picture)[:, 512 + 20]  # runs through the legend's coloured squares
+    colours = [tuple(row) for row in column if tuple(row) not in ((255, 255, 255), (0, 0, 0))]
+    assert list(dict.fromkeys(colours)) == [tuple(palette(3)[2]), tuple(palette(3)[0])]
 
 
-def test_overlay_mixes_the_image_with_the_colour_of_its_class() -> None:
+def test_overlays_blend_the_image_with_the_class_colours() -> None:
     labels = np.array([[0] * 300 + [1] * 300] * 600)
     picture = np.asarray(overlay(Image.new("RGB", (600, 600), (100, 100, 100)), labels, ["left", "right"]))
     for column, index in ((10, 0), (590, 1)):
@@ -85,7 +85,7 @@ def test_overlay_mixes_the_image_with_the_colour_of_its_class() -> None:
 
 
 class Drawing(L.LightningModule):
-    """Keeps what its steps draw."""
+    """Records the random numbers that its steps draw."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -100,7 +100,7 @@ class Drawing(L.LightningModule):
         return torch.optim.SGD(self.parameters(), 0.1)
 
 
-def test_what_a_step_draws_does_not_depend_on_what_was_drawn_before() -> None:
+def test_the_numbers_a_step_draws_do_not_depend_on_earlier_draws() -> None:
     def drawn(before: int, seed: int = 0) -> list[float]:
         L.seed_everything(seed)
         torch.rand(before)

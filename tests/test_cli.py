@@ -269,7 +269,7 @@ def test_an_answer_never_replaces_an_image(tmp_path: Path, capsys: pytest.Captur
         Image.new("RGB", (12, 8), "red").save(tmp_path / f"{name}.png")
     before = {file: file.read_bytes() for file in tmp_path.iterdir()}
     words = ["segment", "--model", "toy", "--images", str(tmp_path), "--vocabulary", "sky", "--out", str(tmp_path)]
-    assert "a_overlay.png is one of the images and would be replaced" in refusal(capsys, *words)
+    assert "a_overlay.png is one of the images and would be overwritten" in refusal(capsys, *words)
     assert {file: file.read_bytes() for file in before} == before
 
 

@@ -90,9 +90,8 @@ def test_mining_into_folders_that_nodes_do_not_share_is_refused(world: World, tm
     ended = nodes.run(tmp_path, *([*world.mine, "--out", tmp_path / name] for name in ("first", "second")))
     for one, name in zip(ended, ("first", "second"), strict=True):
         assert one.code == 2 and "Traceback" not in one.said
-        sentence = (
-            f"process 2 of 2 has another {tmp_path / name} than the first; give --out a folder that all nodes share"
-        )
+        reason = f"process 2 of 2 does not see the first process's {tmp_path / name}"
+        sentence = f"{reason}; give --out a folder that all nodes share"
         assert f"ovseg: {sentence}\n" in one.said
     assert files(tmp_path / "first") == files(world.root / "pairs") and not files(tmp_path / "second")
 
@@ -137,16 +136,16 @@ def test_going_on_from_what_one_node_does_not_see_is_refused(world: World, tmp_p
     words = [[*world.fit, "--ckpt_path", "last", *place(folder)] for folder in (world.root / "fit", tmp_path / "fit")]
     for one in nodes.run(tmp_path, *words):
         assert one.code == 2 and "Traceback" not in one.said
-        assert "ovseg: not every process sees the checkpoint to go on from (" in one.said
+        assert "ovseg: not every process sees the checkpoint to resume from (" in one.said
 
 
 def test_waiting_is_said_and_ends(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     store = PairStore(tmp_path / "pairs", {})
     store.begin(2)
     store.write(0, [], ShardLog(1, []))
-    with pytest.raises(InputError, match="and none has come for 1 s: another process has ended") as refused:
+    with pytest.raises(InputError, match="and none was written for 1 s: another process has ended") as refused:
         wait_for_others(store, patience=1)
     assert str(refused.value).startswith(f"1 shards are missing in {tmp_path / 'pairs'}, ")
-    assert capsys.readouterr().err == "this process is done and waits for 1 shards of others\n"
+    assert capsys.readouterr().err == "this process has finished; waiting for 1 shards of other processes\n"
     store.write(1, [], ShardLog(1, []))
     wait_for_others(store, patience=0)

@@ -404,8 +404,8 @@ def test_what_ends_in_mine_test_and_segment_is_kept(runs: Runs, capsys: pytest.C
     finished = len(list((runs.root / "ended-out").glob("*_segments.json")))
     assert finished <= 1
     ovseg(*words)
-    before = ", 1 were there already" if finished else ""
-    assert f"{VAL - finished} images segmented into {runs.root / 'ended-out'}{before}" in capsys.readouterr().out
+    skipped = ", 1 already complete" if finished else ""
+    assert f"{VAL - finished} images segmented into {runs.root / 'ended-out'}{skipped}" in capsys.readouterr().out
 
 
 def test_a_job_that_slurm_requeues_goes_on_from_the_newest_state(
@@ -489,7 +489,10 @@ def test_a_full_disk_ends_the_run_in_a_sentence(runs: Runs, capsys: pytest.Captu
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     last = runs.root / "full" / "last.ckpt"
     assert stopped.value.code == 2
-    assert f"ovseg: {last} cannot be written (File too large); what was there before" in capsys.readouterr().err
+    assert (
+        f"ovseg: {last} cannot be written (File too large), and the previous checkpoint is unchanged"
+        in capsys.readouterr().err
+    )
     assert torch.load(last, weights_only=True)["global_step"] == 3  # of the validation
     assert not list(last.parent.glob(".*"))
     assert same(weights(runs.fit_proposals("full", *UNLOGGED, "--ckpt_path", last)), weights(runs.root / "proposals"))

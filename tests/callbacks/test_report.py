@@ -1,4 +1,4 @@
-"""The report of `ovseg test`."""
+"""Tests of the report of `ovseg test`."""
 
 from __future__ import annotations
 
@@ -28,15 +28,15 @@ from tests import tiny
 from tests.stages import CONF, ovseg
 from tests.tasks.data import trainer
 
-# What it is made of
+# Parts of the report
 
 
 def test_iou_of_an_image_by_hand() -> None:
     labels = torch.tensor([[0, 0, 2], [2, 2, 255]])
-    found = torch.tensor([[0, 3, 2], [2, 0, 1]])
-    # 0: 1 of 3 pixels, 2: 2 of 3, 3: 0 of 1; 1 is where nothing is labelled
-    assert float(image_iou(found, labels, 4, 255)) == pytest.approx((1 / 3 + 2 / 3 + 0) / 3)
-    assert math.isnan(image_iou(found, torch.full((2, 3), 65535), 4, 65535))
+    preds = torch.tensor([[0, 3, 2], [2, 0, 1]])
+    # intersection over union is 1 / 3 for class 0, 2 / 3 for class 2 and 0 / 1 for class 3; class 1 is not labelled
+    assert float(image_iou(preds, labels, 4, 255)) == pytest.approx((1 / 3 + 2 / 3 + 0) / 3)
+    assert math.isnan(image_iou(preds, torch.full((2, 3), 65535), 4, 65535))
 
 
 @pytest.mark.parametrize(
@@ -50,7 +50,8 @@ def test_iou_of_an_image_by_hand() -> None:
 )
 def test_images_are_chosen_by_rank(images: int, expected: dict[str, str]) -> None:
     scores = [ImageScore(str(index), index / 10) for index in range(images)] + [ImageScore("unlabelled", math.nan)]
-    assert {group: "".join(one.name for one in found) for group, found in choose(scores[::-1]).items()} == expected
+    names = {group: "".join(score.name for score in chosen) for group, chosen in choose(scores[::-1]).items()}
+    assert names == expected
 
 
 def test_confusions_are_ranked_by_pixels() -> None:
@@ -60,12 +61,12 @@ def test_confusions_are_ranked_by_pixels() -> None:
     assert confusions(counts, "abc", limit=1) == expected[:1]
 
 
-# What a run leaves
+# Files of a run
 
 
 @pytest.fixture(scope="module")
 def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Four scenes, and a segmenter of random weights."""
+    """Write four scenes and a segmenter with random weights."""
     root = tmp_path_factory.mktemp("report")
     ovseg("toy", "--out", root / "world", "--scenes", 1, "--val_scenes", 4)
     tiny.segmenter(root / "clip", templates="single").save_pretrained(root / "segmenter")
@@ -74,7 +75,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def run(world: Path) -> tuple[Path, str]:
-    """The folder of a run on the command line, and what it printed."""
+    """Run `ovseg test`, and return the run folder and what was printed."""
     data = [
         "--data.images",
         world / "world" / "val2017",
@@ -85,13 +86,13 @@ def run(world: Path) -> tuple[Path, str]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("builtins.print", lambda *words, **_: printed.append(" ".join(map(str, words))))
         printed: list[str] = []
-        place = ["--trainer.default_root_dir", world / "run"]
-        ovseg("test", "--config", CONF / "toy" / "test.yaml", *data, *flags, *place)
+        root_dir = ["--trainer.default_root_dir", world / "run"]
+        ovseg("test", "--config", CONF / "toy" / "test.yaml", *data, *flags, *root_dir)
     return world / "run", "\n".join(printed)
 
 
 class Page(HTMLParser):
-    """Keeps what a page shows, and refuses one whose elements do not close."""
+    """Collects the links and texts of a page, and checks that its elements are closed."""
 
     def __init__(self, text: str) -> None:
         super().__init__()
@@ -113,7 +114,7 @@ class Page(HTMLParser):
         self.texts.append(data)
 
 
-def test_report_has_the_numbers_that_were_logged(run: tuple[Path, str]) -> None:
+def test_the_report_contains_the_logged_numbers(run: tuple[Path, str]) -> None:
     folder, printed = run
     report = json.loads((folder / "report.json").read_text())
     with next(folder.rglob("metrics.csv")).open() as lines:
@@ -133,11 +134,11 @@ def test_report_has_the_numbers_that_were_logged(run: tuple[Path, str]) -> None:
         "(union)",
         *(f"{100 * metrics[f'miou_union{group}']:.1f}" for group in ("", "_seen", "_unseen")),
     ] in [row[:5] for row in rows]
-    assert "test/miou_union" not in printed  # Lightning's own table would say it again
+    assert "test/miou_union" not in printed  # Lightning's own table is not printed
     assert printed.splitlines()[-2].endswith(", 32-true")
 
 
-def test_classes_add_up_to_the_metrics(run: tuple[Path, str]) -> None:
+def test_the_classes_are_consistent_with_the_metrics(run: tuple[Path, str]) -> None:
     folder, _ = run
     report = json.loads((folder / "report.json").read_text())
     with (folder / "per_class.csv").open() as lines:
@@ -146,17 +147,17 @@ def test_classes_add_up_to_the_metrics(run: tuple[Path, str]) -> None:
     present = [row for row in rows if row["iou"]]
     assert len(present) == report["classes_in_labels"] < 24
     assert sum(float(row["iou"]) for row in present) / len(present) == pytest.approx(report["metrics"]["miou_target"])
-    united = [row for row in rows if int(row["pixels"]) or int(row["predicted"])]
-    assert len(united) == report["classes_in_labels_or_predictions"]
-    right = sum(float(row["mask_accuracy"]) * int(row["regions"]) for row in present)
-    assert right / sum(int(row["regions"]) for row in rows) == pytest.approx(report["metrics"]["mask_accuracy"])
+    union = [row for row in rows if int(row["pixels"]) or int(row["predicted"])]
+    assert len(union) == report["classes_in_labels_or_predictions"]
+    correct = sum(float(row["mask_accuracy"]) * int(row["regions"]) for row in present)
+    assert correct / sum(int(row["regions"]) for row in rows) == pytest.approx(report["metrics"]["mask_accuracy"])
     pixels = sum(int(row["pixels"]) for row in rows)
     assert pixels == sum(int(row["predicted"]) for row in rows)
-    wrong = sum(row["pixels"] for row in report["confusions"])
-    assert 0 < wrong <= pixels * (1 - report["metrics"]["pacc"]) + 1
+    confused = sum(row["pixels"] for row in report["confusions"])
+    assert 0 < confused <= pixels * (1 - report["metrics"]["pacc"]) + 1
 
 
-def test_page_needs_nothing_else(run: tuple[Path, str]) -> None:
+def test_the_page_is_self_contained(run: tuple[Path, str]) -> None:
     folder, _ = run
     text = (folder / "report.html").read_text()
     page = Page(text)
@@ -197,4 +198,4 @@ def test_every_vocabulary_and_size_can_be_reported(case: str, world: Path, tmp_p
     assert [row["name"] for row in report["classes"]] == list(data.vocabulary.scored_names)
     text = (tmp_path / "run" / "report.html").read_text()
     assert len(Page(text).links) == 6 and "&lt;word&gt;" in text and "<word>" not in text
-    assert "<th>all</th><th>what it is</th>" in text  # nothing is known of seen classes
+    assert "<th>all</th><th>definition</th>" in text  # no columns for seen and unseen classes, which are unknown

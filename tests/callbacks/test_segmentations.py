@@ -1,4 +1,4 @@
-"""The output of `ovseg segment`, and how it resumes."""
+"""Tests of the files that `ovseg segment` writes, and of resuming."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def segmenter(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def photos(tmp_path: Path) -> Path:
-    """Three of different sizes."""
+    """Write three images of different sizes."""
     folder = tmp_path / "photos"
     folder.mkdir()
     for index, image in enumerate(tiny.images((30, 40), (41, 20), (25, 25))):
@@ -51,7 +51,7 @@ def words(segmenter: Path, photos: Path, out: Path, *more: object) -> list[str]:
 
 
 def files(out: Path) -> dict[str, bytes]:
-    """The answers in a folder."""
+    """Return the contents of the output files in a folder."""
     return {file.name: file.read_bytes() for file in sorted(out.iterdir()) if file.suffix in (".png", ".json")}
 
 
@@ -59,15 +59,15 @@ def times(out: Path) -> dict[str, int]:
     return {file.name: file.stat().st_mtime_ns for file in out.iterdir() if file.suffix in (".png", ".json")}
 
 
-def test_segments_are_the_labels_as_coco_reads_them(segmenter: Path, photos: Path, tmp_path: Path) -> None:
+def test_pycocotools_reads_the_labels_from_the_segments(segmenter: Path, photos: Path, tmp_path: Path) -> None:
     ovseg(*words(segmenter, photos, tmp_path / "out"))
-    several = 0
+    images_with_several_segments = 0
     for index, size in enumerate([(30, 40), (41, 20), (25, 25)]):
         with Image.open(tmp_path / "out" / f"{index}_labels.png") as image:
             labels = np.asarray(image)
         assert labels.shape == size
         data = COCO(str(tmp_path / "out" / f"{index}_segments.json"))
-        found = np.full(size, 255)
+        painted = np.full(size, 255)
         for annotation in data.loadAnns(data.getAnnIds()):
             mask = data.annToMask(annotation).astype(bool)
             rows, columns = mask.nonzero()
@@ -76,48 +76,46 @@ def test_segments_are_the_labels_as_coco_reads_them(segmenter: Path, photos: Pat
             assert (x, y) == (columns.min(), rows.min())
             assert (x + width, y + height) == (columns.max() + 1, rows.max() + 1)
             assert data.loadCats(annotation["category_id"])[0]["name"] == WORDS.split(", ")[annotation["category_id"]]
-            found[mask] = annotation["category_id"]
-        assert np.array_equal(found, labels)
+            painted[mask] = annotation["category_id"]
+        assert np.array_equal(painted, labels)
         assert data.loadImgs(1)[0]["file_name"] == f"{index}.png"
-        several += len(data.getAnnIds()) > 1
-    assert several
+        images_with_several_segments += len(data.getAnnIds()) > 1
+    assert images_with_several_segments
 
 
 class Stop(Callback):
-    """The user presses Ctrl-C at the second image."""
+    """Presses Ctrl-C at the second image."""
 
     def on_predict_batch_start(self, trainer: L.Trainer, module: L.LightningModule, batch: Any, index: int) -> None:
         if index == 1:
             raise KeyboardInterrupt
 
 
-def test_a_stopped_run_goes_on_where_it_was(segmenter: Path, photos: Path, tmp_path: Path, capsys: Capture) -> None:
-    whole, out = tmp_path / "whole", tmp_path / "out"
-    ovseg(*words(segmenter, photos, whole))
+def test_a_stopped_run_resumes(segmenter: Path, photos: Path, tmp_path: Path, capsys: Capture) -> None:
+    uninterrupted, out = tmp_path / "uninterrupted", tmp_path / "out"
+    ovseg(*words(segmenter, photos, uninterrupted))
     with pytest.raises(SystemExit):
         ovseg(*words(segmenter, photos, out, "--trainer.callbacks", "tests.callbacks.test_segmentations.Stop"))
     before = times(out)
     assert sorted(before) == ["0_labels.png", "0_overlay.png", "0_segments.json"]
 
-    (out / "1_labels.png").write_bytes(b"half")  # as a run that was killed could have left it
+    (out / "1_labels.png").write_bytes(b"half")  # like a file of a killed run
     capsys.readouterr()
     ovseg(*words(segmenter, photos, out))
-    assert (
-        "2 images segmented into" in (printed := capsys.readouterr().out)
-        and "1 were there already (32-true)" in printed
-    )
-    assert files(out) == files(whole)
+    printed = capsys.readouterr().out
+    assert "2 images segmented into" in printed and "1 already complete (32-true)" in printed
+    assert files(out) == files(uninterrupted)
     assert before.items() <= times(out).items()
 
     Image.new("RGB", (9, 9), "red").save(photos / "1.png")
     (out / "2_segments.json").write_text('{"info": 3}')
     before = times(out)
     ovseg(*words(segmenter, photos, out))
-    again = {name for name, time in times(out).items() if time != before[name]}
-    assert again == {name for name in before if name[0] in "12"}
+    rewritten = {name for name, time in times(out).items() if time != before[name]}
+    assert rewritten == {name for name in before if name[0] in "12"}
 
 
-def test_answers_of_another_network_setting_or_vocabulary_are_others(tmp_path: Path) -> None:
+def test_the_fingerprint_changes_with_network_settings_and_vocabulary(tmp_path: Path) -> None:
     network, words = tiny.segmenter(tmp_path / "clip"), Vocabulary(("cat", "sky"))
     first = fingerprint(network, words, 1)
     network.save_pretrained(tmp_path / "model")
@@ -138,7 +136,7 @@ def test_answers_of_another_network_setting_or_vocabulary_are_others(tmp_path: P
 
 
 @pytest.mark.parametrize("change", ["order", "last digit"])
-def test_weights_that_add_up_to_the_same_are_others(change: str, tmp_path: Path) -> None:
+def test_the_fingerprint_changes_with_order_and_last_digit_of_the_weights(change: str, tmp_path: Path) -> None:
     network, words = tiny.segmenter(tmp_path / "clip"), Vocabulary(("cat", "sky"))
     first, weight = fingerprint(network, words), network.proposer.query_head[0].weight.data
     if change == "order":
@@ -148,12 +146,12 @@ def test_weights_that_add_up_to_the_same_are_others(change: str, tmp_path: Path)
     assert fingerprint(network, words) != first
 
 
-def test_broken_images_are_listed_and_the_others_done(
+def test_broken_images_are_listed_and_the_others_segmented(
     segmenter: Path, photos: Path, tmp_path: Path, capsys: Capture
 ) -> None:
     (photos / "0.png").write_text("hello")
     (photos / "1.png").write_bytes((photos / "2.png").read_bytes()[:70])
-    for workers in (1, 0):  # the second time only they are left
+    for workers in (1, 0):  # the second run has only the broken images left
         capsys.readouterr()
         with pytest.raises(SystemExit) as stopped:
             ovseg(*words(segmenter, photos, tmp_path / "out", "--data.num_workers", workers))
@@ -165,26 +163,26 @@ def test_broken_images_are_listed_and_the_others_done(
         assert sorted(files(tmp_path / "out")) == ["2_labels.png", "2_overlay.png", "2_segments.json"]
 
 
-def test_two_processes_go_on_with_what_one_began(segmenter: Path, photos: Path, tmp_path: Path) -> None:
+def test_two_processes_resume_the_run_of_one(segmenter: Path, photos: Path, tmp_path: Path) -> None:
     ovseg(*words(segmenter, photos, tmp_path / "one"))
     shutil.copytree(tmp_path / "one", tmp_path / "two")
     (tmp_path / "two" / "1_overlay.png").unlink()
-    (photos / "3.png").write_text("hello")  # for the second process, and the first one tells
+    (photos / "3.png").write_text("hello")  # read by the second process, reported by the first
     ddp = ["--trainer.devices", 2, "--trainer.strategy", "ddp"]
     environment = {**os.environ, "PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1"}
     command = [sys.executable, "-m", "ovseg", *words(segmenter, photos, tmp_path / "two", *ddp)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=240, env=environment, check=False)
     assert done.returncode == 1 and "MEMBER: 2/2" in done.stderr, done.stderr
     assert done.stderr.count("1 images could not be used:") == 1 and "3.png is not an image" in done.stderr
-    assert "1 images segmented into" in done.stdout and "2 were there already" in done.stdout
+    assert "1 images segmented into" in done.stdout and "2 already complete" in done.stdout
     assert files(tmp_path / "two") == files(tmp_path / "one")
 
 
-def test_predict_is_segment(segmenter: Path, photos: Path, tmp_path: Path) -> None:
+def test_predict_is_an_alias_of_segment(segmenter: Path, photos: Path, tmp_path: Path) -> None:
     ovseg("predict", *words(segmenter, photos / "0.png", tmp_path / "out")[1:])
     assert len(files(tmp_path / "out")) == 3
 
 
-def test_only_a_segmentation_is_written(tmp_path: Path) -> None:
+def test_tasks_other_than_segmentation_are_refused(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"not a LightningModule; see conf/segment\.yaml"):
         SegmentationWriter(tmp_path).setup(L.Trainer(logger=False), L.LightningModule(), "predict")

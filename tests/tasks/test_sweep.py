@@ -111,7 +111,7 @@ def test_the_best_setting_is_that_of_the_metric() -> None:
 
 def test_a_sweep_without_labels_has_no_best_setting(tmp_path: Path) -> None:
     undefined = {setting: {"miou_union": float("nan")} for setting in RESULTS}
-    with pytest.raises(InputError, match="miou_union is not defined, as no pixel has a label"):
+    with pytest.raises(InputError, match="miou_union is undefined because no pixel is labelled"):
         best_setting(undefined, "miou_union")
 
 
@@ -152,7 +152,7 @@ def test_the_command_writes_a_table_and_a_picture(
     printed = capsys.readouterr().out
     flag = f"--model.ensemble_weight {best['ensemble_weight']} --model.mask_threshold {best['mask_threshold']}"
     assert f"best: {100 * float(best['pacc']):.2f} with {flag}" in printed
-    assert "choose on held-out data" in printed
+    assert "use held-out data instead" in printed
     assert "sweep.png (32-true)\n" in printed
     with Image.open(tmp_path / "sweep.png") as picture:
         assert min(picture.size) > 200

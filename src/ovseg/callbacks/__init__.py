@@ -1,4 +1,4 @@
-"""What leaves a run beside its metrics; plots live here and nowhere else."""
+"""Everything a run produces besides its metrics: checkpoints, stores, segmentations, reports and plots."""
 
 from __future__ import annotations
 

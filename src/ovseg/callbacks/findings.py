@@ -1,4 +1,4 @@
-"""What a test found, as plain numbers, and as a table to print."""
+"""The results of a test as plain numbers, and as a table to print."""
 
 from __future__ import annotations
 
@@ -9,27 +9,27 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-METRICS = {  # name → title, and what it is
-    "miou_union": ("mIoU (union)", "mean IoU of the classes in labels or predictions"),
-    "miou_target": ("mIoU (target)", "mean IoU of the classes in labels"),
-    "fwiou": ("fwIoU", "IoU weighted by the pixels of each class"),
-    "macc": ("mAcc", "mean over the classes in labels of the share of their pixels that is right"),
-    "pacc": ("pAcc", "share of pixels that is right"),
-    "mask_accuracy": ("mask accuracy", "share of ground-truth regions that CLIP alone names right"),
+METRICS = {  # name → title and definition
+    "miou_union": ("mIoU (union)", "mean IoU over the classes in labels or predictions"),
+    "miou_target": ("mIoU (target)", "mean IoU over the classes in labels"),
+    "fwiou": ("fwIoU", "IoU weighted by the labelled pixels of each class"),
+    "macc": ("mAcc", "mean pixel accuracy over the classes in labels"),
+    "pacc": ("pAcc", "share of correct pixels"),
+    "mask_accuracy": ("mask accuracy", "share of ground-truth regions that CLIP alone classifies correctly"),
     "proposal_recall": ("proposal recall", "mean over ground-truth segments of the best proposal's IoU"),
 }
-GROUPS = ("seen", "unseen", "harmonic")  # classes that training had, that it had not, harmonic mean of both
+GROUPS = ("seen", "unseen", "harmonic")  # classes in the training data, classes not in it, harmonic mean of both
 
 
 class ImageScore(NamedTuple):
-    """How well one image was segmented."""
+    """The score of one image."""
 
     name: str
-    iou: float  # mean over the classes in its labels or its answer; NaN where it has no labels
+    iou: float  # mean over the classes in its labels or prediction; NaN for an unlabelled image
 
 
 class ClassRow(NamedTuple):
-    """What became of one class; fractions are NaN where there is nothing to count."""
+    """The results of one class; fractions are NaN if nothing was counted."""
 
     name: str
     seen: bool | None
@@ -42,16 +42,16 @@ class ClassRow(NamedTuple):
 
 
 class Confusion(NamedTuple):
-    """Pixels of one class that were taken for another."""
+    """Pixels of one class that were predicted as another."""
 
     label: str
     predicted: str
     pixels: int
-    share: float  # of the pixels with this label
+    share: float  # fraction of the pixels with this label
 
 
 class Findings(NamedTuple):
-    """Everything that a report says in words and numbers."""
+    """The content of a report."""
 
     data: str
     metrics: dict[str, float]  # fractions
@@ -61,8 +61,8 @@ class Findings(NamedTuple):
     classes: list[ClassRow]
     confusions: list[Confusion]
     chosen: dict[str, list[ImageScore]]  # best, median, worst
-    images_per_second: float  # from the first image to the last, reading and counting included
-    peak_memory_mib: float  # of one process: of its GPU, or of the whole process where there is none
+    images_per_second: float  # from the first image to the last, including reading and scoring
+    peak_memory_mib: float  # of one process: GPU memory, or main memory without a GPU
     device: str
     processes: int
     settings: dict[str, Any]
@@ -71,49 +71,63 @@ class Findings(NamedTuple):
 
     @property
     def title(self) -> str:
-        """The data, and what an oracle said of it."""
+        """The name of the data, and the oracle if there is one."""
         oracle = self.settings["oracle"]
         return f"{self.data}, oracle {oracle}" if oracle else self.data
 
 
-def image_iou(found: Tensor, labels: Tensor, classes: int, ignore_index: int) -> Tensor:
-    """Mean IoU of one image over the classes in its labels or its answer, where it is labelled; NaN without labels.
+def image_iou(preds: Tensor, labels: Tensor, classes: int, ignore_index: int) -> Tensor:
+    """Return the mean IoU of one image over the classes in its labels or prediction, NaN without labels.
 
-    A number on the images' device, for which the host does not wait.
+    Args:
+        preds: (H, W) class indices.
+        labels: (H, W) class indices or `ignore_index`.
+
+    Returns:
+        A scalar on the labels' device; the host does not wait for it.
     """
-    counted = labels.flatten() != ignore_index
-    found, labels = found.flatten().where(counted, 0), labels.flatten().where(counted, 0)
-    hit, in_found, in_labels = (
-        torch.zeros(classes, dtype=torch.int64, device=labels.device).index_add_(0, places, (counted & chosen).long())
-        for places, chosen in ((labels, found == labels), (found, counted), (labels, counted))
+    labelled = labels.flatten() != ignore_index
+    preds, labels = preds.flatten().where(labelled, 0), labels.flatten().where(labelled, 0)
+    correct, in_preds, in_labels = (
+        torch.zeros(classes, dtype=torch.int64, device=labels.device).index_add_(0, indices, (labelled & mask).long())
+        for indices, mask in ((labels, preds == labels), (preds, labelled), (labels, labelled))
     )
-    union = in_found + in_labels - hit
-    return (hit.double() / union.clamp(min=1)).sum() / (union > 0).sum()
+    union = in_preds + in_labels - correct
+    return (correct.double() / union.clamp(min=1)).sum() / (union > 0).sum()
 
 
 def choose(scores: Sequence[ImageScore], count: int = 3) -> dict[str, list[ImageScore]]:
-    """The images with the best, median and worst IoU, so many of each or a third of all; best and worst come first."""
+    """Choose images with the best, median and worst IoU: `count` of each, at most a third of all.
+
+    The best group starts with the best image, and the worst group with the worst.
+    """
     ranked = sorted((score for score in scores if not math.isnan(score.iou)), key=lambda score: (score.iou, score.name))
     count = min(count, max(len(ranked) // 3, 1))
     middle = (len(ranked) - count) // 2
-    chosen = {"best": ranked[::-1][:count], "median": ranked[middle : middle + count], "worst": ranked[:count]}
-    return chosen if ranked else {}
+    groups = {"best": ranked[::-1][:count], "median": ranked[middle : middle + count], "worst": ranked[:count]}
+    return groups if ranked else {}
 
 
 def confusions(counts: Tensor, names: Sequence[str], limit: int = 20) -> list[Confusion]:
-    """The most frequent confusions of a matrix (K, K) of pixels, true by predicted class."""
-    pairs = counts.nonzero()  # (N, 2), few where there are many classes
+    """Return the most frequent confusions.
+
+    Args:
+        counts: (K, K) pixels of true by predicted class.
+        names: K class names.
+        limit: maximum number of confusions.
+    """
+    pairs = counts.nonzero()  # (N, 2); sparse if there are many classes
     pairs = pairs[pairs[:, 0] != pairs[:, 1]]
-    pixels, places = counts[pairs[:, 0], pairs[:, 1]].topk(min(limit, len(pairs)))
+    pixels, order = counts[pairs[:, 0], pairs[:, 1]].topk(min(limit, len(pairs)))
     totals = counts.sum(dim=1)
     return [
         Confusion(names[label], names[predicted], amount, amount / int(totals[label]))
-        for amount, (label, predicted) in zip(pixels.tolist(), pairs[places].tolist(), strict=True)
+        for amount, (label, predicted) in zip(pixels.tolist(), pairs[order].tolist(), strict=True)
     ]
 
 
 def table(findings: Findings) -> str:
-    """The findings for a terminal, in per cent."""
+    """Return the metrics in per cent, as a table for a terminal."""
     metrics = findings.metrics
     groups = [group for group in GROUPS if any(name.endswith(f"_{group}") for name in metrics)]
     rows = [[title, *_cells(metrics, name, groups)] for name, (title, _) in METRICS.items() if name in metrics]
@@ -122,23 +136,23 @@ def table(findings: Findings) -> str:
     ]
     return "\n".join(
         [
-            f"{findings.title}: {findings.images:,} images; of {len(findings.classes)} classes "
+            f"{findings.title}: {findings.images:,} images; {len(findings.classes)} classes, "
             f"{findings.classes_in_labels} in labels, {findings.classes_in_labels_or_predictions} in labels or "
             "predictions",
             *(line.rstrip() for line in lines),
-            f"{findings.images_per_second:.2f} images/s, peak memory {findings.peak_memory_mib:,.0f} MiB a process, "
+            f"{findings.images_per_second:.2f} images/s, peak memory {findings.peak_memory_mib:,.0f} MiB per process, "
             f"{findings.processes} × {findings.device}, {findings.settings['precision']}",
         ]
     )
 
 
 def _cells(metrics: Mapping[str, float], name: str, groups: Sequence[str]) -> list[str]:
-    """A metric over all classes and over each group, as text."""
+    """Format a metric over all classes and over each group."""
     return [per_cent(metrics.get(key)) for key in (name, *(f"{name}_{group}" for group in groups))]
 
 
 def per_cent(fraction: float | None) -> str:
-    """With one decimal; a dash where there was nothing to count, and nothing where it is not defined."""
+    """Format a fraction in per cent with one decimal; NaN becomes a dash, and None an empty string."""
     if fraction is None:
         return ""
     return "–" if math.isnan(fraction) else f"{100 * fraction:.1f}"

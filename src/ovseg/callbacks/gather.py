@@ -1,4 +1,4 @@
-"""What every process found, brought together."""
+"""Gather objects from all processes."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ from typing import Any
 from torch import distributed
 
 
-def gathered(part: Any) -> list[Any]:
-    """The parts of all processes, in their order; every one of them has to ask."""
+def gather_objects(part: Any) -> list[Any]:
+    """Return the objects of all processes in the order of their ranks; every process must call this."""
     if not (distributed.is_available() and distributed.is_initialized()):
         return [part]
     parts: list[Any] = [None] * distributed.get_world_size()

@@ -1,4 +1,4 @@
-"""The store of region-text pairs that mining leaves."""
+"""Write the region-text pairs of mining to a store."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import lightning as L
 from lightning.pytorch.callbacks import Callback
 from tqdm import tqdm
 
-from ovseg.callbacks.gather import gathered
+from ovseg.callbacks.gather import gather_objects
 from ovseg.data.pairs import PairStore, ShardLog
 from ovseg.structures import CaptionBatch, InputError, RegionTextPair
 
@@ -19,22 +19,22 @@ if TYPE_CHECKING:
 
 
 class PairsWriter(Callback):
-    """Writes what a `MiningTask` predicts to a store of pairs, a shard when its last batch has come.
+    """Write the predictions of a `MiningTask` to a store of pairs, one shard at a time.
 
-    Shards that are there already are not read again; the processes share the others. The progress is that of the first
-    process, in the place of the Trainer's own.
+    Complete shards are skipped, and the processes share the others. A progress bar for the first process replaces the
+    Trainer's.
 
     Args:
-        store: where the pairs go.
+        store: the store to write.
 
     Raises:
-        InputError: processes write to different folders of that name; before anything is mined.
+        InputError: the processes see different folders at the store's path; raised before anything is mined.
     """
 
     def __init__(self, store: PairStore) -> None:
         self.store = store
-        self.shown = False
-        self.longest = 0.0  # seconds that a shard took
+        self.show_progress = False
+        self.longest = 0.0  # seconds of the slowest shard so far
         self._begin_shard()
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
@@ -42,19 +42,21 @@ class PairsWriter(Callback):
         if trainer.world_size > 1:
             self._check_shared(trainer)
         pending = self.store.begin(len(data.shards)) if trainer.is_global_zero else []
-        # one process has looked, since another may be at work by the time the last would look
+        # one process decides, since others may have written shards by the time the last one looks
         self.pending: list[int] = trainer.strategy.broadcast(pending)
         data.configure(pending=self.pending)
         if bar := trainer.progress_bar_callback:
             bar.disable()
-            self.shown = trainer.is_global_zero
+            self.show_progress = trainer.is_global_zero
 
     def on_predict_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         data: CaptionDataModule = trainer.datamodule  # type: ignore[attr-defined]
         own = self.pending[trainer.global_rank :: trainer.world_size]
         images = sum(len(batch) for shard in own for batch in data.shards.batches(shard))
-        many = f", process 1 of {trainer.world_size}" if trainer.world_size > 1 else ""
-        self.bar = tqdm(desc=f"mining{many}", total=images, unit=" images", disable=not self.shown, dynamic_ncols=True)
+        process = f", process 1 of {trainer.world_size}" if trainer.world_size > 1 else ""
+        self.bar = tqdm(
+            desc=f"mining{process}", total=images, unit=" images", disable=not self.show_progress, dynamic_ncols=True
+        )
         self.mined = 0
 
     def on_predict_batch_end(
@@ -70,7 +72,7 @@ class PairsWriter(Callback):
         self.faults += batch.faults
         self.images += len(batch.images) + len(batch.faults)
         for fault in batch.faults:
-            tqdm.write(f"left out: {fault}")
+            tqdm.write(f"skipped: {fault}")
         if batch.ends_shard:
             self._write_shard(batch.shard)
         self.mined += len(outputs)
@@ -82,53 +84,53 @@ class PairsWriter(Callback):
         self.bar.close()
 
     def _write_shard(self, shard: int) -> None:
-        if len(self.faults) == self.images:  # not a few broken files: a disk is gone, or the folder is another one
+        if len(self.faults) == self.images:  # more than a few broken files: the disk or the folder is wrong
             raise InputError(
                 f"none of the {self.images} images of shard {shard} can be used, the first: {self.faults[0]}; "
-                "mend that and run the same command again: it goes on after the shards that are there"
+                "fix this and rerun the same command to write the missing shards"
             )
         self.store.write(shard, self.pairs, ShardLog(self.images, self.faults))
-        self.longest = max(self.longest, monotonic() - self.begun)
+        self.longest = max(self.longest, monotonic() - self.started)
         self._begin_shard()
 
     def _begin_shard(self) -> None:
         self.pairs: list[RegionTextPair] = []
         self.faults: list[str] = []
         self.images = 0
-        self.begun = monotonic()
+        self.started = monotonic()
 
     def _check_shared(self, trainer: L.Trainer) -> None:
-        mark = trainer.strategy.broadcast(self.store.create_marker() if trainer.is_global_zero else "")
-        seen = gathered((self.store.folder / mark).is_file())
+        marker = trainer.strategy.broadcast(self.store.create_marker() if trainer.is_global_zero else "")
+        visible = gather_objects((self.store.folder / marker).is_file())
         if trainer.is_global_zero:
-            (self.store.folder / mark).unlink()
-        if not all(seen):
+            (self.store.folder / marker).unlink()
+        if not all(visible):
             raise InputError(
-                f"process {seen.index(False) + 1} of {len(seen)} has another {self.store.folder} than the first; give "
-                "--out a folder that all nodes share"
+                f"process {visible.index(False) + 1} of {len(visible)} does not see the first process's "
+                f"{self.store.folder}; give --out a folder that all nodes share"
             )
 
 
 def wait_for_others(store: PairStore, patience: float) -> None:
-    """Until the other processes have written their shards; say how many are awaited whenever one has come.
+    """Wait until the other processes have written their shards, and print how many are missing whenever that changes.
 
-    No barrier, since the slowest process may take longer than those wait.
+    This polls instead of using a barrier, because the slowest process may take longer than a barrier's timeout.
 
     Args:
-        store: that they write to.
-        patience: seconds without a shard after which they are given up.
+        store: the store that the processes write to.
+        patience: seconds without a new shard after which to give up.
 
     Raises:
-        InputError: they are.
+        InputError: no shard was written for `patience` seconds.
     """
-    known, since = -1, monotonic()
+    remaining, since = -1, monotonic()
     while missing := store.missing():
-        if len(missing) != known:
-            known, since = len(missing), monotonic()
-            tqdm.write(f"this process is done and waits for {known} shards of others", file=sys.stderr)
+        if len(missing) != remaining:
+            remaining, since = len(missing), monotonic()
+            tqdm.write(f"this process has finished; waiting for {remaining} shards of other processes", file=sys.stderr)
         elif monotonic() - since > patience:
             raise InputError(
-                f"{known} shards are missing in {store.folder}, and none has come for {patience:.0f} s: another "
-                "process has ended or hangs; end it and run the same command again, which mines these alone"
+                f"{remaining} shards are missing in {store.folder}, and none was written for {patience:.0f} s: another "
+                "process has ended or hangs; end it and rerun the same command, which mines only these shards"
             )
         sleep(1)

@@ -1,4 +1,4 @@
-"""Label maps as pictures, for programs and for people."""
+"""Render label maps as images: indexed for programs, overlays for people."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from matplotlib import font_manager
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
-OVERLAY_SIDES = (512, 1600)  # shortest and longest long side of an overlay, for people to look at
+OVERLAY_SIDES = (512, 1600)  # smallest and largest long side of an overlay, in pixels
 OPACITY = 0.55
 
 
 def label_image(labels: NDArray[np.int64], classes: int) -> Image.Image:
-    """Class indices as a picture: 8 bits with a palette, or 16 bits for more than 256 classes."""
+    """Return (H, W) class indices as an image: 8 bits with a palette, or 16 bits for more than 256 classes."""
     if classes > 256:
         return Image.fromarray(labels.astype(np.uint16))
     picture = Image.fromarray(labels.astype(np.uint8), mode="P")
@@ -26,18 +26,20 @@ def label_image(labels: NDArray[np.int64], classes: int) -> Image.Image:
 
 
 def overlay(image: Image.Image, labels: NDArray[np.int64], names: Sequence[str]) -> Image.Image:
-    """The image under the colours of its classes, with a legend of those that occur, the largest first.
+    """Blend the image with the colours of its classes, and add a legend of the classes present, the largest first.
 
-    Pixels whose label is none of the classes stay as they are. Labels may be of another size than the image.
+    Args:
+        labels: (H, W) class indices; values of at least K are left unpainted. The size may differ from the image's.
+        names: K class names.
     """
     scale = np.clip(1, OVERLAY_SIDES[0] / max(image.size), OVERLAY_SIDES[1] / max(image.size))
     width, height = (max(round(side * scale), 1) for side in image.size)
     colours = palette(len(names))
-    shown = Image.fromarray(labels.astype(np.int32), mode="I").resize((width, height), Image.Resampling.NEAREST)
+    resized = Image.fromarray(labels.astype(np.int32), mode="I").resize((width, height), Image.Resampling.NEAREST)
     pixels = np.asarray(image.resize((width, height)))
-    known = np.asarray(shown) < len(names)
+    labelled = np.asarray(resized) < len(names)
     painted = pixels.copy()
-    painted[known] = colours[np.asarray(shown)[known]]
+    painted[labelled] = colours[np.asarray(resized)[labelled]]
     blended = Image.blend(Image.fromarray(pixels), Image.fromarray(painted), OPACITY)
     counts = np.bincount(labels[labels < len(names)], minlength=len(names))
     present = [index for index in np.argsort(-counts, kind="stable") if counts[index]]
@@ -46,7 +48,7 @@ def overlay(image: Image.Image, labels: NDArray[np.int64], names: Sequence[str])
 
 @cache
 def palette(classes: int) -> NDArray[np.uint8]:
-    """(K, 3) colours whose hues lie as far apart as the golden ratio puts them."""
+    """Return (K, 3) colours whose hues are spaced by the golden ratio."""
     rows = [
         colorsys.hsv_to_rgb(0.618034 * index % 1, (0.85, 0.55, 0.7)[index // 3 % 3], (1.0, 0.8, 0.6)[index % 3])
         for index in range(classes)
@@ -55,7 +57,7 @@ def palette(classes: int) -> NDArray[np.uint8]:
 
 
 def _with_legend(picture: Image.Image, rows: list[tuple[str, float, NDArray[np.uint8]]]) -> Image.Image:
-    """The picture beside a column of colours, names and shares of the area."""
+    """Append a column with colours, names and shares of the area to the picture."""
     font = ImageFont.truetype(font_manager.findfont("DejaVu Sans"), 16)
     line, texts = 26, [f"{name}  {share:.1%}" for name, share, _ in rows]
     column = 44 + max((int(font.getlength(text)) for text in texts), default=0)
@@ -71,7 +73,7 @@ def _with_legend(picture: Image.Image, rows: list[tuple[str, float, NDArray[np.u
 
 
 def save_picture(picture: Image.Image, path: Path) -> None:
-    """Write as a whole or not at all."""
+    """Write a PNG file atomically."""
     partial = path.with_name(f".{path.name}.tmp")
     picture.save(partial, format="PNG")
     partial.replace(path)

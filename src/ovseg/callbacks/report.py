@@ -1,4 +1,4 @@
-"""The report of a test: a table on the terminal, and files in the run folder."""
+"""Write the report of a test: a table on the terminal, and files in the run folder."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from torch import Tensor
 
 from ovseg import __version__
 from ovseg.callbacks.findings import ClassRow, Findings, ImageScore, choose, confusions, image_iou, table
-from ovseg.callbacks.gather import gathered
+from ovseg.callbacks.gather import gather_objects
 from ovseg.callbacks.pictures import overlay
 from ovseg.callbacks.report_page import Example, page
 from ovseg.images import read_image
@@ -30,18 +30,18 @@ from ovseg.structures import EvalBatch, InputError
 from ovseg.tasks import Segmentation, SegmentationTask
 
 LIBRARIES = ("torch", "lightning", "transformers", "open_clip_torch", "torchmetrics")
-CONFIG = "test.yaml"  # what the command line leaves in the run folder
+CONFIG = "test.yaml"  # the configuration that the command line saves in the run folder
 
 
 class ReportWriter(Callback):
-    """Prints what a `SegmentationTask` was found to do, and writes `report.json`, `per_class.csv` and `report.html`.
+    """Print the results of a `SegmentationTask`, and write `report.json`, `per_class.csv` and `report.html`.
 
     Args:
-        folder: of the run; where its configuration lies, it becomes part of the report.
-        command: that was run.
+        folder: the run folder; a `test.yaml` in it becomes part of the report.
+        command: the command line, for the report.
 
     Raises:
-        InputError: the task is another; before anything is tested.
+        InputError: the task is not a `SegmentationTask`; raised before anything is tested.
     """
 
     def __init__(self, folder: str | Path, command: str = "") -> None:
@@ -53,8 +53,8 @@ class ReportWriter(Callback):
 
     def on_test_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self.names: list[str] = []
-        self.ious: list[Tensor] = []  # still on the device
-        self.began = self.ended = perf_counter()
+        self.ious: list[Tensor] = []  # kept on the device
+        self.started = self.ended = perf_counter()
         if pl_module.device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(pl_module.device)
 
@@ -68,15 +68,16 @@ class ReportWriter(Callback):
         dataloader_idx: int = 0,
     ) -> None:
         vocabulary = _task(pl_module).vocabulary
-        answers: list[Segmentation] = outputs["answers"]
-        for answer, labels in zip(answers, batch.labels, strict=True):
-            self.names.append(answer.name)
-            self.ious.append(image_iou(answer.labels, labels, len(vocabulary.scored_names), vocabulary.ignore_index))
+        predictions: list[Segmentation] = outputs["answers"]
+        for prediction, labels in zip(predictions, batch.labels, strict=True):
+            self.names.append(prediction.name)
+            iou = image_iou(prediction.labels, labels, len(vocabulary.scored_names), vocabulary.ignore_index)
+            self.ious.append(iou)
         self.ended = perf_counter()
 
     def on_test_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         task = _task(pl_module)
-        findings = self._findings(trainer, task)  # every process has a part in it
+        findings = self._findings(trainer, task)  # gathers from every process
         if not trainer.is_global_zero:
             return
         self.folder.mkdir(parents=True, exist_ok=True)
@@ -95,9 +96,9 @@ class ReportWriter(Callback):
         names, seen = task.vocabulary.scored_names, task.vocabulary.seen
         per_class, regions, counts = task.miou.per_class(), task.mask_accuracy.per_class(), task.miou.counts()
         ious: list[float] = torch.stack(self.ious).tolist() if self.ious else []
-        own = list(map(ImageScore, self.names, ious))
-        parts = gathered((own, self.ended - self.began, _peak_memory(task.device)))
-        scores = [score for found, _, _ in parts for score in found]
+        own_scores = list(map(ImageScore, self.names, ious))
+        parts = gather_objects((own_scores, self.ended - self.started, _peak_memory(task.device)))
+        scores = [score for process_scores, _, _ in parts for score in process_scores]
         columns = {name: column.tolist() for name, column in {**per_class, **regions}.items()}
         classes = [
             ClassRow(name, None if seen is None else seen[index], **{key: columns[key][index] for key in columns})
@@ -133,18 +134,20 @@ class ReportWriter(Callback):
 
 
 def _examples(trainer: L.Trainer, task: SegmentationTask, findings: Findings) -> Iterator[Example]:
-    """The chosen images, answered once more: the answers to all images would fill the memory."""
+    """Segment the chosen images again, since keeping the predictions of all images would fill the memory."""
     dataset = trainer.datamodule.dataset  # type: ignore[attr-defined]
-    places = {str(path): index for index, path in enumerate(dataset.paths)}
+    indices = {str(path): index for index, path in enumerate(dataset.paths)}
     names = task.vocabulary.scored_names
     for group, scores in findings.chosen.items():
         for score in scores:
-            batch: EvalBatch = dataset[places[score.name]]
+            batch: EvalBatch = dataset[indices[score.name]]
             labels = batch.labels[0].long()
             with trainer.precision_plugin.test_step_context():
-                answer = task.answer(batch.images[0].to(task.device), labels.to(task.device)).labels.cpu()
-            image = read_image(score.name).resize((labels.shape[1], labels.shape[0]))  # which may be scored smaller
-            pictures = [_picture(image, shown, names) for shown in (labels, answer)]
+                prediction = task.answer(batch.images[0].to(task.device), labels.to(task.device)).labels.cpu()
+            image = read_image(score.name).resize(
+                (labels.shape[1], labels.shape[0])
+            )  # some benchmarks score reduced images
+            pictures = [_picture(image, label_map, names) for label_map in (labels, prediction)]
             yield Example(f"{group}: {Path(score.name).name}", score.iou, pictures)
 
 
@@ -153,12 +156,12 @@ def _picture(image: Image.Image, labels: Tensor, names: tuple[str, ...]) -> Imag
 
 
 def _task(module: L.LightningModule) -> SegmentationTask:
-    assert isinstance(module, SegmentationTask)  # see setup
+    assert isinstance(module, SegmentationTask)  # checked in setup
     return module
 
 
 def _peak_memory(device: torch.device) -> int:
-    """In bytes."""
+    """Return the peak memory of this process in bytes: of the GPU, or of the process without a GPU."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
     unit = 1 if platform.system() == "Darwin" else 1024
@@ -170,7 +173,7 @@ def _undefined(value: Any) -> bool:
 
 
 def _plain(value: Any) -> Any:
-    """With objects for tuples that have names, and null for what is not defined, which JSON cannot say otherwise."""
+    """Convert to JSON's types: NamedTuples become objects, and NaN, which JSON lacks, becomes null."""
     if hasattr(value, "_asdict"):
         value = value._asdict()
     if isinstance(value, dict):

@@ -1,4 +1,4 @@
-"""The report as one HTML file that needs nothing else, neither scripts nor a network."""
+"""Render the report as one self-contained HTML file, without scripts or links."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ th:first-child, td:first-child, .text { text-align: left }
 figure { margin: 1rem 0 } figure img { max-width: 49%; vertical-align: top }
 pre { background: #f5f5f5; padding: .8rem; overflow-x: auto }
 """
-SHOWN = 1000  # pixels, longest width of a picture
+MAX_WIDTH = 1000  # pixels, of a picture
 Rows = Iterable[Sequence[str]]
 
 
@@ -33,29 +33,30 @@ class Example(NamedTuple):
 
     title: str
     iou: float
-    pictures: Sequence[Image.Image]  # of the labels and of the answer
+    pictures: Sequence[Image.Image]  # overlays of the labels and of the prediction
 
 
 def page(findings: Findings, examples: Iterable[Example], config: str) -> str:
-    """The whole report; `config` is shown as it is."""
-    known = f"{findings.images:,} images, {len(findings.classes)} classes: {findings.classes_in_labels} in labels, "
-    known += f"{findings.classes_in_labels_or_predictions} in labels or predictions"
-    speed = f"{findings.images_per_second:.2f} images/s, peak memory {findings.peak_memory_mib:,.0f} MiB a process, "
+    """Return the HTML of the whole report; `config` is included verbatim."""
+    counts = f"{findings.images:,} images, {len(findings.classes)} classes: {findings.classes_in_labels} in labels, "
+    counts += f"{findings.classes_in_labels_or_predictions} in labels or predictions"
+    speed = f"{findings.images_per_second:.2f} images/s, peak memory {findings.peak_memory_mib:,.0f} MiB per process, "
     parts = [
-        f"<h1>{escape(findings.title)}</h1><p>{known}.<br>{speed}{findings.processes} × {escape(findings.device)}.</p>",
-        "<h2>Metrics, in %</h2>",
+        f"<h1>{escape(findings.title)}</h1>",
+        f"<p>{counts}.<br>{speed}{findings.processes} × {escape(findings.device)}.</p>",
+        "<h2>Metrics in %</h2>",
         _metrics(findings),
-        "<h2>Images</h2><p>Left the labels, right the answer. IoU is the mean over an image's classes.</p>",
+        "<h2>Images</h2><p>Labels on the left, predictions on the right. IoU is averaged over an image's classes.</p>",
         *map(_figure, examples),
-        "<h2>Confusions</h2><p>Pixels of one class that were taken for another.</p>",
+        "<h2>Confusions</h2><p>Pixels of one class that were predicted as another.</p>",
         _table(
-            ("label", "answer", "pixels", "% of the label"),
+            ("label", "prediction", "pixels", "% of the label"),
             [
                 (escape(row.label), escape(row.predicted), f"{row.pixels:,}", per_cent(row.share))
                 for row in findings.confusions
             ],
         ),
-        "<h2>Classes</h2><p>Sorted by IoU, in %; orange where training had not seen the class.</p>",
+        "<h2>Classes</h2><p>Sorted by IoU, in %. Classes unseen in training are orange.</p>",
         _classes(findings.classes),
         f"<h2>Run</h2><pre>{escape(findings.command)}</pre>",
         _table(
@@ -72,15 +73,15 @@ def page(findings: Findings, examples: Iterable[Example], config: str) -> str:
 
 
 def _metrics(findings: Findings) -> str:
-    """A row for each, seen and unseen apart where the vocabulary tells them apart."""
-    found = findings.metrics
-    groups = [group for group in GROUPS if any(name.endswith(f"_{group}") for name in found)]
+    """Return a table with a row per metric, and columns for seen and unseen classes if they are known."""
+    metrics = findings.metrics
+    groups = [group for group in GROUPS if any(name.endswith(f"_{group}") for name in metrics)]
     rows = [
-        (title, *(per_cent(found.get(f"{name}{group}")) for group in ("", *(f"_{g}" for g in groups))), what)
-        for name, (title, what) in METRICS.items()
-        if name in found
+        (title, *(per_cent(metrics.get(f"{name}{group}")) for group in ("", *(f"_{g}" for g in groups))), definition)
+        for name, (title, definition) in METRICS.items()
+        if name in metrics
     ]
-    return _table(("", "all", *groups, "what it is"), rows)
+    return _table(("", "all", *groups, "definition"), rows)
 
 
 def _figure(example: Example) -> str:
@@ -90,16 +91,16 @@ def _figure(example: Example) -> str:
 
 
 def _jpeg(picture: Image.Image) -> str:
-    """As text, and no wider than is shown."""
+    """Return a JPEG in base64, reduced to the width of the page."""
     picture = picture.copy()
-    picture.thumbnail((SHOWN, 4 * SHOWN))
+    picture.thumbnail((MAX_WIDTH, 4 * MAX_WIDTH))
     buffer = io.BytesIO()
     picture.save(buffer, "JPEG", quality=85)
     return base64.b64encode(buffer.getvalue()).decode()
 
 
 def _classes(classes: Sequence[ClassRow]) -> str:
-    """The classes in labels by falling IoU; the others are absent, and said to be."""
+    """Return a table of the classes in the labels by descending IoU, followed by a list of the absent classes."""
     present = sorted((row for row in classes if not math.isnan(row.iou)), key=lambda row: -row.iou)
     lines = "".join(
         f'<tr class="{"unseen" if row.seen is False else ""}"><td>{escape(row.name)}</td>'
@@ -109,12 +110,12 @@ def _classes(classes: Sequence[ClassRow]) -> str:
         for row in present
     )
     head = ("class", "", "IoU", "accuracy", "mask accuracy", "regions", "pixels", "predicted")
-    absent = f"<p>In no label: {escape(', '.join(row.name for row in classes if math.isnan(row.iou)))}.</p>"
+    absent = f"<p>Not in the labels: {escape(', '.join(row.name for row in classes if math.isnan(row.iou)))}.</p>"
     table = f"<table><tr>{''.join(f'<th>{cell}</th>' for cell in head)}</tr>{lines}</table>"
     return table + (absent if len(present) < len(classes) else "")
 
 
 def _table(head: Sequence[str], rows: Rows) -> str:
-    """Cells are HTML already."""
+    """Return an HTML table; the cells are HTML."""
     lines = [f"<tr>{''.join(f'<td>{cell}</td>' for cell in row)}</tr>" for row in rows]
     return f"<table><tr>{''.join(f'<th>{cell}</th>' for cell in head)}</tr>{''.join(lines)}</table>"

@@ -1,4 +1,4 @@
-"""The findings of a sweep: a table on the terminal, one in a file, and a heat map."""
+"""Write the results of a sweep: a table on the terminal, a CSV file and a heat map."""
 
 from __future__ import annotations
 
@@ -18,19 +18,19 @@ from ovseg.structures import InputError
 from ovseg.tasks.sweep import Setting, SweepTask
 
 CAVEAT = (
-    "A setting chosen on the images that it is reported on flatters the result: the release chose on the test set; "
-    "choose on held-out data."
+    "Choosing a setting on the images it is evaluated on overstates the result. The release was tuned on the test set; "
+    "use held-out data instead."
 )
-Metric = Literal["miou_union", "miou_target", "fwiou", "macc", "pacc"]  # of `MeanIoU`
+Metric = Literal["miou_union", "miou_target", "fwiou", "macc", "pacc"]  # the metrics of `MeanIoU`
 Results = Mapping[Setting, Mapping[str, float]]
 
 
 class SweepWriter(Callback):
-    """Prints the grid of a `SweepTask` and the best setting; writes `sweep.csv` and `sweep.png`.
+    """Print the grid of a `SweepTask` and the best setting, and write `sweep.csv` and `sweep.png`.
 
     Args:
-        out: folder to write.
-        metric: that is shown, and by which the best setting is told.
+        out: the output folder.
+        metric: the metric that is shown and that selects the best setting.
     """
 
     def __init__(self, out: str | Path, metric: Metric = "miou_union") -> None:
@@ -49,23 +49,23 @@ class SweepWriter(Callback):
             writer.writerows([*setting, *values.values()] for setting, values in results.items())
         heat_map(results, self.metric).savefig(self.out / "sweep.png", dpi=150)
         print("\n".join([*table(results, self.metric), "", *advice(best, results[best][self.metric], self.metric)]))
-        print(f"all metrics in {self.out / 'sweep.csv'}, a picture in {self.out / 'sweep.png'} ({trainer.precision})")
+        print(f"all metrics in {self.out / 'sweep.csv'}, heat map in {self.out / 'sweep.png'} ({trainer.precision})")
 
 
 def best_setting(results: Results, metric: Metric) -> Setting:
-    """The setting with the highest `metric`; the first of equals.
+    """Return the setting with the highest `metric`, the first one in a tie.
 
     Raises:
-        InputError: no pixel counted.
+        InputError: no pixel is labelled.
     """
     best = max(results, key=lambda setting: results[setting][metric])
     if math.isnan(results[best][metric]):
-        raise InputError(f"{metric} is not defined, as no pixel has a label; check the data with `ovseg data check`")
+        raise InputError(f"{metric} is undefined because no pixel is labelled; check the data with `ovseg data check`")
     return best
 
 
 def table(results: Results, metric: Metric) -> list[str]:
-    """Lines: a row a threshold, a column a weight, in per cent."""
+    """Return the lines of a table in per cent, with a row per mask threshold and a column per ensemble weight."""
     thresholds, weights, grid = _grid(results, metric)
     lines = [f"{metric} in %", " " * 17 + "".join(f"{weight:>9g}" for weight in weights) + "  (ensemble_weight)"]
     for threshold, row in zip(thresholds, grid, strict=True):
@@ -74,13 +74,13 @@ def table(results: Results, metric: Metric) -> list[str]:
 
 
 def advice(best: Setting, value: float, metric: Metric) -> list[str]:
-    """Lines that say which setting to use, and with what reserve."""
+    """Return the lines that name the best setting, with a caveat."""
     flags = f"--model.ensemble_weight {best.ensemble_weight:g} --model.mask_threshold {best.mask_threshold:g}"
     return [f"best: {100 * value:.2f} with {flags}", f"({metric}) {CAVEAT}"]
 
 
 def heat_map(results: Results, metric: Metric) -> Figure:
-    """The grid as colours and numbers."""
+    """Draw the grid as a heat map with numbers in per cent."""
     thresholds, weights, grid = _grid(results, metric)
     figure = Figure(figsize=(1.6 + len(weights), 1.8 + 0.6 * len(thresholds)), layout="constrained")
     axes = figure.add_subplot()
@@ -96,7 +96,7 @@ def heat_map(results: Results, metric: Metric) -> Figure:
 
 
 def _grid(results: Results, metric: Metric) -> tuple[list[float], list[float], NDArray[np.float64]]:
-    """Thresholds, weights, and the metric of each pair."""
+    """Return the thresholds, the weights, and the metric of each combination, (thresholds, weights)."""
     thresholds = sorted({setting.mask_threshold for setting in results})
     weights = sorted({setting.ensemble_weight for setting in results})
     grid = [[results[Setting(threshold, weight)][metric] for weight in weights] for threshold in thresholds]
