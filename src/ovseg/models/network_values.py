@@ -81,12 +81,16 @@ def shape_of(values: Any, source: str, kinds: tuple[str, ...], strict: bool = Tr
         raise InputError(
             f"{source} has model_type {kind!r}, which is not supported here; use one of {', '.join(kinds)}"
         )
-    known = SHAPES[kind]
+    shape_keys = SHAPES[kind]
     others = [
-        key for key, value in values.items() if key not in known | IGNORED and value is not None and value is not False
+        key
+        for key, value in values.items()
+        if key not in shape_keys | IGNORED and value is not None and value is not False
     ]
     if strict and others:
         raise InputError(f"{source} sets {others[0]!r} of {kind}, which is not part of a network's shape; remove it")
-    shape = {key: value for key, value in values.items() if key in known and (key not in PARTS or value is not None)}
+    shape = {
+        key: value for key, value in values.items() if key in shape_keys and (key not in PARTS or value is not None)
+    }
     parts = {key: shape_of(shape[key], source, PARTS[key], strict) for key in PARTS if key in shape}
     return {"model_type": kind, **shape, **parts}

@@ -32,7 +32,7 @@ _TEXT = """context_length vocab_size heads embed_cls pad_id eos_id no_causal_mas
 _VISION = """head_width patch_size image_size patch_dropout attentional_pool attn_pooler_queries attn_pooler_heads
     no_ln_pre pos_embed_type timm_model_name timm_model_pretrained timm_pool timm_proj timm_proj_bias timm_drop
     timm_drop_path"""
-KNOWN = {
+ALLOWED = {
     "model_cfg": """embed_dim vision_cfg text_cfg multimodal_cfg quick_gelu custom_text init_logit_scale init_logit_bias
         nonscalar_logit_scale""",
     "vision_cfg": f"{_BOTH} {_VISION}",
@@ -78,17 +78,17 @@ def check(values: Any, part: str, source: str) -> None:
     """Refuse values that do not describe the shape of a CLIP.
 
     Args:
-        part: the key of `KNOWN` whose values these are.
+        part: the key of `ALLOWED` whose values these are.
         source: where they come from, for the error message.
 
     Raises:
-        InputError: `values` is not a dict, or has a key that is not in `KNOWN`, or names an unknown timm model.
+        InputError: `values` is not a dict, or has a key that is not in `ALLOWED`, or names an unknown timm model.
     """
     if not isinstance(values, dict):
         raise InputError(f"{source} has no {part}; fetch it again")
-    if unknown := sorted(str(key) for key in values.keys() - set(KNOWN[part].split())):
+    if unknown := sorted(str(key) for key in values.keys() - set(ALLOWED[part].split())):
         raise InputError(f"{source} sets {unknown[0]!r} in {part}, which is not part of a CLIP's shape; remove it")
-    for inner in KNOWN:
+    for inner in ALLOWED:
         needed = part == "model_cfg" and inner in ("vision_cfg", "text_cfg")
         if needed or values.get(inner) is not None:
             check(values.get(inner), inner, source)
