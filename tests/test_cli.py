@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import yaml
 from PIL import Image
 
 from ovseg.cli import renamed
@@ -64,9 +65,13 @@ def test_every_verb_has_help(verb: str, capsys: Capture) -> None:
         ovseg(verb, "--help")
     assert done.value.code == 0
     printed = capsys.readouterr().out
-    shown = "segment" if verb == "predict" else verb
-    assert printed.startswith((f"usage: ovseg {shown} ", f"usage: ovseg [options] {shown} "))
+    assert printed.startswith((f"usage: ovseg {verb} ", f"usage: ovseg [options] {verb} "))
     assert ("--model" in printed and "--data" in printed) == (verb in TRAINER_VERBS)
+
+
+def test_predict_is_called_segment(capsys: Capture) -> None:
+    sentence = refusal(capsys, "predict", "--model", "toy", "--vocabulary", "cat, sofa")
+    assert sentence.endswith("called `segment` here; run: ovseg segment --model toy --vocabulary 'cat, sofa'")
 
 
 # Words and configs that cannot be used
@@ -127,6 +132,36 @@ CONFIGS = {
 def test_a_typo_in_a_config_is_named(content: str, capsys: Capture, tmp_path: Path) -> None:
     config = write(tmp_path / "typo.yaml", content)
     assert CONFIGS[content] in refusal(capsys, "test", "--config", config)
+
+
+# Configs that ship with the package
+
+NOTICE = ": not in this folder, using the copy that ships with ovseg\n"
+
+
+def test_packaged_configs_are_found_from_any_folder(
+    capsys: Capture, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit) as done:
+        ovseg("test", "--config", "conf/test.yaml", "--data=conf/data/ade20k_150.yaml", "--print_config")
+    assert done.value.code == 0
+    printed = capsys.readouterr()
+    assert printed.err == f"ovseg: conf/test.yaml, conf/data/ade20k_150.yaml{NOTICE}"
+    config = yaml.safe_load(printed.out)
+    assert config["model"]["class_path"] == "ovseg.tasks.SegmentationTask"  # from a part, relative to the config
+    assert config["data"]["init_args"]["root"] == "datasets"  # relative to the working directory
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_config_of_the_working_directory_comes_first(
+    capsys: Capture, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "conf").mkdir()
+    write(tmp_path / "conf" / "test.yaml", "trainer: {max_stepz: 3}\n")
+    assert "max_stepz" in refusal(capsys, "test", "--config", "conf/test.yaml")
+    assert "File does not exist: " in refusal(capsys, "test", "--config", "conf/no.yaml")
 
 
 # Renamed flags

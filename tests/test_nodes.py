@@ -125,7 +125,7 @@ def test_two_nodes_train_as_one_does_and_stop_at_the_same_step(world: World, tmp
     one = ["--trainer.callbacks", "tests.test_nodes.TerminateOne"]
     ended = nodes.run(tmp_path, [*words, *one], [*words, *one])
     assert [node.code for node in ended] == [143, 143], ended[0].said + ended[1].said
-    assert "ovseg: stopped by SIGTERM; to go on: " in ended[0].said and "ovseg: stopped" not in ended[1].said
+    assert "ovseg: stopped by SIGTERM; to resume: " in ended[0].said and "ovseg: stopped" not in ended[1].said
     assert torch.load(tmp_path / "stopped" / "last.ckpt", weights_only=True)["global_step"] == 2
     ended = nodes.run(tmp_path, words, words)
     assert [node.code for node in ended] == [0, 0], ended[0].said

@@ -9,7 +9,7 @@ import pytest
 import torch
 from lightning.pytorch.plugins import MixedPrecision
 
-from ovseg.cli import lightning as lightning_cli
+from ovseg.cli import hardware
 from ovseg.cli.main import run_trainer_verb
 from ovseg.cli.trainer import OVSegTrainer
 from ovseg.data.toy import write_toy
@@ -52,7 +52,7 @@ def test_a_gpu_has_half_precision_unless_the_user_says_otherwise(
         return str(trainer.precision)
 
     assert precision() == "32-true" and not matmul
-    monkeypatch.setattr(lightning_cli, "on_gpu", lambda accelerator: True)
+    monkeypatch.setattr(hardware, "on_gpu", lambda accelerator: True)
     assert precision() == "bf16-mixed" and matmul == ["high"]
     assert precision("--trainer.precision", "32-true") == "32-true"
     assert precision("--config", write(tmp_path / "full.yaml", "trainer: {precision: 32-true}")) == "32-true"
@@ -61,13 +61,13 @@ def test_a_gpu_has_half_precision_unless_the_user_says_otherwise(
 @pytest.mark.parametrize(("bf16", "expected"), [(True, "bf16-mixed"), (False, "16-mixed")])
 def test_bf16_is_taken_where_the_gpu_itself_has_it(bf16: bool, expected: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("torch.cuda.is_bf16_supported", lambda including_emulation: including_emulation or bf16)
-    assert lightning_cli.half_precision() == expected
+    assert hardware.half_precision() == expected
 
 
 def test_training_keeps_the_precision_of_its_config() -> None:
-    assert {*lightning_cli.HALF_VERBS} == {"test", "sweep", "segment", "mine"}
-    assert lightning_cli.names_precision({"precision": None, "plugins": [MixedPrecision("bf16-mixed", "cpu")]})
-    assert not lightning_cli.names_precision({"precision": None, "plugins": None})
+    assert {*hardware.HALF_VERBS} == {"test", "sweep", "segment", "mine"}
+    assert hardware.has_precision({"precision": None, "plugins": [MixedPrecision("bf16-mixed", "cpu")]})
+    assert not hardware.has_precision({"precision": None, "plugins": None})
 
 
 @pytest.mark.parametrize(
@@ -76,7 +76,7 @@ def test_training_keeps_the_precision_of_its_config() -> None:
 def test_what_a_gpu_is(accelerator: str, expected: bool) -> None:
     if accelerator == "auto":
         expected = torch.cuda.is_available()
-    assert lightning_cli.on_gpu(accelerator) == expected
+    assert hardware.on_gpu(accelerator) == expected
 
 
 @torch.no_grad()

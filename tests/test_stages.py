@@ -354,7 +354,7 @@ def test_proposals_go_on_exactly_after_a_signal(
     assert torch.load(runs.root / out / "last.ckpt", weights_only=True)["global_step"] == step
     name = "SIGTERM" if code == 143 else "SIGINT"
     last = capsys.readouterr().err.splitlines()[-1]
-    assert last.startswith(f"ovseg: stopped by {name}; to go on: ovseg fit --config ") and last.endswith(
+    assert last.startswith(f"ovseg: stopped by {name}; to resume: ovseg fit --config ") and last.endswith(
         f" --trainer.callbacks.step {step} --ckpt_path last"
     )
     run = runs.fit_proposals(out, *UNLOGGED, "--ckpt_path", "last")
@@ -384,7 +384,7 @@ def test_what_ends_in_mine_test_and_segment_is_kept(runs: Runs, capsys: pytest.C
     masks = ["--model.proposals", "null", "--data.masks", runs.world / "annotations" / "regions_train2017.json"]
     words = [*masks, "--shard_images", 4, "--data.batch_size", 4, "--data.num_workers", 1]
     assert stopped(runs.mine, "ended-pairs", *words, *ELSEWHERE) == 143
-    assert "ovseg: stopped by SIGTERM; the same command goes on after what is finished\n" in capsys.readouterr().err
+    assert "ovseg: stopped by SIGTERM; it resumes when you rerun the same command\n" in capsys.readouterr().err
     out = runs.root / "ended-pairs"
     assert len(list(out.glob("pairs-*.parquet"))) <= 1 and not list(out.glob(".*"))
     runs.mine("ended-pairs", *words)
@@ -394,13 +394,13 @@ def test_what_ends_in_mine_test_and_segment_is_kept(runs: Runs, capsys: pytest.C
     assert keys[0] == keys[1]
 
     assert stopped(runs.test, "ended-test", *ELSEWHERE) == 143
-    assert "stopped by SIGTERM; nothing of it is kept, run the same command again\n" in capsys.readouterr().err
+    assert "stopped by SIGTERM; nothing was kept; rerun the same command to start over\n" in capsys.readouterr().err
     assert not list((runs.root / "ended-test").rglob("report*"))
 
     place = ["--images", runs.world / "val2017", "--vocabulary", ", ".join(WORDS), "--out", runs.root / "ended-out"]
     words = ["segment", "--model", runs.root / "segmenter", *place, "--trainer.enable_progress_bar", "false"]
     assert stopped(ovseg, *words, *ELSEWHERE) == 143
-    assert "the same command goes on after what is finished\n" in capsys.readouterr().err
+    assert "it resumes when you rerun the same command\n" in capsys.readouterr().err
     finished = len(list((runs.root / "ended-out").glob("*_segments.json")))
     assert finished <= 1
     ovseg(*words)
@@ -514,7 +514,7 @@ def test_a_report_is_not_replaced_by_another_test_s(runs: Runs, capsys: pytest.C
     with pytest.raises(SystemExit):
         runs.test("report", "--model.ensemble_weight", 0.5)
     sentence = capsys.readouterr().err
-    assert f"{runs.root / 'report' / 'report.json'} is of `ovseg test --config " in sentence
+    assert f"{runs.root / 'report' / 'report.json'} was written by `ovseg test --config " in sentence
     assert f"choose another --trainer.default_root_dir, or delete {runs.root / 'report'}" in sentence
     assert (runs.root / "report" / "report.json").read_text() == before
 
@@ -523,8 +523,8 @@ def test_training_over_another_run_is_refused(runs: Runs, capsys: pytest.Capture
     run = runs.root / "proposals"
     before = {file: file.stat().st_mtime_ns for file in run.rglob("*")}
     sentence = refusal(capsys, "fit", "--config", run / "fit.yaml")
-    assert f"{run} holds a run already" in sentence
-    assert "add --ckpt_path last to go on, or choose another --trainer.default_root_dir" in sentence
+    assert f"{run} already holds a run" in sentence
+    assert "add --ckpt_path last to resume it, or choose another --trainer.default_root_dir" in sentence
     assert {file: file.stat().st_mtime_ns for file in run.rglob("*")} == before
 
 

@@ -1,4 +1,4 @@
-"""How a run is stopped from outside: SIGTERM, by which schedulers end jobs, does what Ctrl-C does."""
+"""Stopping a run from outside: SIGTERM, which schedulers send to end a job, is handled like Ctrl-C."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
 class Stopped(KeyboardInterrupt):
-    """A signal ended the run.
+    """Raised when a signal stops the run.
 
     Args:
-        number: of the signal; a shell sees the exit code 128 + number.
-        together: whether every process of the run raises this at the same step.
+        number: the signal; the process exits with code 128 + number.
+        together: whether every process of the run raises it at the same step.
     """
 
     def __init__(self, number: int, together: bool = False) -> None:
@@ -25,32 +25,33 @@ class Stopped(KeyboardInterrupt):
 
 
 def stop(number: int, frame: Any = None, together: bool = False) -> NoReturn:
-    """Raise `Stopped`, once: further signals do not disturb the writing of what is finished."""
+    """Raise `Stopped` and ignore further signals, so that they do not interrupt the writing of finished work."""
     if threading.current_thread() is threading.main_thread():
-        for each in SIGNALS:
-            signal.signal(each, signal.SIG_IGN)
+        for each_signal in SIGNALS:
+            signal.signal(each_signal, signal.SIG_IGN)
     raise Stopped(number, together)
 
 
 @contextmanager
 def stoppable() -> Iterator[None]:
-    """Inside, Ctrl-C and SIGTERM raise `Stopped`; afterwards both do what they did before."""
-    if threading.current_thread() is not threading.main_thread():  # no other may
+    """Make Ctrl-C and SIGTERM raise `Stopped` inside the context; restore the earlier handlers afterwards."""
+    if threading.current_thread() is not threading.main_thread():  # only the main thread may set handlers
         yield
         return
-    before = {number: signal.signal(number, stop) for number in SIGNALS}
+    previous = {number: signal.signal(number, stop) for number in SIGNALS}
     try:
         yield
     finally:
-        for number, handler in before.items():
+        for number, handler in previous.items():
             signal.signal(number, signal.SIG_DFL if handler is None else handler)
 
 
 def outlive_signals(worker: int) -> None:
-    """For `DataLoader(worker_init_fn=…)`: a signal to the whole job leaves it to the main process to end its workers.
+    """Keep a DataLoader worker alive when the whole job is signalled; pass it as `worker_init_fn`.
 
-    Torch's own handler would end the worker, and its death would raise an error anywhere in the main process.
+    The main process ends its workers itself. Torch's own handler would end the worker, whose death would then raise an
+    error at an arbitrary point of the main process.
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    # only once, since the main process, too, ends by SIGTERM a worker that does not end by itself
+    # ignore only the first SIGTERM: the main process sends another to a worker that does not exit
     signal.signal(signal.SIGTERM, lambda number, frame: signal.signal(signal.SIGTERM, signal.SIG_DFL))

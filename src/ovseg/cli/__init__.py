@@ -1,4 +1,4 @@
-"""The command line; `main` is its front door."""
+"""The command line. `main` is its only entry point."""
 
 from ovseg.cli.main import main
 

@@ -1,8 +1,9 @@
-"""Verbs that need no Trainer, as plain typed functions; heavy imports wait until a verb runs."""
+"""Verbs that need no Trainer, as plain typed functions. Heavy imports are deferred until a verb runs."""
 
 from __future__ import annotations
 
 import re
+import sys
 from collections.abc import Callable
 from inspect import signature
 from itertools import takewhile
@@ -11,17 +12,18 @@ from typing import Literal
 
 import jsonargparse
 
+from ovseg.cli.packaged import find_packaged, notice
 from ovseg.structures import InputError
 
 
 def toy(out: Path, scenes: int = 100, seed: int = 0, val_scenes: int | None = None) -> None:
-    """Write scenes of the embedded toy world, in the layout of COCO.
+    """Write scenes of the embedded toy world in COCO's layout.
 
     Args:
-        out: folder to write; a finished one is left as it is.
+        out: folder to write; a finished one is not rewritten.
         scenes: number of training scenes.
-        seed: the same seed gives the same bytes.
-        val_scenes: number of benchmark scenes; a fifth of `scenes` where not given.
+        seed: equal seeds produce identical files.
+        val_scenes: number of benchmark scenes; by default a fifth of `scenes`.
     """
     from ovseg.data.toy import write_toy
 
@@ -43,10 +45,10 @@ def bundle(
         proposals: `.ckpt` of proposal training, or a folder or name that a proposer loads from.
         clip: `.ckpt` of adapter training, or a folder or name that a CLIP loads from.
         out: folder to write.
-        ensemble_weight: exponent of CLIP in [0, 1].
+        ensemble_weight: exponent of CLIP's scores, in [0, 1].
         mask_threshold: probability above which a pixel belongs to a proposal's region.
-        short_side: images are resized to it; their long side to four times this at most.
-        pretrained: weights of a `clip` that is a name of open_clip's, for example `openai`.
+        short_side: length in pixels to which short sides are resized; long sides are limited to four times that.
+        pretrained: weights to load if `clip` is one of open_clip's names, for example `openai`.
     """
     from ovseg.models import CLIPAdapter, MaskProposer, OpenVocabSegmenter
     from ovseg.models.segmenter_folder import check_segmenter_target
@@ -86,18 +88,19 @@ def import_(
     long_side: int | None = None,
     multi_grid: tuple[int, int, int] = (1, 2, 4),
 ) -> None:
-    """Make a segmenter from a checkpoint of the released OVSeg, or put a CLIP fine-tuned elsewhere into a segmenter.
+    """Turn a released OVSeg checkpoint into a segmenter, or replace the CLIP of a segmenter.
 
     Args:
-        path: a released `.pth`, as it is; with `clip_only` also a folder of a segmenter, or `toy`.
+        path: a released `.pth`; with `clip_only` also the folder of a segmenter, or `toy`.
         out: folder to write.
-        clip_only: training checkpoint of open_clip; its CLIP, with its mask prompts if any, replaces that of `path`.
-        decoder_heads: what the weights do not tell, like all that follows; the defaults are the release's.
-        ensemble_weight: exponent of CLIP in [0, 1]: 0.7 for ADE20K, 0.6 for PASCAL Context, 0.45 for VOC.
-        mask_threshold: 0.4 with Swin and 0.5 with ResNet where not given.
+        clip_only: training checkpoint of open_clip. Its CLIP, including any mask prompts, replaces that of `path`.
+        decoder_heads: attention heads of the decoder. This and all options below cannot be read from the weights;
+            their defaults are those of the release.
+        ensemble_weight: exponent of CLIP's scores, in [0, 1]: 0.7 for ADE20K, 0.6 for PASCAL Context, 0.45 for VOC.
+        mask_threshold: by default 0.4 with Swin and 0.5 with ResNet.
         fill: colour outside the mask of a region: CLIP's mean, or black.
-        short_side: images are resized to it; 640 with Swin and 512 with ResNet where not given.
-        long_side: but no longer than this; four short sides where not given.
+        short_side: length in pixels to which short sides are resized; by default 640 with Swin and 512 with ResNet.
+        long_side: upper limit of long sides; by default four times the short side.
         multi_grid: dilations in the last stage of a ResNet.
     """
     from ovseg.models.released.importing import import_weights
@@ -111,13 +114,13 @@ def import_(
 
 
 def data(action: Literal["check"], benchmark: str, root: Path | None = None, num_workers: int = 2) -> None:
-    """Read every image and label of a benchmark: `ovseg data check NAME --root DIR`.
+    """Check every image and label of a benchmark: `ovseg data check NAME --root DIR`.
 
     Args:
         action: `check`.
-        benchmark: its name, for example `ade20k_847`, a file such as conf/data/own.yaml, or the dotted path of a class.
-        root: the folder that holds it; that of the file, or `datasets`, where not given.
-        num_workers: processes that read.
+        benchmark: name, for example `ade20k_847`, a file such as conf/data/own.yaml, or the dotted path of a class.
+        root: folder that contains it; by default that of the file, or `datasets`.
+        num_workers: number of reading processes.
     """
     from ovseg.data.benchmarks.check import check, load_benchmark
 
@@ -132,15 +135,15 @@ def pairs(
     out: Path = Path("pairs.html"),
     count: int = 60,
 ) -> None:
-    """Look at a store of pairs: `ovseg pairs stats DIR`, `ovseg pairs show DIR --noun dog --out page.html`.
+    """Inspect a store of pairs: `ovseg pairs stats DIR`, `ovseg pairs show DIR --noun dog --out page.html`.
 
     Args:
-        action: `stats` prints figures, `show` draws pairs.
-        store: the folder that `ovseg mine` wrote, or the table of the published pairs.
-        noun: show only its pairs.
-        images: the folder of the images, for `show`; where they were mined if not given.
-        out: the HTML page that `show` writes.
-        count: pairs to show, spread evenly from the most to the least similar; or frequent nouns to print.
+        action: `stats` prints statistics, `show` draws pairs.
+        store: a folder that `ovseg mine` wrote, or the published table of pairs.
+        noun: show only pairs of this noun.
+        images: folder of the images for `show`; by default the one they were mined from.
+        out: HTML page that `show` writes.
+        count: number of pairs to show, spread evenly from the most to the least similar, or of frequent nouns to print.
     """
     from ovseg.data.pairs import describe, write_page
 
@@ -162,14 +165,21 @@ COMMANDS: dict[str, Callable[..., None]] = {
 
 
 def run(words: list[str]) -> None:
-    """Run the verb that the words of a command line begin with.
+    """Run a verb.
+
+    Args:
+        words: the verb and its arguments, as on the command line.
 
     Raises:
-        jsonargparse.ArgumentError, InputError: the rest cannot be used.
+        jsonargparse.ArgumentError, InputError: the arguments cannot be used.
     """
-    verb, *rest = words
+    (verb, *rest), packaged = find_packaged(words)
+    if packaged:
+        print(notice(packaged), file=sys.stderr)
     function = COMMANDS[verb]
-    plain = list(takewhile(lambda word: not word.startswith("-"), rest))  # `ovseg import FILE`: first ones need no flag
+    plain = list(
+        takewhile(lambda word: not word.startswith("-"), rest)
+    )  # `ovseg import FILE`: leading arguments need no flag
     pairs = list(zip(signature(function).parameters, plain, strict=False))
     rest = [*(part for name, word in pairs for part in (f"--{name}", word)), *rest[len(pairs) :]]
     rest = [re.sub("^--[^=]+", lambda flag: f"--{flag[0][2:].replace('-', '_')}", word) for word in rest]

@@ -1,4 +1,4 @@
-"""The command line: one door for Trainer verbs (LightningCLI) and for plain commands."""
+"""Entry point of the command line, for Trainer verbs (LightningCLI) and plain commands alike."""
 
 from __future__ import annotations
 
@@ -17,20 +17,19 @@ if TYPE_CHECKING:
     from ovseg.cli.lightning import OVSegCLI
 
 TRAINER_VERBS = {
-    "fit": "train the proposals or adapt CLIP",
+    "fit": "train proposals or adapt CLIP",
     "validate": "score a stage on its validation data",
     "test": "score a segmenter on a benchmark",
     "sweep": "score a grid of ensemble weights and mask thresholds in one pass",
-    "predict": "the same as segment",
     "mine": "mine region-text pairs from images and captions",
-    "segment": "segment images into words of your own",
+    "segment": "segment images into your own words",
 }
 COMMANDS = {
-    "toy": "write scenes of the embedded toy world, in the layout of COCO",
+    "toy": "write scenes of the embedded toy world in COCO's layout",
     "bundle": "join trained proposals and an adapted CLIP into a segmenter",
     "data": "check every file of a benchmark: ovseg data check NAME --root DIR",
-    "pairs": "look at mined pairs: ovseg pairs stats DIR, ovseg pairs show DIR --out page.html",
-    "import": "make a segmenter from a checkpoint of the released OVSeg",
+    "pairs": "inspect mined pairs: ovseg pairs stats DIR, ovseg pairs show DIR --out page.html",
+    "import": "turn a released OVSeg checkpoint into a segmenter",
 }
 
 
@@ -38,11 +37,11 @@ def main(args: Sequence[str] | None = None) -> None:
     """Run one verb.
 
     Args:
-        args: words after `ovseg`; those of the process where not given.
+        args: words after `ovseg`; by default those of the process.
 
     Raises:
-        SystemExit: 2 after one sentence about unusable input; 130 after Ctrl-C and 143 after SIGTERM, as shells have
-            it; or as the verb ends.
+        SystemExit: with code 2 after one sentence about unusable input, 130 after Ctrl-C and 143 after SIGTERM (as in
+            shells), or with the verb's own code.
     """
     words = list(sys.argv[1:] if args is None else args)
     debug = "--debug" in words
@@ -53,6 +52,8 @@ def main(args: Sequence[str] | None = None) -> None:
     if words[0] == "--version":
         print(f"ovseg {__version__}")
         return
+    if words[0] == "predict":
+        _refuse(f"`predict` is called `segment` here; run: {shlex.join(['ovseg', 'segment', *words[1:]])}")
     if words[0] not in TRAINER_VERBS and words[0] not in COMMANDS:
         _refuse(f"there is no verb {words[0]!r}; choose from {', '.join([*TRAINER_VERBS, *COMMANDS])} (ovseg --help)")
     from jsonargparse import ArgumentError
@@ -71,18 +72,18 @@ def main(args: Sequence[str] | None = None) -> None:
     except KeyboardInterrupt as interrupt:
         _stopped(words, interrupt)
     except SystemExit as end:
-        if isinstance(end.__context__, KeyboardInterrupt):  # what Lightning makes of it
+        if isinstance(end.__context__, KeyboardInterrupt):  # Lightning turns the interrupt into an exit
             _stopped(words, end.__context__)
         raise
     except Exception as error:
         refusal = _refusal(error, (InputError, ArgumentError))
         if isinstance(error, OSError) and error.filename and not debug:  # no permission, no space, a file for a folder
-            _refuse(f"{error.filename} cannot be used ({error.strerror}); check the path and the room on the disk")
+            _refuse(f"{error.filename} cannot be used ({error.strerror}); check the path and the free disk space")
         if debug or refusal is None:
             raise
         if isinstance(refusal, ArgumentError):
             _refuse(one_sentence(str(refusal), words[0], _options(words[0])))
-        # the last part, since an error from a worker process has that process's traceback before it
+        # an error from a worker process starts with that process's traceback
         _refuse(" ".join(str(refusal).split("InputError: ")[-1].split()))
 
 
@@ -90,20 +91,21 @@ def run_trainer_verb(words: list[str]) -> OVSegCLI:
     """Build Trainer, model and data from flags and configs, and run the verb."""
     from ovseg.cli.lightning import OVSegCLI
 
-    return OVSegCLI.launch(["segment", *words[1:]] if words[0] == "predict" else words)
+    return OVSegCLI.launch(words)
 
 
 def _stopped(words: list[str], interrupt: KeyboardInterrupt) -> NoReturn:
-    """Say how to go on, in the first of several processes, and exit as shells expect it of a signal."""
+    """Say how to resume, in the first process only, and exit with 128 plus the signal's number."""
     number = getattr(interrupt, "number", signal.SIGINT)
-    again = "the same command goes on after what is finished" if words[0] in ("mine", "segment", "predict") else ""
+    advice = "nothing was kept; rerun the same command to start over"
+    if words[0] in ("mine", "segment"):
+        advice = "it resumes when you rerun the same command"
     if words[0] == "fit":
         rest = re.sub(r" --ckpt_path[ =](\S+|'[^']*')", "", shlex.join(words))
-        again = f"to go on: ovseg {rest} --ckpt_path last"
+        advice = f"to resume: ovseg {rest} --ckpt_path last"
     lightning = sys.modules.get("lightning.pytorch.utilities")
     if not lightning or getattr(lightning.rank_zero_only, "rank", 0) == 0:
-        text = again or "nothing of it is kept, run the same command again"
-        print(f"ovseg: stopped by {signal.Signals(number).name}; {text}", file=sys.stderr)
+        print(f"ovseg: stopped by {signal.Signals(number).name}; {advice}", file=sys.stderr)
     raise SystemExit(128 + number)
 
 
@@ -117,14 +119,14 @@ def _usage() -> str:
             "",
             *rows,
             "",
-            "`ovseg VERB --help` lists the flags of a verb, `--print_config` the configuration it would run,",
-            "`--debug` shows where an error comes from.",
+            "`ovseg VERB --help` lists the flags of a verb, `--print_config` prints the configuration it would run,",
+            "and `--debug` shows the traceback of an error.",
         ]
     )
 
 
 def _options(verb: str) -> list[str]:
-    """What a verb takes, as far as it does not depend on the model and the data."""
+    """Return the flags of a verb that do not depend on the model or the data."""
     if verb in COMMANDS:
         from ovseg.cli.commands import COMMANDS as FUNCTIONS
 
@@ -138,12 +140,12 @@ def _options(verb: str) -> list[str]:
 
 
 def _refusal(error: BaseException | None, kinds: tuple[type[Exception], ...]) -> BaseException | None:
-    """The user's mistake behind an error, which jsonargparse may have wrapped; None if it is a bug of ours."""
+    """Return the user's mistake behind an error that jsonargparse may have wrapped, or None if the error is a bug."""
     while error is not None and not isinstance(error, kinds):
         error = error.__cause__ or error.__context__
     return error
 
 
-def _refuse(sentence: str) -> None:
+def _refuse(sentence: str) -> NoReturn:
     print(f"ovseg: {sentence}", file=sys.stderr)
     raise SystemExit(2)

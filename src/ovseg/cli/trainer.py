@@ -15,11 +15,11 @@ from ovseg.data.pairs import LOG, PairStore, describe, read_logs
 from ovseg.structures import InputError
 from ovseg.tasks import MiningTask, SweepTask
 
-PATIENCE = 600.0  # seconds to wait for a shard of another process, or ten times as long as the slowest of one's own
+PATIENCE = 600.0  # seconds to wait for another process's next shard, or ten times this process's slowest if longer
 
 
 class OVSegTrainer(L.Trainer):
-    """A Trainer that can also mine region-text pairs, segment images and sweep settings; writers keep what is found."""
+    """A Trainer that can also mine region-text pairs, segment images and sweep settings, each with its writer."""
 
     def mine(
         self,
@@ -28,15 +28,18 @@ class OVSegTrainer(L.Trainer):
         out: str = "runs/pairs",
         shard_images: int = 512,
     ) -> None:
-        """Mine region-text pairs from images and captions; a run that was stopped goes on by the same command.
+        """Mine region-text pairs from images and captions. A stopped run resumes when you rerun the same command.
 
         Args:
             model: a `MiningTask`.
             datamodule: a `CaptionDataModule`.
-            out: folder of the store of pairs.
-            shard_images: images a shard: what is lost where a run is stopped, and what processes share.
+            out: folder for the store of pairs.
+            shard_images: images per shard. Processes share the work by shards, and a stopped run loses unfinished ones.
+
+        Raises:
+            InputError: the model, the data or `shard_images` is unsuitable, or some images could not be read.
         """
-        from ovseg.data.captions.datamodule import CaptionDataModule  # brings spaCy, which the other verbs do without
+        from ovseg.data.captions.datamodule import CaptionDataModule  # imports spaCy, which no other verb needs
 
         if not isinstance(model, MiningTask) or not isinstance(datamodule, CaptionDataModule):
             raise InputError(
@@ -50,7 +53,7 @@ class OVSegTrainer(L.Trainer):
         settings = {**model.settings(), **datamodule.settings(), "precision": str(self.precision)}
         store = PairStore(out, {**settings, "ovseg": __version__, **made_by}, datamodule.images)
         writer = PairsWriter(store)
-        if self.num_nodes > 1 or not store.complete:  # of two nodes each may see a store of its own
+        if self.num_nodes > 1 or not store.complete:  # each node may see a different store
             self._write(model, datamodule, writer)
         if self.is_global_zero:
             if self.world_size > 1 and isinstance(self.limit_predict_batches, float):
@@ -58,15 +61,15 @@ class OVSegTrainer(L.Trainer):
             report(store)
 
     def segment(self, model: L.LightningModule, datamodule: L.LightningDataModule, out: str = "out") -> None:
-        """Segment images into words of your own; a run that was stopped goes on by the same command.
+        """Segment images into your own words. A stopped run resumes when you rerun the same command.
 
         Args:
             model: a `SegmentationTask`.
             datamodule: an `ImagesDataModule`.
-            out: folder of label images, overlays, and segments as COCO's JSON.
+            out: folder for label images, overlays, and segments as COCO JSON.
 
         Raises:
-            SystemExit: 1 in the end, if images could not be read.
+            SystemExit: with code 1 after all other images, if some could not be read.
         """
         writer = SegmentationWriter(out)
         self._write(model, datamodule, writer)
@@ -85,8 +88,11 @@ class OVSegTrainer(L.Trainer):
         Args:
             model: a `SweepTask`.
             datamodule: a benchmark.
-            out: folder of the table and the heat map.
-            metric: that is shown, and by which the best setting is told.
+            out: folder for the table and the heat map.
+            metric: the metric to show and to choose the best setting by.
+
+        Raises:
+            InputError: the model is not a `SweepTask`.
         """
         if not isinstance(model, SweepTask):
             raise InputError(f"sweep needs a SweepTask, not {type(model).__name__}; see conf/sweep.yaml")
@@ -97,7 +103,7 @@ class OVSegTrainer(L.Trainer):
         try:
             wait_for_others(store, patience)
         except BaseException:
-            if self.strategy.launcher:  # Lightning ends what it has started only while it runs
+            if self.strategy.launcher:  # Lightning ends the processes it started only during a run
                 self.strategy.launcher.kill(signal.SIGKILL)
             raise
 
@@ -107,17 +113,19 @@ class OVSegTrainer(L.Trainer):
 
 
 def report(store: PairStore) -> None:
-    """Print what a store holds.
+    """Print statistics of a store, or how many shards are finished.
 
     Raises:
-        InputError: images could not be read, and are not among those that were mined.
+        InputError: some images could not be read; the pairs of all others are complete.
     """
     if not store.complete:
-        print(f"{len(read_logs(store.folder))} shards in {store.folder}; run the same command again to go on")
+        print(
+            f"{len(read_logs(store.folder))} shards in {store.folder}; mining resumes when you rerun the same command"
+        )
         return
     print("\n".join([f"{store.folder}:", *describe(store.folder)]))
     if faults := store.finish():
         raise InputError(
             f"{len(faults)} images could not be used and were left out, the first: {faults[0]}; {store.folder / LOG} "
-            "names them all; the pairs of the other images are complete"
+            "lists them all; the pairs of all other images are complete"
         )
