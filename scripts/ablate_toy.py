@@ -228,9 +228,9 @@ def paper_rows() -> None:
     flags = ("--model.classifier", "proposals")
     alone: Scores = {((), key): 100 * value for key, value in report("toy", "plain", flags).items() if "miou" in key}
     true = [tuple((WITH_TRUE_MASKS.get(pairs, pairs), train) for pairs, train in row) for row in ROWS.values()]
-    found = scores((row, ()) for row in [*ROWS.values(), *true])
+    results = scores((row, ()) for row in [*ROWS.values(), *true])
     titles = {"mined": "pairs mined with the proposer's masks", "mined_true": "pairs mined with true masks"}
-    for (name, title), rows in zip(titles.items(), (found[: len(ROWS)], found[len(ROWS) :]), strict=True):
+    for (name, title), rows in zip(titles.items(), (results[: len(ROWS)], results[len(ROWS) :]), strict=True):
         publish(title, name, {"proposals only": [alone], **dict(zip(ROWS, rows, strict=True))})
 
 

@@ -54,7 +54,7 @@ def adapter(
         f"open_clip, the text tower in every step ({plain_flops.get_total_flops() / 1e9:,.1f} GFLOP)": (
             seconds(lambda: [plain(index) for index in range(steps)]) / steps
         ),
-        f"ours, text features kept ({ours.flops.get_total_flops() / 1e9:,.1f} GFLOP)": ours.seconds / steps,
+        f"ours, text features cached ({ours.flops.get_total_flops() / 1e9:,.1f} GFLOP)": ours.seconds / steps,
     }
     bound = plain_flops.get_total_flops() / ours.flops.get_total_flops()
     report(f"a step of {batch_size} regions, {model}, {precision}; {bound:.2f} x fewer FLOPs", measured)

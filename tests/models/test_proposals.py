@@ -131,10 +131,10 @@ def test_a_backbone_loads_weights_of_a_classifier(tmp_path: Path, backbone: str)
         tiny.mask2former(CLASSIFIERS[backbone][0]), tiny.DIM, backbone=str(tmp_path)
     ).model.pixel_level_module.encoder
     expected = {k: v for k, v in model.state_dict().items() if not k.startswith("classifier")}
-    found = {k: v for k, v in encoder.state_dict().items() if "hidden_states_norms" not in k}
+    loaded = {k: v for k, v in encoder.state_dict().items() if "hidden_states_norms" not in k}
     prefix = "resnet." if backbone == "resnet" else ""
-    assert {prefix + key for key in found} == set(expected)
-    assert all(torch.equal(value, expected[prefix + key]) for key, value in found.items())
+    assert {prefix + key for key in loaded} == set(expected)
+    assert all(torch.equal(value, expected[prefix + key]) for key, value in loaded.items())
 
 
 @pytest.mark.parametrize(

@@ -170,11 +170,11 @@ def test_recomputed_parts_give_the_same_gradients(config: dict[str, Any]) -> Non
     assert model.prompt is not None
     parts = zip(images().split(1), half().split(1), strict=True)
     again = torch.cat([checkpoint(model, *part, use_reentrant=False) for part in parts])
-    whole, found = (
+    whole, recomputed = (
         torch.autograd.grad(features.square().sum(), model.prompt.mask_embedding)[0]
         for features in (model(images(), half()), again)
     )
-    torch.testing.assert_close(found, whole, rtol=1e-4, atol=1e-5 * float(whole.abs().max()))
+    torch.testing.assert_close(recomputed, whole, rtol=1e-4, atol=1e-5 * float(whole.abs().max()))
     assert all(bool((layer != 0).any()) for layer in whole)
 
 

@@ -28,9 +28,9 @@ def arrays() -> dict[str, Tensor]:
 @pytest.mark.parametrize("case", range(len(DETAILS["color"])), ids=[case["name"] for case in DETAILS["color"]])
 def test_colour_jitter(arrays: dict[str, Tensor], case: int) -> None:
     draws: dict[str, Any] = {key: value for key, value in DETAILS["color"][case].items() if key != "name"}
-    found = SSDJitter(**draws)(Image.fromarray(arrays["color_input"].numpy()))
+    jittered = SSDJitter(**draws)(Image.fromarray(arrays["color_input"].numpy()))
     allowed = 1 if draws["saturation"] is None and draws["hue"] is None else 2
-    levels = torch.from_numpy(np.array(found)).float()
+    levels = torch.from_numpy(np.array(jittered)).float()
     goldens.close("colour jitter: levels of 255", levels, arrays[f"color_{case}"].float(), 0, allowed)
 
 
@@ -38,13 +38,13 @@ def test_colour_jitter(arrays: dict[str, Tensor], case: int) -> None:
 def test_colour_jitter_has_the_original_distribution(grey: int) -> None:
     image, count = Image.new("RGB", (1, 1), (grey, grey, grey)), 4000
     with seeded(grey):
-        found = np.array([SSDJitter.draw()(image).getpixel((0, 0)) for _ in range(count)], np.float64)
+        values = np.array([SSDJitter.draw()(image).getpixel((0, 0)) for _ in range(count)], np.float64)
     expected = DETAILS["constant_grey_4000_draws"][str(grey)]
-    deviation = found.std()
-    kurtosis = ((found - found.mean()) ** 4).mean() / deviation**4
+    deviation = values.std()
+    kurtosis = ((values - values.mean()) ** 4).mean() / deviation**4
     of_two_means = deviation * (2 / count) ** 0.5  # standard error of the difference: both are means of 4,000 draws
     of_two_deviations = deviation * ((kurtosis - 1) / (2 * count)) ** 0.5
-    assert abs(found.mean() - expected["mean"]) < 4 * of_two_means
+    assert abs(values.mean() - expected["mean"]) < 4 * of_two_means
     assert abs(deviation - expected["std"]) < 4 * of_two_deviations
 
 
@@ -60,5 +60,5 @@ def test_reduction_of_ade20k_847(arrays: dict[str, Tensor], case: str, tmp_path:
     assert torch.equal(batch.labels[0] + 1, arrays[f"{case}_label_out"].short())
     assert batch.images[0].shape[1:] == batch.labels[0].shape
     if case == "tall":
-        found = (batch.images[0] * 255).permute(1, 2, 0)[::7, ::7]
-        goldens.close("ADE20K-847: levels of 255", found, arrays["tall_image_out_every7"].float(), 0, 1.001)
+        reduced = (batch.images[0] * 255).permute(1, 2, 0)[::7, ::7]
+        goldens.close("ADE20K-847: levels of 255", reduced, arrays["tall_image_out_every7"].float(), 0, 1.001)
