@@ -1,3 +1,5 @@
+"""Run the command line: `python -m ovseg`."""
+
 from ovseg.cli.main import main
 
 main()
