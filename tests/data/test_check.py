@@ -1,4 +1,4 @@
-"""`ovseg data check` reads everything and names what is off; `ovseg test` finds it before it builds a model."""
+"""Tests that `ovseg data check` reads every file and lists faults, and that `ovseg test` checks files first."""
 
 from __future__ import annotations
 
@@ -15,24 +15,24 @@ from tests.data.worlds import write_pair
 from tests.stages import CONF, ovseg, refusal, write
 
 Capture = pytest.CaptureFixture[str]
-ALONE = ("--num_workers", 0)
+IN_PROCESS = ("--num_workers", 0)
 
 
 def printed(capsys: Capture, *words: object) -> list[str]:
     capsys.readouterr()
-    ovseg("data", "check", *words, *ALONE)
+    ovseg("data", "check", *words, *IN_PROCESS)
     return capsys.readouterr().out.splitlines()
 
 
 @pytest.fixture
 def miniature(monkeypatch: pytest.MonkeyPatch) -> None:
-    """As if every benchmark had been published with two images."""
+    """Pretend that every benchmark was published with two images."""
     for benchmark in find_benchmarks().values():
         monkeypatch.setattr(benchmark, "layout", benchmark.layout._replace(total=2))
 
 
 @pytest.mark.usefixtures("miniature")
-def test_what_there_is_is_counted(tmp_path: Path, capsys: Capture) -> None:
+def test_images_labels_and_classes_are_counted(tmp_path: Path, capsys: Capture) -> None:
     layouts.pascal_voc(tmp_path, [[0, 1, 20], [255, 15, 0]], [[1, 1, 1], [3, 3, 3]])
     voc = tmp_path / "VOCdevkit" / "VOC2012"
     lines = printed(capsys, "pascal_voc_20", "--root", tmp_path)
@@ -47,11 +47,11 @@ def test_what_there_is_is_counted(tmp_path: Path, capsys: Capture) -> None:
     assert printed(capsys, "pascal_voc_20b", "--root", tmp_path)[3] == "2 images, 2 labels, 5 of 21 classes present"
 
 
-def test_all_classes_may_be_there_and_files_are_read_by_several_processes(tmp_path: Path, capsys: Capture) -> None:
+def test_all_classes_can_be_present_and_several_processes_read_the_files(tmp_path: Path, capsys: Capture) -> None:
     layouts.coco_stuff(tmp_path, *([[value] * 3] * 2 for value in (0, 1)))
     (tmp_path / "words.txt").write_text("person\nbicycle\n")
     folders = {
-        part: tmp_path / "coco" / place / "val2017" for part, place in (("images", ""), ("labels", "stuffthingmaps"))
+        part: tmp_path / "coco" / folder / "val2017" for part, folder in (("images", ""), ("labels", "stuffthingmaps"))
     }
     own = write(
         tmp_path / "own.yaml",
@@ -63,23 +63,25 @@ def test_all_classes_may_be_there_and_files_are_read_by_several_processes(tmp_pa
 
 
 @pytest.mark.usefixtures("miniature")
-def test_a_file_of_conf_takes_another_root(tmp_path: Path, capsys: Capture) -> None:
+def test_a_packaged_config_can_be_checked_at_another_root(tmp_path: Path, capsys: Capture) -> None:
     layouts.ade20k_150(tmp_path, [[1, 2, 3], [4, 5, 6]], [[1, 2, 3], [4, 5, 7]])
     lines = printed(capsys, CONF / "data" / "ade20k_150.yaml", "--root", tmp_path)
     assert lines[2] == "2 images, 2 labels, 7 of 150 classes present"
 
 
-def test_a_benchmark_of_which_a_part_is_missing_is_refused(tmp_path: Path, capsys: Capture) -> None:
+def test_an_incomplete_benchmark_is_refused(tmp_path: Path, capsys: Capture) -> None:
     layouts.ade20k_847(tmp_path, [[2978, 312, 0], [5, 6000, 2978]])
     with pytest.raises(SystemExit) as stopped:
         printed(capsys, "ade20k_847", "--root", tmp_path)
     assert stopped.value.code == 2
-    told = capsys.readouterr().err.splitlines()[-1]
-    assert told.startswith("ovseg: ade20k_847 has 1 images here but 2,000 were published; unpack ADE20K_2021_17_01.zip")
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert error.startswith(
+        "ovseg: ade20k_847 has 1 images here but 2,000 were published; unpack ADE20K_2021_17_01.zip"
+    )
 
 
-def test_every_fault_is_named(tmp_path: Path, capsys: Capture) -> None:
-    """Of more files than are looked at in the beginning."""
+def test_every_fault_is_listed(tmp_path: Path, capsys: Capture) -> None:
+    """There are more files than the datamodule checks at the start of a run."""
     folders = tmp_path / "images", tmp_path / "labels"
     for number in range(110):
         write_pair(*folders, f"{number:03}", np.zeros((4, 6)))
@@ -93,7 +95,7 @@ def test_every_fault_is_named(tmp_path: Path, capsys: Capture) -> None:
         f"init_args: {{images: {folders[0]}, labels: {folders[1]}, vocabulary: 'sky, sea'}}",
     )
     with pytest.raises(SystemExit) as stopped:
-        ovseg("data", "check", own, *ALONE)
+        ovseg("data", "check", own, *IN_PROCESS)
     assert stopped.value.code == 2
     out, err = capsys.readouterr()
     faults = out.splitlines()
@@ -104,13 +106,13 @@ def test_every_fault_is_named(tmp_path: Path, capsys: Capture) -> None:
     assert err.splitlines()[-1].startswith("ovseg: 3 of 110 images or their labels cannot be used, see above; replace")
 
 
-def test_words_that_mean_nothing_are_refused(tmp_path: Path, capsys: Capture) -> None:
+def test_wrong_arguments_are_refused(tmp_path: Path, capsys: Capture) -> None:
     assert "data needs action, benchmark; give --action and --benchmark" in refusal(capsys, "data")
     assert "data needs benchmark" in refusal(capsys, "data", "check")
     assert "action: expected Literal['check'], got look" in refusal(capsys, "data", "look", "ade20k_150")
     assert "there is no benchmark 'ade20k'; take one of ade20k_150, " in refusal(capsys, "data", "check", "ade20k")
-    wrong = refusal(capsys, "data", "check", "ade20k_150", "--root", tmp_path)
-    assert wrong.startswith(
+    empty_root = refusal(capsys, "data", "check", "ade20k_150", "--root", tmp_path)
+    assert empty_root.startswith(
         f"ade20k_150 has no images ({tmp_path}/ADEChallengeData2016/images/validation) and no labels"
     )
     assert "data does not know stray" in refusal(capsys, "data", "check", "ade20k_150", tmp_path, 0, "stray")
@@ -128,8 +130,8 @@ def test_missing_files_are_found_before_the_model_is_built(tmp_path: Path, capsy
         "--data.root",
         tmp_path,
     )
-    place = ("--trainer.default_root_dir", tmp_path / "run", "--model.segmenter", tmp_path / "none")
-    assert "ade20k_847 has no images (" in refusal(capsys, *words, *place)
+    paths = ("--trainer.default_root_dir", tmp_path / "run", "--model.segmenter", tmp_path / "none")
+    assert "ade20k_847 has no images (" in refusal(capsys, *words, *paths)
     layouts.ade20k_847(tmp_path, [[2978, 312, 0], [5, 6000, 2978]])
-    assert f"no segmenter in {tmp_path}/none" in refusal(capsys, *words, *place)
+    assert f"no segmenter in {tmp_path}/none" in refusal(capsys, *words, *paths)
     assert not (tmp_path / "run").exists()

@@ -1,3 +1,5 @@
+"""Tests of the COCO-Stuff training data."""
+
 from __future__ import annotations
 
 from pathlib import Path
@@ -24,7 +26,7 @@ def datamodule(root: Path, **changes: Any) -> COCOStuffDataModule:
     return data
 
 
-def test_ids_become_indices(tmp_path: Path) -> None:
+def test_dataset_ids_become_class_indices(tmp_path: Path) -> None:
     write_coco(tmp_path)
     data = datamodule(tmp_path)
     batches: list[EvalBatch] = list(data.val_dataloader())
@@ -32,13 +34,13 @@ def test_ids_become_indices(tmp_path: Path) -> None:
     assert batches[0].names == [str(tmp_path / "val2017" / "000000000000.jpg")]
     assert batches[0].sizes == [(16, 24)]
     assert batches[0].images[0].shape == (3, 8, 12)
-    # person; id 13, the twelfth that is used; id 182, the last; unlabelled
+    # id 1, person; id 13, the twelfth id in use; id 182, the last; unlabelled
     assert batches[0].labels[0][0].unique_consecutive().tolist() == [0, 11, 170, IGNORE_INDEX]
     names = data.vocabulary.names
     assert (names[0], names[11]) == ("person", "stop sign")
 
 
-def test_training_batches(tmp_path: Path) -> None:
+def test_training_batches_have_crops_with_known_labels(tmp_path: Path) -> None:
     write_coco(tmp_path)
     batches: list[SegmentationBatch] = list(datamodule(tmp_path).train_dataloader())
     assert len(batches) == 3
@@ -47,17 +49,17 @@ def test_training_batches(tmp_path: Path) -> None:
         assert set(batch.labels.unique().tolist()) <= {0, 11, 170, IGNORE_INDEX}
 
 
-def test_views_do_not_depend_on_workers(tmp_path: Path) -> None:
+def test_augmentation_does_not_depend_on_workers(tmp_path: Path) -> None:
     write_coco(tmp_path, train=4)
-    alone, helped = (list(datamodule(tmp_path, num_workers=n).train_dataloader()) for n in (0, 2))
-    for one, other in zip(alone, helped, strict=True):
-        assert torch.equal(one.images, other.images)
-        assert torch.equal(one.labels, other.labels)
+    in_process, in_workers = (list(datamodule(tmp_path, num_workers=n).train_dataloader()) for n in (0, 2))
+    for first, second in zip(in_process, in_workers, strict=True):
+        assert torch.equal(first.images, second.images)
+        assert torch.equal(first.labels, second.labels)
     other_seed = next(iter(datamodule(tmp_path, seed=1).train_dataloader()))
-    assert not torch.equal(alone[0].images, other_seed.images)
+    assert not torch.equal(in_process[0].images, other_seed.images)
 
 
-def test_images_may_lie_in_a_folder_of_their_own(tmp_path: Path) -> None:
+def test_images_can_be_in_the_subfolder_images(tmp_path: Path) -> None:
     write_coco(tmp_path)
     (tmp_path / "images").mkdir()
     for split in ("train2017", "val2017"):
@@ -65,7 +67,7 @@ def test_images_may_lie_in_a_folder_of_their_own(tmp_path: Path) -> None:
     assert len(datamodule(tmp_path).train_dataset) == 6
 
 
-def test_validation_may_be_held_back_from_training(tmp_path: Path) -> None:
+def test_validation_images_can_be_held_out_from_training(tmp_path: Path) -> None:
     write_coco(tmp_path)
     data = datamodule(tmp_path, val_split=2)
     assert [path.stem[-1] for path in data.train_dataset.images] == ["0", "1", "2", "3"]
@@ -75,14 +77,14 @@ def test_validation_may_be_held_back_from_training(tmp_path: Path) -> None:
             datamodule(tmp_path, val_split=number)
 
 
-def test_validating_needs_no_training_images(tmp_path: Path) -> None:
+def test_validation_needs_no_training_images(tmp_path: Path) -> None:
     write_coco(tmp_path, train=0)
     data = COCOStuffDataModule(str(tmp_path))
     data.setup("validate")
     assert len(data.val_dataset) == 2
 
 
-def test_prepared_labels_are_read_under_their_own_name_and_refused_under_another(tmp_path: Path) -> None:
+def test_detectron2_labels_are_read_from_their_own_folder_only(tmp_path: Path) -> None:
     write_coco(tmp_path, values=(0, 11, 170, 255))
     with pytest.raises(InputError, match=r"\.png has the value 11, no class of coco_stuff_171; use .* as downloaded"):
         datamodule(tmp_path)
@@ -91,7 +93,7 @@ def test_prepared_labels_are_read_under_their_own_name_and_refused_under_another
     assert labels[0].unique_consecutive().tolist() == [0, 11, 170, IGNORE_INDEX]
 
 
-def test_a_missing_partner_is_named_and_counted(tmp_path: Path) -> None:
+def test_images_and_labels_without_partners_are_counted_and_named(tmp_path: Path) -> None:
     write_coco(tmp_path)
     for number in (3, 1):
         (tmp_path / f"stuffthingmaps/train2017/{number:012}.png").unlink()
@@ -103,6 +105,6 @@ def test_a_missing_partner_is_named_and_counted(tmp_path: Path) -> None:
         datamodule(tmp_path)
 
 
-def test_a_missing_folder_is_named_with_the_source(tmp_path: Path) -> None:
+def test_the_error_for_missing_folders_names_the_downloads(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"train2017 and no .*stuffthingmaps.train2017; unpack train2017\.zip"):
         datamodule(tmp_path)

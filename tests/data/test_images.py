@@ -1,3 +1,5 @@
+"""Tests of reading images, their size limit, and the datamodule of plain images."""
+
 from __future__ import annotations
 
 import os
@@ -26,7 +28,7 @@ def colour(image: Image.Image, x: int = 0, y: int = 0) -> Any:
     return image.getpixel((x, y))
 
 
-def test_greyscale_has_three_equal_channels() -> None:
+def test_greyscale_becomes_three_equal_channels() -> None:
     assert colour(read_image(Image.new("L", (2, 2), 90))) == (90, 90, 90)
 
 
@@ -48,7 +50,7 @@ def test_cmyk_becomes_rgb(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("mode", ["RGBA", "LA", "P"])
-def test_transparent_pixels_are_white(mode: str, tmp_path: Path) -> None:
+def test_transparent_pixels_become_white(mode: str, tmp_path: Path) -> None:
     image = Image.new("RGBA", (2, 1), (0, 0, 0, 255))
     image.putpixel((1, 0), (10, 20, 30, 0))
     image.convert(mode).save(tmp_path / "logo.png")
@@ -56,7 +58,7 @@ def test_transparent_pixels_are_white(mode: str, tmp_path: Path) -> None:
     assert (colour(read, 0), colour(read, 1)) == ((0, 0, 0), (255, 255, 255))
 
 
-def test_palette_is_looked_up() -> None:
+def test_palette_indices_become_colours() -> None:
     image = Image.new("P", (1, 1), 1)
     image.putpalette([0, 0, 0, 200, 100, 50])
     assert colour(read_image(image)) == (200, 100, 50)
@@ -66,7 +68,7 @@ def test_exif_rotation_is_applied(tmp_path: Path) -> None:
     image = Image.new("RGB", (16, 8), "black")
     image.paste("white", (0, 0, 8, 8))
     exif = Image.Exif()
-    exif[0x0112] = 6  # the camera was held upright: turn clockwise
+    exif[0x0112] = 6  # rotate clockwise
     image.save(tmp_path / "phone.png", exif=exif)
     read = read_image(tmp_path / "phone.png")
     assert read.size == (8, 16)
@@ -82,11 +84,11 @@ def test_exif_rotation_is_applied(tmp_path: Path) -> None:
         np.full((2, 3), 128 * 257, np.uint16),
     ],
 )
-def test_arrays_of_several_kinds_are_the_same_image(array: np.ndarray) -> None:
+def test_arrays_of_different_shapes_and_dtypes_give_the_same_image(array: np.ndarray) -> None:
     assert (np.asarray(read_image(array)) == np.full((2, 3, 3), 128)).all()
 
 
-def test_extreme_sizes_work_in_silence(tmp_path: Path) -> None:
+def test_extreme_sizes_raise_no_warning(tmp_path: Path) -> None:
     Image.new("1", (8000, 8000)).save(tmp_path / "large.png")
     Image.new("RGB", (1, 1)).save(tmp_path / "dot.png")
     with warnings.catch_warnings():
@@ -99,20 +101,20 @@ def test_extreme_sizes_work_in_silence(tmp_path: Path) -> None:
 
 
 def huge_png(path: Path, side: int = 20_000) -> Path:
-    """A black image, by hand: Pillow would need its memory, too."""
+    """Write a black PNG by hand, because Pillow would allocate the whole image."""
 
     def chunk(kind: bytes, content: bytes) -> bytes:
         return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
 
     packer = zlib.compressobj(9)
     rows = b"".join(packer.compress(bytes(1 + side // 8)) for _ in range(side)) + packer.flush()
-    header = chunk(b"IHDR", struct.pack(">IIBBBBB", side, side, 1, 0, 0, 0, 0))  # of one bit a pixel
+    header = chunk(b"IHDR", struct.pack(">IIBBBBB", side, side, 1, 0, 0, 0, 0))  # one bit per pixel
     path.write_bytes(b"\x89PNG\r\n\x1a\n" + header + chunk(b"IDAT", rows) + chunk(b"IEND", b""))
     return path
 
 
 def sized_bmp(path: Path, width: int, height: int) -> Path:
-    """An image whose header promises so many pixels."""
+    """Write a BMP whose header declares width × height pixels."""
     Image.new("RGB", (1, 1)).save(path)
     content = bytearray(path.read_bytes())
     content[18:26] = struct.pack("<ii", width, height)
@@ -120,7 +122,7 @@ def sized_bmp(path: Path, width: int, height: int) -> Path:
     return path
 
 
-def test_a_small_file_of_a_huge_image_is_refused_before_it_is_decoded(tmp_path: Path) -> None:
+def test_a_small_file_with_a_huge_image_is_refused_before_decoding(tmp_path: Path) -> None:
     path = huge_png(tmp_path / "bomb.png")
     assert path.stat().st_size < 100_000
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
@@ -128,18 +130,18 @@ def test_a_small_file_of_a_huge_image_is_refused_before_it_is_decoded(tmp_path: 
         read_image(path)
     with pytest.raises(InputError, match=r"bomb\.png has 20,000 x 20,000 pixels"):
         read_png(path)
-    # a byte for each pixel would be 381 MiB, colours 1,144; in KiB
+    # in KiB; one byte per pixel would take 381 MiB, and RGB 1,144 MiB
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss < before + 200 * 1024
 
 
-def test_the_size_limit_is_ours_and_can_be_raised(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_size_limit_replaces_pillows_and_can_be_raised(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def opened(width: int, height: int) -> tuple[int, int]:
         with open_image(sized_bmp(tmp_path / "large.bmp", width, height)) as image:
             return image.size
 
     before = Image.MAX_IMAGE_PIXELS
     with warnings.catch_warnings():
-        warnings.simplefilter("error")  # Pillow warns from 89 megapixels on, and refuses 179
+        warnings.simplefilter("error")  # Pillow warns from 89 megapixels on, and raises from 179 on
         assert opened(10_000, 10_000) == (10_000, 10_000)
         with pytest.raises(InputError, match=r"large\.bmp has 10,000 x 10,001 pixels, more than 100 megapixels"):
             opened(10_000, 10_001)
@@ -157,16 +159,16 @@ def test_the_size_limit_is_ours_and_can_be_raised(tmp_path: Path, monkeypatch: p
             opened(1, 1)
 
 
-def test_threads_read_at_once_and_change_nothing_of_pillow(tmp_path: Path) -> None:
+def test_threads_read_concurrently_without_changing_pillows_limit(tmp_path: Path) -> None:
     noise = np.random.default_rng(0).integers(0, 256, (40, 60, 3), np.uint8)
     Image.fromarray(noise).save(tmp_path / "x.png")
-    before, inside = Image.MAX_IMAGE_PIXELS, threading.Barrier(2, timeout=20)
+    before, barrier = Image.MAX_IMAGE_PIXELS, threading.Barrier(2, timeout=20)
 
     def read(_: int) -> tuple[int | None, bool]:
         with open_image(tmp_path / "x.png") as image:
-            inside.wait()  # both have it open, and leave in whatever order
+            barrier.wait()  # both threads have the file open
             during = Image.MAX_IMAGE_PIXELS
-            inside.wait()
+            barrier.wait()
             return during, bool((np.asarray(image) == noise).all())
 
     with ThreadPoolExecutor(2) as pool:
@@ -174,16 +176,14 @@ def test_threads_read_at_once_and_change_nothing_of_pillow(tmp_path: Path) -> No
     assert before == Image.MAX_IMAGE_PIXELS
 
 
-def test_only_formats_of_images_are_read_whatever_they_are_called(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """PostScript starts Ghostscript, here a script of that name."""
+def test_other_formats_are_refused_whatever_the_file_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With Pillow's default formats PostScript starts Ghostscript, for which a script stands in here."""
     marker, script = tmp_path / "ran", tmp_path / "bin" / "gs"
     script.parent.mkdir()
     script.write_text(f"#!/bin/sh\ntouch '{marker}'\n")
     script.chmod(0o755)
     monkeypatch.setenv("PATH", str(script.parent), prepend=os.pathsep)
-    monkeypatch.setattr(EpsImagePlugin, "gs_binary", None)  # so that it is looked for
+    monkeypatch.setattr(EpsImagePlugin, "gs_binary", None)  # makes Pillow search for it again
     path = tmp_path / "x.png"
     path.write_text("%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 8 8\n%%EndComments\n0 0 8 8 rectfill\n%%EOF\n")
     with pytest.raises(InputError, match=r"x\.png is not an image"):
@@ -191,7 +191,7 @@ def test_only_formats_of_images_are_read_whatever_they_are_called(
     assert not marker.exists()
     with pytest.raises(OSError), Image.open(path) as image:  # noqa: PT011 (the script draws nothing)
         image.load()
-    assert marker.exists()  # Pillow's own way would have run it
+    assert marker.exists()  # Pillow's default runs it
     for kind in ("PCX", "TGA", "ICO", "SGI", "PDF"):
         Image.new("RGB", (16, 16)).save(path, kind)
         with pytest.raises(InputError, match=r"x\.png is not an image"):
@@ -199,7 +199,7 @@ def test_only_formats_of_images_are_read_whatever_they_are_called(
 
 
 @pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF", "PPM", "MPO"])
-def test_formats_of_images_are_read_whatever_they_are_called(kind: str, tmp_path: Path) -> None:
+def test_image_formats_are_read_whatever_the_file_name(kind: str, tmp_path: Path) -> None:
     first, second = (Image.new("RGB", (16, 8), colour) for colour in ("red", "blue"))
     several = {"save_all": True, "append_images": [second]} if kind in ("GIF", "MPO", "TIFF", "WEBP", "PNG") else {}
     first.save(tmp_path / "x.dat", kind, **several)
@@ -209,13 +209,13 @@ def test_formats_of_images_are_read_whatever_they_are_called(kind: str, tmp_path
     assert red > 240 and max(green, blue) < 15
 
 
-def test_what_is_not_an_image_is_refused_by_name(tmp_path: Path) -> None:
+def test_files_and_arrays_that_are_no_images_are_refused(tmp_path: Path) -> None:
     (tmp_path / "notes.jpg").write_text("not an image")
     (tmp_path / "empty.png").touch()
     noise = np.random.default_rng(0).integers(0, 256, (64, 64, 3), np.uint8)
     for suffix in ("jpg", "png"):
-        Image.fromarray(noise).save(tmp_path / f"whole.{suffix}")
-        content = (tmp_path / f"whole.{suffix}").read_bytes()
+        Image.fromarray(noise).save(tmp_path / f"intact.{suffix}")
+        content = (tmp_path / f"intact.{suffix}").read_bytes()
         (tmp_path / f"cut.{suffix}").write_bytes(content[: len(content) // 2])
     for name in ("notes.jpg", "empty.png", "cut.jpg", "cut.png", "missing.jpg"):
         with pytest.raises(InputError, match=name):
@@ -236,20 +236,20 @@ def test_what_is_not_an_image_is_refused_by_name(tmp_path: Path) -> None:
     [
         ((480, 640), (640, 853)),  # 640 / 480 * 640 = 853.33
         ((640, 427), (959, 640)),  # 640 / 427 * 640 = 959.25
-        ((100, 1000), (256, 2560)),  # the long side decides
+        ((100, 1000), (256, 2560)),  # the long side is limited
         ((1, 1), (640, 640)),
-        ((1, 8000), (4, 2560)),  # 0.32 pixels are one patch
+        ((1, 8000), (4, 2560)),  # 0.32 pixels are raised to one patch
         ((8000, 1), (2560, 4)),
     ],
 )
-def test_short_side_rule(size: tuple[int, int], expected: tuple[int, int]) -> None:
+def test_short_side_rule_by_hand(size: tuple[int, int], expected: tuple[int, int]) -> None:
     assert short_side_size(size, 640, 2560) == expected
     if max(size) < 2000:
         resized = resize_short_side(Image.new("RGB", size[::-1]), 640, 2560)
         assert (resized.height, resized.width) == expected
 
 
-def test_tensor_holds_the_pixels() -> None:
+def test_to_tensor_scales_pixels_to_one() -> None:
     image = Image.new("RGB", (3, 2), (255, 0, 51))
     tensor = to_tensor(image)
     assert tensor.shape == (3, 2, 3)
@@ -257,7 +257,7 @@ def test_tensor_holds_the_pixels() -> None:
     assert tensor[:, 0, 0].tolist() == pytest.approx([1.0, 0.0, 0.2])
 
 
-def test_folders_and_files_are_found_in_order(tmp_path: Path) -> None:
+def test_files_and_folders_are_expanded_in_order(tmp_path: Path) -> None:
     for name in ("b.JPG", "a.png", "notes.txt"):
         (tmp_path / name).touch()
     assert [path.name for path in find_images([str(tmp_path / "b.JPG"), str(tmp_path)])] == ["b.JPG", "a.png", "b.JPG"]
@@ -270,7 +270,7 @@ def test_folders_and_files_are_found_in_order(tmp_path: Path) -> None:
         find_images([])
 
 
-def test_datamodule_yields_images_with_their_sizes(tmp_path: Path) -> None:
+def test_the_datamodule_yields_distinct_images_with_their_sizes(tmp_path: Path) -> None:
     for name, size in (("a.png", (40, 20)), ("b.jpg", (10, 30))):
         Image.new("RGB", size, "red").save(tmp_path / name)
     data = ImagesDataModule([str(tmp_path), str(tmp_path / "a.png")], "cat, sofa", resize=(8, 100))
@@ -282,7 +282,7 @@ def test_datamodule_yields_images_with_their_sizes(tmp_path: Path) -> None:
     assert [batch.labels for batch in batches] == [[], []]
 
 
-def test_datamodule_refuses_before_work_starts(tmp_path: Path) -> None:
+def test_the_datamodule_refuses_wrong_input_when_it_is_built(tmp_path: Path) -> None:
     Image.new("RGB", (4, 4)).save(tmp_path / "a.png")
     with pytest.raises(InputError, match="empty"):
         ImagesDataModule(str(tmp_path), "")
@@ -291,12 +291,12 @@ def test_datamodule_refuses_before_work_starts(tmp_path: Path) -> None:
         ImagesDataModule(str(tmp_path), "cat")
 
 
-def test_a_broken_image_becomes_a_reason(tmp_path: Path) -> None:
+def test_a_broken_image_becomes_a_fault_of_its_batch(tmp_path: Path) -> None:
     (tmp_path / "a.png").write_text("no")
     Image.new("RGB", (4, 6)).save(tmp_path / "b.png")
-    broken, whole = ImagesDataModule(str(tmp_path), "cat", (8, 100)).predict_dataloader()
+    broken, intact = ImagesDataModule(str(tmp_path), "cat", (8, 100)).predict_dataloader()
     assert broken[:4] == ([], [], [], []) and "a.png is not an image" in broken.faults[0]
-    assert whole.names == [str(tmp_path / "b.png")] and whole.faults == ()
+    assert intact.names == [str(tmp_path / "b.png")] and intact.faults == ()
 
 
 @pytest.mark.parametrize("samples", [0, 1, 5, 8])

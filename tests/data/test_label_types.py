@@ -1,4 +1,4 @@
-"""Labels leave the workers as small integers and come to a step as int64, with the same values."""
+"""Tests that labels leave the workers as small integers and reach a step as int64 with the same values."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from tests.data.worlds import write_coco
 
 
 class Steps(L.LightningModule):
-    """Keeps the labels that each step is given."""
+    """Records the labels of each step."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -40,7 +40,7 @@ class Steps(L.LightningModule):
 
 
 def integers(batch: Any) -> list[Tensor]:
-    """Labels of a batch, and its regions where it has any."""
+    """Return the labels of a batch, followed by its regions if it has any."""
     labels = list(batch.labels)
     return labels if getattr(batch, "regions", None) is None else [*labels, *batch.regions]
 
@@ -55,14 +55,14 @@ def toy_scenes(root: Path) -> ToyScenesDataModule:
     return ToyScenesDataModule(4, total_batch_size=2, num_workers=0, seed=0)
 
 
-def wide(root: Path) -> ADE20K847DataModule:
+def ade20k_847(root: Path) -> ADE20K847DataModule:
     wall, unknown = 2978, 0
-    layouts.ade20k_847(root, [[wall, 312, unknown] * 200] * 600)  # large enough to be reduced
+    layouts.ade20k_847(root, [[wall, 312, unknown] * 200] * 600)  # large enough to be resized
     return ADE20K847DataModule(str(root))
 
 
 def adapter(root: Path) -> RegionTextDataModule:
-    """Pairs whose validation has labels."""
+    """Return a pair datamodule with labelled validation data."""
     write_coco(root)
     folders = str(root / "val2017"), str(root / "stuffthingmaps" / "val2017")
     name = "000000000000.jpg"
@@ -77,10 +77,12 @@ def adapter(root: Path) -> RegionTextDataModule:
         (coco, "validate", torch.int16),
         (toy_scenes, "fit", torch.int16),
         (adapter, "validate", torch.int16),
-        (wide, "test", torch.int32),
+        (ade20k_847, "test", torch.int32),
     ],
 )
-def test_labels_travel_small(tmp_path: Path, make: Any, loop: str, small: torch.dtype) -> None:
+def test_labels_are_small_integers_in_workers_and_int64_in_steps(
+    tmp_path: Path, make: Any, loop: str, small: torch.dtype
+) -> None:
     data: LabelsDataModule = make(tmp_path)
     data.setup(loop)
     loader = {"fit": "train", "validate": "val"}.get(loop, loop)
@@ -88,9 +90,9 @@ def test_labels_travel_small(tmp_path: Path, make: Any, loop: str, small: torch.
     assert {labels.dtype for labels in sent} == {small}
     quiet: dict[str, Any] = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False}
     checks: dict[str, Any] = {"enable_checkpointing": False, "limit_val_batches": 0 if loop == "fit" else None}
-    run, steps = L.Trainer(accelerator="cpu", max_epochs=1, **checks, **quiet), Steps()
-    getattr(run, loop)(steps, datamodule=make(tmp_path / "again"))
+    trainer, steps = L.Trainer(accelerator="cpu", max_epochs=1, **checks, **quiet), Steps()
+    getattr(trainer, loop)(steps, datamodule=make(tmp_path / "trainer"))
     assert {labels.dtype for labels in steps.seen} == {torch.int64}
     assert len(sent) == len(steps.seen) > 0
-    for one, other in zip(sent, steps.seen, strict=True):
-        assert one.tolist() == other.tolist()
+    for labels, received in zip(sent, steps.seen, strict=True):
+        assert labels.tolist() == received.tolist()

@@ -1,4 +1,4 @@
-"""Label files of every kind, value by value."""
+"""Tests of label files in every format, value by value."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from ovseg.structures import IGNORE_INDEX, WIDE_IGNORE_INDEX, InputError, Vocabu
 
 
 def label_files(path: Path, coding: Coding, size: tuple[int, int] = (1, 2)) -> LabelFiles:
-    """Of one label file, with an image of `size` (H, W) beside it."""
+    """Return the reader of one label file, with an image of `size` (H, W) next to it."""
     image = path.with_name("image.jpg")
     Image.new("RGB", size[::-1]).save(image)
     return LabelFiles({image: path}, coding, "words")
@@ -47,7 +47,7 @@ def test_palettes_are_read_as_indices(tmp_path: Path) -> None:
     assert read(tmp_path / "x.png", Coding(range(1, 21), {0, 255}), (1, 3)) == [[255, 14, 255]]
 
 
-def test_sixteen_bits(tmp_path: Path) -> None:
+def test_sixteen_bit_labels_ignore_65535(tmp_path: Path) -> None:
     path = save(tmp_path / "x.png", [[255, 846], [65535, 0]], np.uint16)
     labels = label_files(path, coding_of(words(847), "words"), (2, 2))
     assert labels.ignore_index == WIDE_IGNORE_INDEX
@@ -57,7 +57,7 @@ def test_sixteen_bits(tmp_path: Path) -> None:
         read(path, coding_of(words(847), "words"), (2, 2))
 
 
-def test_at_the_border_of_eight_bits(tmp_path: Path) -> None:
+def test_255_is_a_class_from_256_classes_on(tmp_path: Path) -> None:
     path = save(tmp_path / "x.png", [[254, 255]])
     assert read(path, coding_of(words(255), "words")) == [[254, IGNORE_INDEX]]
     assert read(path, coding_of(words(256), "words")) == [[254, 255]]
@@ -72,8 +72,8 @@ def test_values_below_the_offset_are_unlabelled(tmp_path: Path) -> None:
         read(path, coding_of(words(65536), "words"))
 
 
-def test_object_ids_in_colours(tmp_path: Path) -> None:
-    # id 2978 = 11 * 256 + 162 of red 110 … 119; red 250 … 255 is the last block; blue tells instances apart
+def test_ade20k_object_ids_are_decoded_from_colours(tmp_path: Path) -> None:
+    # id 2978 = 11 * 256 + 162 has red 110 … 119; red 250 … 255 is the last block; blue distinguishes instances
     pixels = np.array([[[110, 162, 9], [119, 162, 0], [0, 3, 1]], [[250, 255, 2], [255, 255, 2], [0, 0, 0]]], np.uint8)
     Image.fromarray(pixels).save(tmp_path / "x_seg.png")
     assert read_ade20k_full(tmp_path / "x_seg.png").tolist() == [[2978, 2978, 3], [6655, 6655, 0]]
@@ -83,14 +83,14 @@ def test_object_ids_in_colours(tmp_path: Path) -> None:
         read_ade20k_full(save(tmp_path / "grey.png", [[1]]))
 
 
-def test_label_maps_of_matlab(tmp_path: Path) -> None:
+def test_matlab_label_maps_are_read(tmp_path: Path) -> None:
     path = tmp_path / "x.mat"
     savemat(path, {"LabelMap": np.array([[0, 459], [1, 256]], np.uint16)}, do_compression=True)
     assert read_label_map(path).tolist() == [[0, 459], [1, 256]]
     wide = Coding(range(1, 460), {0}, read_label_map)
     assert read(path, wide, (2, 2)) == [[WIDE_IGNORE_INDEX, 458], [0, 255]]
-    some = Coding([256, 459], range(460), read_label_map)
-    assert read(path, some, (2, 2)) == [[IGNORE_INDEX, 1], [IGNORE_INDEX, 0]]
+    subset = Coding([256, 459], range(460), read_label_map)
+    assert read(path, subset, (2, 2)) == [[IGNORE_INDEX, 1], [IGNORE_INDEX, 0]]
     savemat(path, {"LabelMap": np.array([[0, 460], [1, 256]], np.uint16)})
     with pytest.raises(InputError, match=r"x\.mat has the value 460"):
         read(path, wide, (2, 2))
@@ -118,29 +118,29 @@ def test_images_that_are_no_labels_are_refused(mode: str, fault: str, tmp_path: 
 
 
 @pytest.mark.parametrize("value", [-1, 70000])
-def test_values_that_labels_cannot_have_are_refused(value: int, tmp_path: Path) -> None:
+def test_values_out_of_range_are_refused(value: int, tmp_path: Path) -> None:
     path = save(tmp_path / "x.tiff", [[1, value]], np.int32)
     with pytest.raises(InputError, match=rf"x\.tiff has the value {value}, no class"):
         read(path, coding_of(words(300), "words"))
 
 
-def test_pictures_of_every_kind_have_labels_of_the_size_that_one_sees(tmp_path: Path) -> None:
-    """Grey, 16-bit, CMYK, and turned by their EXIF entry."""
+def test_label_sizes_are_compared_with_upright_images(tmp_path: Path) -> None:
+    """The images are grey, 16-bit, CMYK, and rotated by their EXIF entry."""
     exif = Image.Exif()
-    exif[0x0112] = 6  # to be turned by a quarter
+    exif[0x0112] = 6  # rotate by 90 degrees
     Image.new("L", (3, 2)).save(tmp_path / "grey.png")
     Image.fromarray(np.zeros((2, 3), np.uint16)).save(tmp_path / "deep.png")
     Image.new("CMYK", (3, 2)).save(tmp_path / "cmyk.jpg")
-    Image.new("RGB", (2, 3)).save(tmp_path / "turned.jpg", exif=exif)
+    Image.new("RGB", (2, 3)).save(tmp_path / "rotated.jpg", exif=exif)
     label = save(tmp_path / "label.png", [[0, 1, 0], [1, 0, 1]])
-    images = [tmp_path / name for name in ("grey.png", "deep.png", "cmyk.jpg", "turned.jpg")]
+    images = [tmp_path / name for name in ("grey.png", "deep.png", "cmyk.jpg", "rotated.jpg")]
     labels = LabelFiles(dict.fromkeys(images, label), coding_of(words(2), "words"), "words")
     assert [labels.fault(image) for image in images] == [None] * 4
-    Image.new("RGB", (3, 2)).save(tmp_path / "turned.jpg", exif=exif)
+    Image.new("RGB", (3, 2)).save(tmp_path / "rotated.jpg", exif=exif)
     assert labels.fault(images[3]) == f"{label} is 3 x 2 pixels but {images[3]} is 2 x 3; give the image's labels"
 
 
-def test_what_is_wrong_with_the_first_files_is_told_at_once(tmp_path: Path) -> None:
+def test_faults_of_the_first_files_are_reported_together(tmp_path: Path) -> None:
     images = []
     for number in range(60):
         images.append(tmp_path / f"{number}.jpg")
@@ -158,28 +158,28 @@ def test_what_is_wrong_with_the_first_files_is_told_at_once(tmp_path: Path) -> N
     assert faults[-1] == "and 2 more of the 30 checked"
 
 
-def test_files_are_looked_at_side_by_side(tmp_path: Path) -> None:
-    together = Barrier(2)
+def test_files_are_checked_in_parallel(tmp_path: Path) -> None:
+    barrier = Barrier(2)
 
-    def read_together(path: Path) -> NDArray[Any]:
-        together.wait(timeout=10)  # raises where nobody else reads
+    def read_concurrently(path: Path) -> NDArray[Any]:
+        barrier.wait(timeout=10)  # raises unless another thread reads at the same time
         return read_png(path)
 
     images = [tmp_path / f"{number}.jpg" for number in range(2)]
     for image in images:
         Image.new("RGB", (2, 1)).save(image)
     label = save(tmp_path / "label.png", [[0, 1]])
-    LabelFiles(dict.fromkeys(images, label), Coding([0, 1], [], read_together), "words")
+    LabelFiles(dict.fromkeys(images, label), Coding([0, 1], [], read_concurrently), "words")
 
 
-def test_the_first_process_looks_for_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_only_the_first_process_checks_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     label, read = save(tmp_path / "bad.png", [[0, 7]]), []
 
-    def read_and_tell(path: Path) -> NDArray[Any]:
+    def recording_read(path: Path) -> NDArray[Any]:
         read.append(path)
         return read_png(path)
 
-    coding = Coding([0, 1], [], read_and_tell)
+    coding = Coding([0, 1], [], recording_read)
     monkeypatch.setattr(rank_zero_only, "rank", 1)
     labels = label_files(label, coding)
     assert read == []
@@ -187,4 +187,4 @@ def test_the_first_process_looks_for_all(tmp_path: Path, monkeypatch: pytest.Mon
     with pytest.raises(InputError, match=r"bad\.png has the value 7"):
         label_files(label, coding)
     assert read == [label]
-    assert labels.fault(labels.images[0]) is not None  # the others find it when they read it
+    assert labels.fault(labels.images[0]) is not None  # other processes find the fault when they read the file

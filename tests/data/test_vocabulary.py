@@ -1,3 +1,5 @@
+"""Tests of packaged, typed and written vocabularies."""
+
 from __future__ import annotations
 
 import json
@@ -37,34 +39,34 @@ def test_every_packaged_list_can_be_read(name: str) -> None:
 def test_coco_stuff_ids_have_the_known_gaps() -> None:
     ids = read_dataset_ids("coco_stuff_171")
     assert ids is not None
-    # 11 ids of COCO's list of objects were never annotated
+    # 11 ids of COCO's object list were never annotated
     assert sorted(set(range(1, 183)) - set(ids)) == [12, 26, 29, 30, 45, 66, 68, 69, 71, 83, 91]
     assert read_dataset_ids("ade20k_150") is None
     assert read_dataset_ids("cat, sofa") is None
 
 
-def test_names_are_kept_and_synonyms_are_a_choice() -> None:
-    assert "window " in read_vocabulary("ade20k_150").names  # what the release gives to CLIP
-    plain, more = read_vocabulary("pascal_voc_20"), read_vocabulary("pascal_voc_20", synonyms=True)
-    assert plain.synonyms[0] == ("aeroplane",)
-    assert more.synonyms[0] == ("aeroplane", "airplane", "aeroplanes", "airplanes")
+def test_names_are_verbatim_and_synonyms_optional() -> None:
+    assert "window " in read_vocabulary("ade20k_150").names  # as the release passes it to CLIP
+    without, with_synonyms = read_vocabulary("pascal_voc_20"), read_vocabulary("pascal_voc_20", synonyms=True)
+    assert without.synonyms[0] == ("aeroplane",)
+    assert with_synonyms.synonyms[0] == ("aeroplane", "airplane", "aeroplanes", "airplanes")
 
 
-def test_typed_names() -> None:
+def test_names_can_be_typed_with_commas() -> None:
     assert read_vocabulary("cat, sofa,potted plant ").names == ("cat", "sofa", "potted plant")
     assert read_vocabulary("cat").names == ("cat",)
-    long = ", ".join(f"thing {number}" for number in range(300))  # longer than a file name may be
+    long = ", ".join(f"thing {number}" for number in range(300))  # longer than a file name can be
     assert len(read_vocabulary(long)) == 300
 
 
-def test_text_file(tmp_path: Path) -> None:
+def test_text_files_have_a_class_per_line_with_synonyms(tmp_path: Path) -> None:
     file = tmp_path / "words.txt"
     file.write_text("road, route\nsofa; couch ;settee\n", encoding="utf-8-sig")
     assert read_vocabulary(str(file)).names == ("road, route", "sofa")
     assert read_vocabulary(str(file)).synonyms == (("road, route",), ("sofa", "couch", "settee"))
 
 
-def test_json_file(tmp_path: Path) -> None:
+def test_json_files_have_synonyms_seen_flags_and_ids(tmp_path: Path) -> None:
     file = tmp_path / "mine.json"
     lists = {
         "classes": ["a", "b"],
@@ -79,7 +81,7 @@ def test_json_file(tmp_path: Path) -> None:
     assert (read_dataset_ids(str(file)), read_dataset_ids(str(file), "other_ids")) == ([3, 7], [1, 2])
 
 
-def test_words_of_any_language_and_number(tmp_path: Path) -> None:
+def test_vocabularies_of_any_language_and_size_are_read(tmp_path: Path) -> None:
     names = ("猫", "диван", "شجرة", "σκύλος", "🌳", "café au lait")
     (tmp_path / "words.txt").write_text("\n".join(names), encoding="utf-8")
     assert read_vocabulary(str(tmp_path / "words.txt")).names == names
@@ -90,14 +92,14 @@ def test_words_of_any_language_and_number(tmp_path: Path) -> None:
     assert (len(read_vocabulary("cat")), read_vocabulary("cat").ignore_index) == (1, 255)
 
 
-def test_ignored_labels_are_no_class() -> None:
+def test_the_ignore_index_is_never_a_class() -> None:
     wide = [name for name in builtin_vocabularies() if read_vocabulary(name).ignore_index == 65535]
     assert wide == ["ade20k_847", "pascal_context_459"]
     assert Vocabulary(tuple(f"{n}" for n in range(255))).ignore_index == 255
     assert Vocabulary(tuple(f"{n}" for n in range(256))).ignore_index == 65535
 
 
-def test_background_of_voc_is_one_class_of_many_names() -> None:
+def test_the_background_of_voc_is_one_class_with_many_names() -> None:
     voc, context = (read_vocabulary(name, synonyms=True) for name in ("pascal_voc_20", "pascal_context_59"))
     as_rest, as_class = (read_vocabulary(name, synonyms=True) for name in ("pascal_voc_20b", "pascal_voc_21"))
     assert as_rest.names == voc.names + context.names[20:]
@@ -110,7 +112,7 @@ def test_background_of_voc_is_one_class_of_many_names() -> None:
             Vocabulary(("a", "b"), background_from=wrong)
 
 
-def test_the_same_word_in_two_classes_is_a_warning_that_names_both(
+def test_a_phrase_in_two_classes_logs_a_warning_that_names_both(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     file = tmp_path / "words.txt"
@@ -139,7 +141,7 @@ def test_the_same_word_in_two_classes_is_a_warning_that_names_both(
         ("words.txt", "words.txt does not exist"),
     ],
 )
-def test_refusals(spec: str, message: str) -> None:
+def test_wrong_vocabularies_are_refused(spec: str, message: str) -> None:
     with pytest.raises(InputError, match=message):
         read_vocabulary(spec)
 
@@ -173,7 +175,7 @@ def test_damaged_files_are_refused_by_name(name: str, content: str, message: str
     assert name in str(caught.value)
 
 
-def test_ids_must_be_one_per_class(tmp_path: Path) -> None:
+def test_dataset_ids_must_be_distinct(tmp_path: Path) -> None:
     (tmp_path / "a.json").write_text('{"classes": ["a", "b"], "dataset_ids": [1, 1]}')
     with pytest.raises(InputError, match="needs one distinct id per class"):
         read_dataset_ids(str(tmp_path / "a.json"))
