@@ -139,7 +139,7 @@ class CaptionDataModule(LightningDataModule):
         Raises:
             InputError: no caption has a noun, or the masks cannot be used.
         """
-        self._pending = None  # forget the shards of an earlier run
+        self._pending = None  # an earlier run may have set its shards
         masks = None if self.masks is None else open_masks(self.masks, self.images)
         samples = self._labelled_images(masks) if self.captions is None else self._captioned_images(self.captions)
         self.dataset = CaptionedImages(self.images, samples, self.short_side, masks, labelled=self.captions is None)

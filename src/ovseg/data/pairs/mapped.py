@@ -31,7 +31,7 @@ LEFTOVER_SECONDS = 3600.0  # age from which a partial copy is taken to belong to
 
 
 def map_tables(sources: Sequence[Path], name: str, tables: Callable[[], Iterable[pa.Table]]) -> Path:
-    """Return the path of the copy, which is written first if there is none of these sources.
+    """Return the path of the copy; write it first unless there is one of these sources already.
 
     Args:
         sources: the files that the tables are read from.
