@@ -8,7 +8,8 @@ import torch
 
 from ovseg.data.toy import NOUNS, Region, Scene, make_scene, toy_words
 from ovseg.data.toy.captions import PREFIXES, label
-from ovseg.data.toy.windows import VIEWS, Box, ToyWindowsDataModule, choose_window, visible_regions
+from ovseg.data.toy.cutting import VIEWS, Box, choose_window, visible_regions
+from ovseg.data.toy.windows import ToyWindowsDataModule
 from ovseg.structures import InputError
 
 GRASS = [noun.name for noun in NOUNS].index("grass")

@@ -2,38 +2,10 @@
 
 from __future__ import annotations
 
-import torch
-from PIL import Image
-from torch import Tensor
-from torch.utils.data import Dataset
-
 from ovseg.data.loading import ResumableLoader, run_seed
 from ovseg.data.resumable import ResumableDataModule
-from ovseg.data.toy.folder import TRAINING_LABELS
-from ovseg.data.toy.scenes import make_scene
+from ovseg.data.toy.labelled_scenes import LabelledScenes, collate_scenes
 from ovseg.data.vocabulary import read_vocabulary
-from ovseg.images import to_tensor
-from ovseg.structures import IGNORE_INDEX, SegmentationBatch
-
-SPLIT = "proposals"  # scenes used nowhere else, neither for training nor for testing
-BASE = IGNORE_INDEX + 1
-
-
-class _LabelledScenes(Dataset[tuple[Tensor, Tensor]]):
-    """Images and targets `label + BASE * region`; every key of `ovseg.data.loading` gives a new scene."""
-
-    def __init__(self, scenes: int, seed: int) -> None:
-        self.scenes, self.seed = scenes, seed
-
-    def __len__(self) -> int:
-        return self.scenes
-
-    def __getitem__(self, key: int) -> tuple[Tensor, Tensor]:
-        scene = make_scene(self.seed, key, split=SPLIT)
-        target = torch.zeros(scene.image.shape[:2], dtype=torch.int16)
-        for number, region in enumerate(scene.regions):
-            target[torch.from_numpy(region.mask)] = int(TRAINING_LABELS[region.noun]) + BASE * number
-        return to_tensor(Image.fromarray(scene.image)), target
 
 
 class ToyScenesDataModule(ResumableDataModule):
@@ -55,14 +27,8 @@ class ToyScenesDataModule(ResumableDataModule):
         super().__init__(total_batch_size)
         self.vocabulary = read_vocabulary("toy_train")
         self.num_workers, self.seed = num_workers, run_seed(seed)
-        self.dataset = _LabelledScenes(scenes, self.seed)
+        self.dataset = LabelledScenes(scenes, self.seed)
 
     def train_dataloader(self) -> ResumableLoader:
         """Return the resumable loader of `SegmentationBatch`es."""
-        return self.resumable(self.dataset, self.seed, self.num_workers, _collate)
-
-
-def _collate(items: list[tuple[Tensor, Tensor]]) -> SegmentationBatch:
-    images, targets = zip(*items, strict=True)
-    target = torch.stack(targets)
-    return SegmentationBatch(torch.stack(images), target % BASE, target // BASE)
+        return self.resumable(self.dataset, self.seed, self.num_workers, collate_scenes)
