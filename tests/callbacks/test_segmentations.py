@@ -178,11 +178,6 @@ def test_two_processes_resume_the_run_of_one(segmenter: Path, photos: Path, tmp_
     assert files(tmp_path / "two") == files(tmp_path / "one")
 
 
-def test_predict_is_an_alias_of_segment(segmenter: Path, photos: Path, tmp_path: Path) -> None:
-    ovseg("predict", *words(segmenter, photos / "0.png", tmp_path / "out")[1:])
-    assert len(files(tmp_path / "out")) == 3
-
-
 def test_tasks_other_than_segmentation_are_refused(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"not a LightningModule; see conf/segment\.yaml"):
         SegmentationWriter(tmp_path).setup(L.Trainer(logger=False), L.LightningModule(), "predict")
