@@ -80,30 +80,49 @@ TOY = ("fit", "--config", CONF / "toy" / "proposals.yaml")
 PROPOSALS = ("fit", "--config", CONF / "proposals.yaml")
 WORDS: dict[str, tuple[tuple[object, ...], str]] = {
     "verb": (("fly",), "there is no verb 'fly'; choose from fit, "),
-    "no model": (("fit",), "fit needs model; give --model or a --config that has it"),
+    "no model": (("fit",), "fit: the following arguments are required: model; give --model or a --config that has it"),
     "no data": (("test", "--config", CONF / "test.yaml"), "test needs data; give --data"),
-    "flag": ((*TOY, "--bogus", 3), "fit does not know --bogus; `ovseg fit --help` lists what there is"),
-    "trainer": ((*TOY, "--trainer.max_stepz", 3), "--trainer.max_stepz; did you mean 'trainer.max_steps'?"),
-    "data": ((*PROPOSALS, "--data.rot", "x"), "data: COCOStuffDataModule has no option 'rot'; did you mean 'root'?"),
+    "flag": ((*TOY, "--bogus", 3), "fit: unrecognized arguments: --bogus 3; `ovseg fit --help` lists the flags"),
+    "trainer": ((*TOY, "--trainer.max_stepz", 3), "--trainer.max_stepz 3; did you mean --trainer.max_steps?"),
+    "data": (
+        (*PROPOSALS, "--data.rot", "x"),
+        "data: COCOStuffDataModule: Option 'rot' is not accepted; did you mean --data.root?",
+    ),
     "data class": (
         (*PROPOSALS, "--data.transform.crop", 3),
-        "data: COCOStuffDataModule has no option 'transform.crop'",
+        "data: COCOStuffDataModule: unrecognized arguments: --transform.crop=3",
     ),
-    "short": (("toy", "--out", "x", "--scene", 3), "toy does not know --scene; did you mean 'scenes'?"),
-    "network": ((*TOY, "--model.proposer.txt_dim", 3), "model.proposer: MaskProposer has no option 'txt_dim'"),
-    "number": ((*TOY, "--data.total_batch_size", "many"), "data.total_batch_size: expected int, got many"),
+    "short": (("toy", "--out", "x", "--scene", 3), "toy: unrecognized arguments: --scene 3; did you mean --scenes?"),
+    "network": (
+        (*TOY, "--model.proposer.txt_dim", 3),
+        "model.proposer: MaskProposer: Option 'txt_dim' is not accepted; did you mean --model.proposer.text_dim?",
+    ),
+    "number": ((*TOY, "--data.total_batch_size", "many"), "data.total_batch_size: Expected an int. Got value: many"),
     "choice": (
         ("fit", "--config", CONF / "adapter.yaml", "--model.train", "it"),
-        "model.train: expected Literal['prompt'",
+        "model.train: Expected a Literal['prompt'",
     ),
-    "stray": ((*TOY, "stray"), "fit does not know stray"),
-    "class": ((*TOY, "--model", "NoSuchTask"), "model: NoSuchTask is neither a config file that exists nor a class"),
-    "fragment": ((*TOY, "--data", "none.yaml"), "data: none.yaml is neither a config file that exists nor a class"),
+    "stray": ((*TOY, "stray"), "fit: unrecognized arguments: stray"),
+    "class": (
+        (*TOY, "--model", "NoSuchTask"),
+        "model: Expected a dot import path string: NoSuchTask; give a class, or a config file that exists",
+    ),
+    "fragment": (
+        (*TOY, "--data", "none.yaml"),
+        "data: Problem with given class_path 'none.yaml': No module named 'none'; give a class, or a config file",
+    ),
     "config": (("fit", "--config", "none.yaml"), "config: File does not exist: "),
-    "needed": (("segment",), "ImagesDataModule needs images, vocabulary; give --data.images and --data.vocabulary"),
-    "command": (("toy", "--out", "x", "--scens", 3), "toy does not know --scens; did you mean 'scenes'?"),
-    "command needs": (("bundle",), "bundle needs proposals, clip, out; give --proposals and --clip and --out"),
-    "command number": (("toy", "--out", "x", "--scenes", "three"), "scenes: expected int, got three"),
+    "needed": (
+        ("segment",),
+        "data: ImagesDataModule: the following arguments are required: images, vocabulary; "
+        "give --data.images and --data.vocabulary",
+    ),
+    "command": (("toy", "--out", "x", "--scens", 3), "toy: unrecognized arguments: --scens 3; did you mean --scenes?"),
+    "command needs": (
+        ("bundle",),
+        "bundle: the following arguments are required: proposals, clip, out; give --proposals and --clip and --out",
+    ),
+    "command number": (("toy", "--out", "x", "--scenes", "three"), "scenes: Expected an int. Got value: three"),
 }
 
 
@@ -118,13 +137,24 @@ def test_words_are_refused_in_one_sentence(
 
 
 CONFIGS = {
-    "trainer: {max_stepz: 3}": "has no option 'trainer.max_stepz'; did you mean 'trainer.max_steps'?",
-    "modle: {class_path: ovseg.tasks.SegmentationTask}": "test has no option 'modle.class_path'",
-    "model: {class_path: ovseg.tasks.SegmentationTask, init_args: {segmentr: x}}": "did you mean 'segmenter'?",
-    "model: {class_path: ovseg.tasks.SegmentationTaskk}": "'ovseg.tasks' has no attribute 'SegmentationTaskk'",
-    "data: {class_path: ovseg.data.COCOStuffDataModule, init_args: {transform: {crop: 3}}}": "no option 'crop'",
-    "data: part.yaml": "data: part.yaml is neither a config file that exists nor a class",
-    "trainer: [": "Problems parsing config",
+    "trainer: {max_stepz: 3}": (
+        "typo.yaml: test: Subcommand 'test' does not accept option 'trainer.max_stepz'; "
+        "did you mean --trainer.max_steps?"
+    ),
+    "modle: {class_path: ovseg.tasks.SegmentationTask}": (
+        "typo.yaml: test: Subcommand 'test' does not accept option 'modle.class_path'"
+    ),
+    "model: {class_path: ovseg.tasks.SegmentationTask, init_args: {segmentr: x}}": (
+        "typo.yaml: model: SegmentationTask: Option 'segmentr' is not accepted; did you mean --model.segmenter?"
+    ),
+    "model: {class_path: ovseg.tasks.SegmentationTaskk}": (
+        "SegmentationTaskk': module 'ovseg.tasks' has no attribute 'SegmentationTaskk'"
+    ),
+    "data: {class_path: ovseg.data.COCOStuffDataModule, init_args: {transform: {crop: 3}}}": (
+        "data: COCOStuffDataModule: Group 'transform' does not accept option 'crop'"
+    ),
+    "data: part.yaml": "typo.yaml: data: Problem with given class_path 'part.yaml': No module named 'part'",
+    "trainer: [": "typo.yaml: test: while parsing a flow node",
 }
 
 

@@ -13,6 +13,7 @@ from typing import Literal
 import jsonargparse
 
 from ovseg.cli.packaged import find_packaged, notice
+from ovseg.cli.refusals import OwnedArguments
 from ovseg.structures import InputError
 
 
@@ -164,6 +165,10 @@ COMMANDS: dict[str, Callable[..., None]] = {
 }
 
 
+class CommandParser(OwnedArguments, jsonargparse.ArgumentParser):
+    """The argument parser of plain commands."""
+
+
 def run(words: list[str]) -> None:
     """Run a verb.
 
@@ -184,8 +189,6 @@ def run(words: list[str]) -> None:
     rest = [*(part for name, word in pairs for part in (f"--{name}", word)), *rest[len(pairs) :]]
     rest = [re.sub("^--[^=]+", lambda flag: f"--{flag[0][2:].replace('-', '_')}", word) for word in rest]
     first_line = (function.__doc__ or "").splitlines()[0]
-    parser = jsonargparse.ArgumentParser(
-        prog=f"ovseg {verb}", description=first_line, exit_on_error=False, allow_abbrev=False
-    )
+    parser = CommandParser(prog=f"ovseg {verb}", description=first_line, exit_on_error=False, allow_abbrev=False)
     parser.add_function_arguments(function)
     function(**parser.parse_args(rest).as_dict())

@@ -82,7 +82,7 @@ def main(args: Sequence[str] | None = None) -> None:
         if debug or refusal is None:
             raise
         if isinstance(refusal, ArgumentError):
-            _refuse(one_sentence(str(refusal), words[0], _options(words[0])))
+            _refuse(one_sentence(refusal, words, _options(words[0])))
         # an error from a worker process starts with that process's traceback
         _refuse(" ".join(str(refusal).split("InputError: ")[-1].split()))
 

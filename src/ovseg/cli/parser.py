@@ -7,8 +7,10 @@ from typing import Any
 
 from lightning.pytorch.cli import LightningArgumentParser
 
+from ovseg.cli.refusals import OwnedArguments
 
-class StrictArgumentParser(LightningArgumentParser):
+
+class StrictArgumentParser(OwnedArguments, LightningArgumentParser):
     """Rejects abbreviated flags, which would let typos pass, and accepts `--model.clip.pretrained null`.
 
     jsonargparse (4.53) passes a nested value to the parser of the inner class as text and writes null as `None` there.

@@ -1,96 +1,139 @@
-"""What the parser says about unusable words, made into one sentence."""
+"""One sentence about words and configs that the parser rejects.
+
+jsonargparse reports faults as nested exceptions. The innermost sentence is passed on, with the config file, the key and
+the class in front, and with a hint where there is one.
+"""
 
 from __future__ import annotations
 
 import inspect
 import re
-from collections.abc import Iterable, Sequence
+from argparse import ArgumentError
+from collections.abc import Iterable, Iterator, Sequence
 from difflib import get_close_matches
-from importlib import import_module
+from itertools import pairwise
+from pathlib import Path
+from typing import Any, NoReturn
 
 from ovseg.cli.renamed import new_name
 
-# lines about the parser's own types and dumps of what it was given
-_NOISE = re.compile(
-    r"Does not validate against|Subtypes:|Errors:|Given value|Expected a <class 'NoneType'>|Unexpected import path"
-    r"|Expected a dot import path|Unable to load config '|$"
-)
-_KEY = re.compile(r"""Parser key "([^"]+)":\s*""")
-_CLASS = re.compile(r"Problem with given class_path '([^']+)':\s*")
-_OPTION = re.compile(r"(?:Option|(?:Group|Subcommand) '([^']+)' does not accept option) '([^']+)'")
+
+class OwnedArguments:
+    """Mixin for a parser: its errors know the class whose arguments it parses."""
+
+    owner: type | None = None
+
+    def add_class_arguments(self, theclass: type, nested_key: str | None = None, **options: Any) -> Any:
+        """Add the arguments of a class, and remember the class if it is the only one."""
+        if nested_key is None:
+            self.owner = theclass
+        return super().add_class_arguments(theclass, nested_key, **options)  # type: ignore[misc]
+
+    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
+        """Raise `ArgumentError` with the attribute `owner`."""
+        try:
+            super().error(message, ex)  # type: ignore[misc]
+        except ArgumentError as error:
+            error.owner = self.owner  # type: ignore[attr-defined]
+            raise
+        raise AssertionError("parsers of ovseg raise their errors")
 
 
-def one_sentence(message: str, verb: str, options: Iterable[str] = ()) -> str:
-    """A message of jsonargparse as one line that names the key and the fault.
+def one_sentence(error: ArgumentError, words: Sequence[str], options: Iterable[str] = ()) -> str:
+    """Return what is wrong with a command line.
 
     Args:
-        message: several lines, nested as the configuration is.
-        verb: the verb that was asked for.
-        options: what the verb takes, to find the nearest to one that is unknown.
+        error: raised by a parser with `OwnedArguments`.
+        words: the command line, beginning with its verb.
+        options: flags of the verb, for suggestions.
     """
+    chain = list(_chain(error))
+    levels = [each for each in chain if isinstance(each, ArgumentError)]
+    owner: type | None = getattr(levels[-1], "owner", None)
     keys: list[str] = []
-    owner = ""
-    faults: list[str] = []
-    for line in message.splitlines():
-        rest = line.strip().removeprefix("- ")
-        while match := _KEY.match(rest) or _CLASS.match(rest):
-            if match.re is _KEY:
-                keys += [match[1]] if [match[1]] != keys[-1:] else []
-            else:
-                owner = match[1]
-            rest = rest[match.end() :]
-        if not _NOISE.match(rest):
-            faults.append(_fault(rest, keys, owner, verb, options))
-    if renaming := next((fault for fault in faults if fault.startswith("--")), None):
-        return renaming
-    where = f"{'.'.join(keys)}: " if keys else ""
-    return where + ("; ".join(dict.fromkeys(faults)) or "cannot be used")
+    for level in levels:
+        key, _ = _split_key(str(level))
+        keys += [key] if key and [key] != keys[-1:] else []
+    faults = [each for each in chain if not isinstance(each, ImportError | AttributeError)]
+    sentence = _split_key(_text(faults[-1]))[1]
+    unknown = _unknown(faults[-1], words[0])
+    path = ".".join([*keys, *unknown])
+    if unknown and (new := new_name(path)):
+        old = ".".join(part for part in path.split(".") if part != "init_args")
+        return f"--{old} is now --{new}; use the new name, in configs as well"
+    sentence = sentence.replace(f" {words[0]}.", " ")
+    file = _config_with((unknown or keys)[-1:], words)
+    prefix = [file, ".".join(keys), owner.__name__ if owner and unknown + _missing(sentence) else "", sentence]
+    if not keys:
+        prefix.insert(1, words[0])
+    return ": ".join(part for part in prefix if part) + _hint(sentence, keys, unknown, owner, words[0], options)
 
 
-def nearest(word: str, known: Iterable[str]) -> str:
-    """The end of a sentence about an unknown word: the known one that it may stand for, if any is close."""
-    close = get_close_matches(word, list(known), n=1)
-    return f"; did you mean {close[0]!r}?" if close else ""
+def _chain(error: BaseException | None) -> Iterator[BaseException]:
+    """Yield an exception and its causes, outermost first."""
+    while error is not None:
+        yield error
+        error = error.__cause__ or error.__context__
 
 
-def _fault(text: str, keys: Sequence[str], owner: str, verb: str, options: Iterable[str]) -> str:
-    """One of the parser's own sentences in plain words."""
-    if match := _OPTION.match(text):
-        group = [match[1]] if match[1] and match[1] != verb else []
-        if renaming := _renaming([*keys, *group, match[2]]):
-            return renaming
-        holder = f"{match[1]!r}" if match[1] and match[1] != verb else owner.rpartition(".")[2] or verb
-        known = options if match[1] == verb else _arguments(owner) if not match[1] else ()
-        return f"{holder} has no option {match[2]!r}{nearest(match[2], known)}"
-    if text.startswith("unrecognized arguments: "):
-        word = text.split()[2].partition("=")[0]
-        if renaming := _renaming([*keys, word.lstrip("-")]):
-            return renaming
-        if owner:
-            return f"{owner.rpartition('.')[2]} has no option {word.lstrip('-')!r}"
-        hint = nearest(word.lstrip("-"), options) or f"; `ovseg {verb} --help` lists what there is"
-        return f"{verb} does not know {word}{hint}"
-    if text.startswith("the following arguments are required: "):
-        names = [name.strip().removeprefix(f"{verb}.") for name in text.partition(": ")[2].split(",")]
+def _text(error: BaseException) -> str:
+    """Return an exception's message on one line, with types named as in Python."""
+    text = re.sub(r"<class '([^']+)'>|\btyping\.", lambda match: match[1] or "", " ".join(str(error).split()))
+    return text.replace("Expected a int", "Expected an int")
+
+
+def _split_key(text: str) -> tuple[str, str]:
+    """Split `Parser key "data": …` into the key and the rest; the key of other text is empty."""
+    start = 'Parser key "'
+    if not text.startswith(start):
+        return "", text
+    key, _, rest = text.removeprefix(start).partition('":')
+    return key, rest.strip()
+
+
+def _unknown(error: BaseException, verb: str) -> list[str]:
+    """Return the parts of the key that the parser does not know, or nothing if something else is wrong."""
+    text = _text(error)
+    if isinstance(error, KeyError):
+        return [word for word in re.findall(r"'([^']+)'", text) if word != verb]
+    flags = [word.partition("=")[0].lstrip("-") for word in text.split() if word.startswith("--")]
+    return flags[:1] if isinstance(error, ArgumentError) else []
+
+
+def _missing(sentence: str) -> list[str]:
+    """Return the arguments that a sentence calls required."""
+    start, _, names = sentence.partition(" required: ")
+    return names.split(", ") if start.endswith(" are") else []
+
+
+def _hint(
+    sentence: str, keys: Sequence[str], unknown: Sequence[str], owner: type | None, verb: str, options: Iterable[str]
+) -> str:
+    """Return the end of the sentence: the next thing to try."""
+    if names := _missing(sentence):
         flags = " and ".join(f"--{'.'.join([*keys, name])}" for name in names)
-        configs = " or a --config that has it" if options and not keys and names == ["model"] else ""
-        return f"{owner.rpartition('.')[2] or verb} needs {', '.join(names)}; give {flags}{configs}"
-    if match := re.match(r"Expected a path but (\S+) either not accessible", text):
-        return f"{match[1]} is neither a config file that exists nor a class"
-    plain = re.sub(r"<class '([^']+)'>|typing\.", lambda match: match[1] or "", text)
-    return plain.replace("Expected a ", "expected ").replace(". Got value: ", ", got ")
+        return f"; give {flags}" + (" or a --config that has it" if names == ["model"] and not keys else "")
+    if not unknown:
+        return (
+            "; give a class, or a config file that exists"
+            if "import path" in sentence or "No module" in sentence
+            else ""
+        )
+    name = ".".join(unknown)
+    known = list(inspect.signature(owner).parameters) if owner else list(options)
+    known = [option for option in known if option.count(".") == name.count(".")]
+    if close := get_close_matches(name, known, n=1):
+        return f"; did you mean --{'.'.join([*keys, *close])}?"
+    return "" if keys else f"; `ovseg {verb} --help` lists the flags"
 
 
-def _renaming(keys: Sequence[str]) -> str | None:
-    """The refusal of a key that was renamed; None for other keys."""
-    new = new_name(old := ".".join(keys))
-    return f"--{old} is now --{new}; use the new name, in configs as well" if new else None
-
-
-def _arguments(class_path: str) -> list[str]:
-    """The names that a class takes, none where there is no such class."""
-    module, _, name = class_path.rpartition(".")
-    try:
-        return list(inspect.signature(getattr(import_module(module), name)).parameters)
-    except (ImportError, AttributeError, ValueError):
-        return []
+def _config_with(key: Sequence[str], words: Sequence[str]) -> str:
+    """Return the config file on the command line that contains a key, unless a flag sets the key."""
+    leaf = "".join(key).rpartition(".")[2]
+    flags = [word.partition("=") for word in words if word.startswith("-")]
+    if leaf and any(leaf in flag.lstrip("-").split(".") for flag, _, _ in flags):
+        return ""
+    files = [value for flag, _, value in flags if flag == "--config" and value]
+    files += [value for flag, value in pairwise(words) if flag in ("--config", "-c")]
+    pattern = re.compile(rf"(?<!\w){re.escape(leaf)}(?!\w)" if leaf else "$")
+    return next((file for file in files if Path(file).is_file() and pattern.search(Path(file).read_text("utf-8"))), "")
