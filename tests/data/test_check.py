@@ -107,15 +107,15 @@ def test_every_fault_is_listed(tmp_path: Path, capsys: Capture) -> None:
 
 
 def test_wrong_arguments_are_refused(tmp_path: Path, capsys: Capture) -> None:
-    assert "data needs action, benchmark; give --action and --benchmark" in refusal(capsys, "data")
-    assert "data needs benchmark" in refusal(capsys, "data", "check")
-    assert "action: expected Literal['check'], got look" in refusal(capsys, "data", "look", "ade20k_150")
+    assert "required: action, benchmark; give --action and --benchmark" in refusal(capsys, "data")
+    assert "required: benchmark; give --benchmark" in refusal(capsys, "data", "check")
+    assert "action: Expected a Literal['check']. Got value: look" in refusal(capsys, "data", "look", "ade20k_150")
     assert "there is no benchmark 'ade20k'; take one of ade20k_150, " in refusal(capsys, "data", "check", "ade20k")
     empty_root = refusal(capsys, "data", "check", "ade20k_150", "--root", tmp_path)
     assert empty_root.startswith(
         f"ade20k_150 has no images ({tmp_path}/ADEChallengeData2016/images/validation) and no labels"
     )
-    assert "data does not know stray" in refusal(capsys, "data", "check", "ade20k_150", tmp_path, 0, "stray")
+    assert "data: unrecognized arguments: stray" in refusal(capsys, "data", "check", "ade20k_150", tmp_path, 0, "stray")
     captions = CONF / "data" / "coco_captions.yaml"
     assert "CaptionDataModule" in refusal(capsys, "data", "check", captions)
 
