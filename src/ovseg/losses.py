@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from typing import Literal
 
 import torch
@@ -44,7 +45,7 @@ class RegionTextLoss(nn.Module):
         return (region_to_text + text_to_region) / 2
 
 
-class MaskClassificationLoss(nn.Module):
+class MaskClassificationLoss(nn.Module, ABC):
     """Base of the mask losses: build masks from label maps and sum the weighted losses of every decoder layer.
 
     A subclass chooses the criterion, which matches queries to masks and compares them. A loss for `ProposalTask` is
@@ -58,6 +59,7 @@ class MaskClassificationLoss(nn.Module):
         dice_weight: weight of the dice loss.
     """
 
+    @abstractmethod  # or jsonargparse would construct this class where a config gives weights but no class
     def __init__(self, criterion: nn.Module, class_weight: float, mask_weight: float, dice_weight: float) -> None:
         super().__init__()
         self.criterion = criterion

@@ -13,13 +13,15 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-import ovseg.tasks
+import ovseg
 from ovseg.cli.main import main
 from ovseg.losses import Mask2FormerLoss, MaskFormerLoss, RegionTextLoss
 from ovseg.structures import InputError, Proposals, RegionTextBatch, SegmentationBatch, Vocabulary
 from ovseg.tasks import AdapterTask, ProposalTask
 from tests import tiny
 from tests.tasks.data import Batches, trainer
+
+SRC = Path(ovseg.__file__).parent
 
 
 class ScaledRegionLoss(nn.Module):
@@ -59,7 +61,7 @@ def test_a_config_chooses_maskformer_s_loss_and_a_flag_one_weight(tmp_path: Path
     loss = make_loss(ProposalTask, ["--config", str(config), "--model.loss.dice_weight", "3"])(4)
     assert isinstance(loss, MaskFormerLoss)
     assert loss.weights == {"loss_cross_entropy": 1, "loss_mask": 7, "loss_dice": 3}
-    assert len(loss.criterion.empty_weight) == 5
+    assert loss.criterion.get_buffer("empty_weight").shape == (5,)
 
 
 def test_a_flag_changes_one_argument_of_a_loss() -> None:
@@ -111,6 +113,13 @@ def test_a_user_s_mask_loss_trains(tmp_path: Path) -> None:
     assert fit.callback_metrics["train/loss"].item() == 6
 
 
+def test_arguments_of_a_mask_loss_need_its_class(capsys: pytest.CaptureFixture[str]) -> None:
+    """Otherwise a run with other weights would depend on which loss is the default."""
+    with pytest.raises(SystemExit):
+        main(["fit", "--model", "ovseg.tasks.ProposalTask", "--model.loss.mask_weight", "20"])
+    assert "arguments need a class; give --model.loss the class first" in capsys.readouterr().err
+
+
 def test_several_processes_need_the_texts_of_the_data(tmp_path: Path) -> None:
     task = AdapterTask(tiny.clip(tmp_path / "clip", prompt_depth=1))
     task.trainer = L.Trainer(accelerator="cpu", devices=2, strategy="ddp_spawn", logger=False, barebones=False)
@@ -120,9 +129,12 @@ def test_several_processes_need_the_texts_of_the_data(tmp_path: Path) -> None:
         task.training_step(batch, 0)
 
 
-@pytest.mark.parametrize("path", sorted(Path(ovseg.tasks.__file__).parent.glob("*.py")), ids=lambda path: path.stem)
-def test_tasks_assign_to_no_attribute_of_a_datamodule(path: Path) -> None:
-    """What a task must tell the data goes through `configure`."""
+SOURCES = [path for folder in ("tasks", "callbacks", "cli") for path in sorted((SRC / folder).glob("*.py"))]
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=lambda path: f"{path.parent.name}/{path.stem}")
+def test_nothing_but_the_data_assigns_to_no_attribute_of_a_datamodule(path: Path) -> None:
+    """What a task, a callback or the CLI must tell the data goes through `configure`."""
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.Attribute):
             owner = ast.unparse(node.value).split(".")

@@ -97,8 +97,7 @@ class OVSegCLI(LightningCLI):
     def before_fit(self) -> None:
         """Refuse a batch that cannot be divided before other processes start and wait for this one."""
         if isinstance(self.datamodule, ResumableDataModule):
-            self.datamodule.trainer = self.trainer
-            self.datamodule.batch_size()
+            self.datamodule.divide_batch(self.trainer.world_size, self.trainer.accumulate_grad_batches)
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """Build the Trainer with the loggers, callbacks, accelerator and precision of the verb."""

@@ -47,16 +47,25 @@ class ResumableDataModule(LabelsDataModule):
         return 1 if self.trainer is None else self.trainer.accumulate_grad_batches
 
     def batch_size(self) -> int:
+        """Return the samples per batch and process of this run, see `divide_batch`."""
+        return self.divide_batch(
+            process_count() if self.trainer is None else self.trainer.world_size, self.batches_per_step
+        )
+
+    def divide_batch(self, processes: int, batches_per_step: int) -> int:
         """Return the samples per batch and process.
+
+        Args:
+            processes: number of processes that train.
+            batches_per_step: batches that are accumulated for one optimizer step.
 
         Raises:
             InputError: `total_batch_size` cannot be divided evenly.
         """
-        processes = process_count() if self.trainer is None else self.trainer.world_size
-        parts = processes * self.batches_per_step
+        parts = processes * batches_per_step
         if self.total_batch_size % parts:
             nearest = max(self.total_batch_size // parts, 1) * parts
-            each = f" with {self.batches_per_step} batches each" if self.batches_per_step > 1 else ""
+            each = f" with {batches_per_step} batches each" if batches_per_step > 1 else ""
             raise InputError(
                 f"a total_batch_size of {self.total_batch_size} cannot be divided among {processes} "
                 f"process{'es' if processes > 1 else ''}{each}; give --data.total_batch_size {nearest}"
