@@ -117,7 +117,8 @@ def test_arguments_of_a_mask_loss_need_its_class(capsys: pytest.CaptureFixture[s
     """Otherwise a run with other weights would depend on which loss is the default."""
     with pytest.raises(SystemExit):
         main(["fit", "--model", "ovseg.tasks.ProposalTask", "--model.loss.mask_weight", "20"])
-    assert "arguments need a class; give --model.loss the class first" in capsys.readouterr().err
+    assert "must include a class_path" in (error := capsys.readouterr().err)
+    assert "; give the class too, with --model.loss or as class_path in the config" in error
 
 
 def test_several_processes_need_the_texts_of_the_data(tmp_path: Path) -> None:

@@ -113,6 +113,8 @@ def _hint(
     if names := _missing(sentence):
         flags = " and ".join(f"--{'.'.join([*keys, name])}" for name in names)
         return f"; give {flags}" + (" or a --config that has it" if names == ["model"] and not keys else "")
+    if "must include a class_path" in sentence:
+        return f"; give the class too, with --{'.'.join(keys)} or as class_path in the config"
     if not unknown:
         return (
             "; give a class, or a config file that exists"
