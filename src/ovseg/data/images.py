@@ -109,6 +109,8 @@ class ReadableImages(EvalImages):
 class ImagesDataModule(LightningDataModule):
     """Unlabelled images and the words to find in them.
 
+    A task or callback tells it the network's resolution and the remaining images through `configure`.
+
     Args:
         images: files and folders.
         vocabulary: see `ovseg.data.vocabulary.read_vocabulary`. Every pixel gets one of the words; a single word is

@@ -39,6 +39,8 @@ class Layout(NamedTuple):
 class EvalDataModule(LabelsDataModule):
     """Labelled images to test on, and the vocabulary that their labels index.
 
+    A task tells it the network's resolution through `configure`.
+
     Args:
         labels: label files of the images; labels keep the images' own size.
         vocabulary: the classes.

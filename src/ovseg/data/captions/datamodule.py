@@ -36,6 +36,8 @@ class CaptionDataModule(LightningDataModule):
     captions have no noun are skipped. An image that cannot be read is reported in its batch. Each process reads the
     batches of its own shards, see `ovseg.data.captions.shards`.
 
+    The Trainer and the writer of pairs tell it the shard size and the remaining shards through `configure`.
+
     Args:
         images: folder of the images that the captions or masks refer to.
         captions: a COCO captions file. Without it, masks are paired with their own labels.

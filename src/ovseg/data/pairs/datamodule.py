@@ -42,6 +42,8 @@ class PairSampling:
 class RegionTextDataModule(ResumableDataModule):
     """Shuffled region-text pairs from a store; their regions are cut from the original images and augmented.
 
+    A task tells it CLIP's resolution through `configure`.
+
     Args:
         pairs: the store that `ovseg mine` wrote, or the table of the released pairs (`coco_proposal_1cap.csv`).
         images: the folder that the store's file names are relative to.
