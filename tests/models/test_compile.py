@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 from torch._dynamo.testing import CompileCounter
 
+from ovseg.cli.trainer import OVSegTrainer
 from ovseg.models import CLIPAdapter
-from ovseg.tasks import MiningTask, SegmentationTask, SweepTask
+from ovseg.structures import RegionTextBatch
+from ovseg.tasks import AdapterTask
 from tests import tiny
+from tests.tasks.data import Batches, Losses
 
 COUNTS = (5, 7, 12, 30, 9)
 
@@ -47,15 +51,24 @@ def test_two_compilations_serve_any_number_of_regions_and_keep_names(tmp_path: P
     check(again, plain)
 
 
-def test_tasks_compile_the_tower_on_demand(tmp_path: Path) -> None:
-    tiny.segmenter(tmp_path / "clip").save_pretrained(tmp_path / "saved")
-    for compiled in (False, True):
-        for clip in (
-            SegmentationTask(str(tmp_path / "saved"), compile=compiled).segmenter.clip,
-            SweepTask(str(tmp_path / "saved"), [0.5], [0.5], compile=compiled).segmenter.clip,
-            MiningTask(tiny.clip(tmp_path / "plain"), compile=compiled).clip,
-        ):
-            assert (clip.visual._compiled_call_impl is not None) == compiled  # torch calls it instead of `forward`
+def train(clip: CLIPAdapter, compile: bool) -> list[float]:
+    """Return the losses of three steps of adapter training under the Trainer of the command line."""
+    task, losses = AdapterTask(clip, "both", lr=1e-3, prompt_lr=0.1, warmup_steps=1), Losses()
+    batch = RegionTextBatch(*regions(4), ["cat", "sofa", "sky", "dog"], torch.arange(4))
+    quiet: dict[str, Any] = {"logger": False, "enable_checkpointing": False, "limit_val_batches": 0}
+    run = OVSegTrainer(compile=compile, accelerator="cpu", max_steps=3, max_epochs=-1, callbacks=[losses], **quiet)
+    run.fit(task.train(), Batches([batch]))
+    return losses.values
+
+
+def test_the_trainer_compiles_the_tower_on_demand(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    counter = CompileCounter()
+    monkeypatch.setattr(CLIPAdapter, "compile_visual", lambda self: self.visual.compile(backend=counter))
+    plain, clip = (tiny.clip(tmp_path / "clip", prompt_depth=2) for _ in range(2))
+    losses = train(plain, compile=False)
+    assert counter.frame_count == 0
+    assert train(clip, compile=True) == pytest.approx(losses) and losses[-1] < losses[0]
+    assert counter.frame_count > 0
 
 
 @pytest.mark.slow

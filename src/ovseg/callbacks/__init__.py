@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from ovseg.callbacks.checkpoints import BestCheckpoint, LastCheckpoint
+from ovseg.callbacks.compilation import CLIPCompiler
 from ovseg.callbacks.pairs import PairsWriter
 from ovseg.callbacks.report import ReportWriter
 from ovseg.callbacks.segmentations import SegmentationWriter
@@ -11,6 +12,7 @@ from ovseg.callbacks.training import StepSeed, StopAfterStep
 
 __all__ = [
     "BestCheckpoint",
+    "CLIPCompiler",
     "LastCheckpoint",
     "PairsWriter",
     "ReportWriter",

@@ -131,9 +131,11 @@ def _options(verb: str) -> list[str]:
         from ovseg.cli.commands import COMMANDS as FUNCTIONS
 
         return list(signature(FUNCTIONS[verb]).parameters)
+    from lightning import Trainer
+
     from ovseg.cli.trainer import OVSegTrainer
 
-    trainer = [f"trainer.{name}" for name in signature(OVSegTrainer).parameters]
+    trainer = [f"trainer.{name}" for name in (*signature(Trainer).parameters, "compile")]
     own = [name for name in signature(getattr(OVSegTrainer, verb)).parameters if name not in ("self", "datamodule")]
     own += ["images", "vocabulary"] if verb == "segment" else []
     return ["config", "print_config", "seed_everything", "trainer", "data", *trainer, *own]

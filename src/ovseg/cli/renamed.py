@@ -4,6 +4,7 @@ from __future__ import annotations
 
 # old dotted key → new one; the table "Renamed" of CHANGELOG.md has the same rows, with `--` in front
 RENAMED: dict[str, str] = {
+    "model.compile": "trainer.compile",
     "model.loss_weights": "model.loss",
     "model.repeated_texts": "model.loss.repeated_texts",
 }

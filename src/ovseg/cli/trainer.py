@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import signal
 from importlib.metadata import version
+from typing import Any
 
 import lightning as L
 
 from ovseg import __version__
-from ovseg.callbacks import PairsWriter, SegmentationWriter, SweepWriter
+from ovseg.callbacks import CLIPCompiler, PairsWriter, SegmentationWriter, SweepWriter
 from ovseg.callbacks.pairs import wait_for_others
 from ovseg.callbacks.sweep import Metric
 from ovseg.data.pairs import LOG, PairStore, describe, read_logs
@@ -19,7 +20,17 @@ PATIENCE = 600.0  # seconds to wait for another process's next shard, or ten tim
 
 
 class OVSegTrainer(L.Trainer):
-    """A Trainer that can also mine region-text pairs, segment images and sweep settings, each with its writer."""
+    """A Trainer that can also mine region-text pairs, segment images and sweep settings, each with its writer.
+
+    Args:
+        compile: whether CLIP's image tower is compiled at its first use, which makes runs over many images faster.
+        options: arguments of Lightning's Trainer.
+    """
+
+    def __init__(self, *, compile: bool = False, **options: Any) -> None:
+        super().__init__(**options)
+        if compile:
+            self.callbacks.append(CLIPCompiler())  # type: ignore[attr-defined]
 
     def mine(
         self,

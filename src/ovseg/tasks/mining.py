@@ -42,7 +42,6 @@ class MiningTask(L.LightningModule):
         templates: prompt templates of the nouns, see `TextEncoder`.
         filters: what is left out; nothing by default.
         clip_batch: regions that go through CLIP at once.
-        compile: whether CLIP's image tower is compiled at its first use, for speed over many images.
 
     Raises:
         InputError: a number that means nothing.
@@ -56,7 +55,6 @@ class MiningTask(L.LightningModule):
         templates: str | list[str] = "single",
         filters: PairFilters = PairFilters(),  # noqa: B008 (frozen)
         clip_batch: int = 256,
-        compile: bool = False,
     ) -> None:
         super().__init__()
         if not 0 <= mask_threshold <= 1:
@@ -67,8 +65,6 @@ class MiningTask(L.LightningModule):
         self.proposer = None if proposals is None else MaskProposer(proposals)
         self.mask_threshold, self.filters, self.clip_batch = mask_threshold, filters, clip_batch
         self.text = TextEncoder(clip, templates)
-        if compile:
-            clip.compile_visual()
 
     def settings(self) -> dict[str, str | int | float | None]:
         """All that pairs depend on beside the batches; networks by their weights, so that files may move."""

@@ -47,7 +47,6 @@ class SegmentationTask(L.LightningModule):
             names, or `classes`, of which each proposal gets that of the segment it overlaps best.
         views: mirrored images and windows to be averaged; the whole image alone where not given.
         name_segments: whether CLIP names the true segments, too, for the mask accuracy of a test.
-        compile: whether CLIP's image tower is compiled at its first use, for speed over many images.
 
     Raises:
         InputError: a number means nothing, or options contradict each other.
@@ -62,7 +61,6 @@ class SegmentationTask(L.LightningModule):
         oracle: Oracle | None = None,
         views: Views | None = None,
         name_segments: bool = True,
-        compile: bool = False,
     ) -> None:
         super().__init__()
         if oracle == "masks" and not name_segments:
@@ -80,8 +78,6 @@ class SegmentationTask(L.LightningModule):
                 raise InputError(f"{name} is {value}; give a number from 0 to 1")
         self.oracle, self.name_segments = oracle, name_segments
         self.segmenter.views = views or Views()
-        if compile:
-            self.segmenter.clip.compile_visual()
 
     def setup(self, stage: str) -> None:
         if self.oracle and stage == "predict":

@@ -36,7 +36,6 @@ class SweepTask(L.LightningModule):
         ensemble_weights: exponents of CLIP in [0, 1].
         mask_thresholds: probabilities above which a pixel belongs to a proposal's region.
         views: test-time options; the whole image alone where not given.
-        compile: whether CLIP's image tower is compiled at its first use, for speed over many images.
     """
 
     def __init__(
@@ -45,7 +44,6 @@ class SweepTask(L.LightningModule):
         ensemble_weights: list[float],
         mask_thresholds: list[float],
         views: Views | None = None,
-        compile: bool = False,
     ) -> None:
         super().__init__()
         for name, values in (("ensemble_weights", ensemble_weights), ("mask_thresholds", mask_thresholds)):
@@ -54,8 +52,6 @@ class SweepTask(L.LightningModule):
         self.segmenter = OpenVocabSegmenter.from_pretrained(segmenter)
         self.segmenter.classifier = "ensemble"  # refuses proposals that cannot take part in one
         self.segmenter.views = views or Views()
-        if compile:
-            self.segmenter.clip.compile_visual()
         self.thresholds, self.weights = sorted(mask_thresholds), sorted(ensemble_weights)
         self.settings = [Setting(*pair) for pair in product(self.thresholds, self.weights)]
         self.results: dict[Setting, dict[str, float]] = {}  # what `MeanIoU` computes, after a test
