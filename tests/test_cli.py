@@ -164,6 +164,21 @@ def test_a_typo_in_a_config_is_named(content: str, capsys: Capture, tmp_path: Pa
     assert CONFIGS[content] in refusal(capsys, "test", "--config", config)
 
 
+def test_a_flag_without_its_value_is_not_called_unknown(capsys: Capture) -> None:
+    assert refusal(capsys, *TOY, "--trainer.max_steps") == "fit: argument --trainer.max_steps: expected one argument"
+    assert refusal(capsys, "toy", "--out") == "toy: argument --out: expected one argument"
+
+
+def test_a_config_is_not_blamed_for_a_stray_word(capsys: Capture) -> None:
+    assert refusal(capsys, *TOY, "stray") == "fit: unrecognized arguments: stray"
+
+
+def test_a_config_that_is_not_text_is_named(capsys: Capture, tmp_path: Path) -> None:
+    config = tmp_path / "latin.yaml"
+    config.write_bytes("# caf\u00e9\n".encode("latin-1"))
+    assert refusal(capsys, "test", f"--config={config}").startswith(f"{config} is not a text file in UTF-8; save it")
+
+
 # Configs that ship with the package
 
 NOTICE = ": not in this folder, using the copy that ships with ovseg\n"

@@ -18,6 +18,7 @@ from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCL
 from ovseg.cli.hardware import set_hardware_defaults
 from ovseg.cli.packaged import find_packaged, notice
 from ovseg.cli.parser import StrictArgumentParser
+from ovseg.cli.refusals import check_configs
 from ovseg.cli.run_folder import SaveVerbConfig, check_results, check_start, run_folder, starting_checkpoint
 from ovseg.cli.trainer import OVSegTrainer
 from ovseg.cli.wiring import add_callbacks, add_loggers
@@ -47,6 +48,7 @@ class OVSegCLI(LightningCLI):
         words, packaged = find_packaged(words)
         if packaged:
             rank_zero_only(print)(notice(packaged), file=sys.stderr)
+        check_configs(words)
         jsonargparse.set_parsing_settings(omegaconf_absolute_to_relative_paths=True)
         jsonargparse.set_parsing_settings(docstring_parse_attribute_docstrings=False)
         _silence_irrelevant_warnings()

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from ovseg.cli.renamed import new_name
+from ovseg.structures import InputError
 
 
 class OwnedArguments:
@@ -62,7 +63,8 @@ def one_sentence(error: ArgumentError, words: Sequence[str], options: Iterable[s
         old = ".".join(part for part in path.split(".") if part != "init_args")
         return f"--{old} is now --{new}; use the new name, in configs as well"
     sentence = sentence.replace(f" {words[0]}.", " ")
-    file = _config_with((unknown or keys)[-1:], words)
+    in_words = isinstance(faults[-1], ArgumentError) and not keys  # of flags, not of values in a config
+    file = "" if in_words else _config_with((unknown or keys)[-1:], words)
     prefix = [file, ".".join(keys), owner.__name__ if owner and unknown + _missing(sentence) else "", sentence]
     if not keys:
         prefix.insert(1, words[0])
@@ -96,8 +98,9 @@ def _unknown(error: BaseException, verb: str) -> list[str]:
     text = _text(error)
     if isinstance(error, KeyError):
         return [word for word in re.findall(r"'([^']+)'", text) if word != verb]
-    flags = [word.partition("=")[0].lstrip("-") for word in text.split() if word.startswith("--")]
-    return flags[:1] if isinstance(error, ArgumentError) else []
+    if not isinstance(error, ArgumentError) or error.argument_name:  # a name: the flag is known, its value is wrong
+        return []
+    return [word.partition("=")[0].lstrip("-") for word in text.split() if word.startswith("--")][:1]
 
 
 def _missing(sentence: str) -> list[str]:
@@ -132,10 +135,28 @@ def _hint(
 def _config_with(key: Sequence[str], words: Sequence[str]) -> str:
     """Return the config file on the command line that contains a key, unless a flag sets the key."""
     leaf = "".join(key).rpartition(".")[2]
-    flags = [word.partition("=") for word in words if word.startswith("-")]
-    if leaf and any(leaf in flag.lstrip("-").split(".") for flag, _, _ in flags):
+    flags = [word.partition("=")[0].lstrip("-") for word in words if word.startswith("-")]
+    if leaf and any(leaf in flag.split(".") for flag in flags):
         return ""
-    files = [value for flag, _, value in flags if flag == "--config" and value]
-    files += [value for flag, value in pairwise(words) if flag in ("--config", "-c")]
     pattern = re.compile(rf"(?<!\w){re.escape(leaf)}(?!\w)" if leaf else "$")
-    return next((file for file in files if Path(file).is_file() and pattern.search(Path(file).read_text("utf-8"))), "")
+    return next((file for file in _configs(words) if pattern.search(Path(file).read_text("utf-8", "replace"))), "")
+
+
+def check_configs(words: Sequence[str]) -> None:
+    """Refuse config files that are not text, which jsonargparse does not catch.
+
+    Raises:
+        InputError: a file on the command line is not UTF-8.
+    """
+    for file in _configs(words):
+        try:
+            Path(file).read_text("utf-8")
+        except UnicodeDecodeError as error:
+            raise InputError(f"{file} is not a text file in UTF-8; save it as one, or give another --config") from error
+
+
+def _configs(words: Sequence[str]) -> list[str]:
+    """Return the config files on a command line that exist."""
+    files = [word.partition("=")[2] for word in words if word.startswith("--config=")]
+    files += [value for flag, value in pairwise(words) if flag in ("--config", "-c")]
+    return [file for file in files if Path(file).is_file()]
