@@ -42,7 +42,7 @@ Scores = dict[Column, float]  # in per cent
 Result = TypeVar("Result")
 TRUE_MASKS = WORLD / "annotations" / "regions_train2017.json"
 CAPTIONS: Flags = ("--data.captions", WORLD / "annotations" / "captions_train2017.json")  # for mining
-TRUE: Flags = ("--model.proposals", "null", "--data.masks", TRUE_MASKS)
+TRUE: Flags = ("--model.proposer", "null", "--data.masks", TRUE_MASKS)
 PLAIN: Adaptation = ()
 PROMPTS: Adaptation = (("mined", "prompt"),)
 FINE_TUNED: Adaptation = (("mined", "visual"),)
@@ -183,7 +183,7 @@ def bundled(clip: str, name: str) -> Path:
     folder = OUT / "segmenters" / name
     if not (folder / "segmenter.yaml").is_file():
         weight = OpenVocabSegmenter.from_pretrained("toy").ensemble_weight
-        words = ["--proposals", "toy", "--clip", clip, "--short_side", 128, "--ensemble_weight", weight]
+        words = ["--proposer", "toy", "--clip", clip, "--short_side", 128, "--ensemble_weight", weight]
         run("bundle", *words, "--out", folder)
     return folder
 

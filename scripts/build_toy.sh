@@ -19,6 +19,6 @@ train conf/toy/pretrain_clip.yaml runs/toy/clip        # close views, which teac
 train conf/toy/scenes_clip.yaml runs/toy/scenes_clip   # then whole scenes; the text tower is frozen, so that proposals fit both
 train conf/toy/proposals.yaml runs/toy/proposals --model.clip.model runs/toy/scenes_clip/last.ckpt
 # the ensemble weight was chosen on the benchmark scenes of seed 77, which serve no other purpose
-ovseg bundle --proposals runs/toy/proposals/last.ckpt --clip runs/toy/scenes_clip/last.ckpt --out src/ovseg/weights/toy \
+ovseg bundle --proposer runs/toy/proposals/last.ckpt --clip runs/toy/scenes_clip/last.ckpt --out src/ovseg/weights/toy \
     --short_side 128 --ensemble_weight 0.9
 python scripts/toy_card.py 20 && python scripts/toy_card.py 200   # the numbers of the card

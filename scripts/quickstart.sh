@@ -40,7 +40,7 @@ step adapter "4/7 Adapt CLIP to masked regions by mask prompts; CLIP itself stay
     --data.val.images "$out/world/val2017" --data.val.labels "$out/world/stuffthingmaps/val2017" \
     --trainer.default_root_dir "$out/adapter"
 step segmenter "5/7 Join the proposals and the adapted CLIP into a segmenter" \
-    ovseg bundle --proposals toy --clip "$out/adapter/last.ckpt" --out "$out/segmenter" --short_side 128 --ensemble_weight 0.9
+    ovseg bundle --proposer toy --clip "$out/adapter/last.ckpt" --out "$out/segmenter" --short_side 128 --ensemble_weight 0.9
 step after "6/7 Test with the adapted CLIP" \
     ovseg test --config conf/toy/test.yaml "${data[@]}" --model.segmenter "$out/segmenter" \
     --trainer.default_root_dir "$out/after"

@@ -120,7 +120,7 @@ WORDS: dict[str, tuple[tuple[object, ...], str]] = {
     "command": (("toy", "--out", "x", "--scens", 3), "toy: unrecognized arguments: --scens 3; did you mean --scenes?"),
     "command needs": (
         ("bundle",),
-        "bundle: the following arguments are required: proposals, clip, out; give --proposals and --clip and --out",
+        "bundle: the following arguments are required: proposer, clip, out; give --proposer and --clip and --out",
     ),
     "command number": (("toy", "--out", "x", "--scenes", "three"), "scenes: Expected an int. Got value: three"),
 }
@@ -276,7 +276,7 @@ def test_missing_weights_are_refused(capsys: Capture, photo: Path) -> None:
     segment = ("--images", photo, "--vocabulary", "cat, dog", "--out", here / "out")
     assert f"no segmenter in {here}/none" in refusal(capsys, "segment", "--model", here / "none", *segment)
     clip = ("--model.clip.model", tiny.clip_folder(here / "clip"), "--model.clip.pretrained", "null")
-    mine = ("mine", "--config", CONF / "mine.yaml", *clip, "--out", here / "out", "--model.proposals")
+    mine = ("mine", "--config", CONF / "mine.yaml", *clip, "--out", here / "out", "--model.proposer")
     assert f"weights not found: {here}/none.ckpt" in refusal(capsys, *mine, here / "none.ckpt")
     hub = refusal(capsys, *mine, "someone/some-model")
     assert "'someone/some-model' could not be loaded" in hub and "if this machine is offline, download" in hub
@@ -286,7 +286,7 @@ def test_missing_weights_are_refused(capsys: Capture, photo: Path) -> None:
     assert f"ckpt_path {here}/none.ckpt does not exist" in refusal(capsys, *fit, "--ckpt_path", here / "none.ckpt")
     write(here / "half.ckpt", "<html>not found</html>")
     assert "half.ckpt is not a readable weights file" in refusal(capsys, *fit, "--ckpt_path", here / "half.ckpt")
-    bundle = ("bundle", "--proposals", here / "none.ckpt", "--clip", here / "clip", "--out", here / "out")
+    bundle = ("bundle", "--proposer", here / "none.ckpt", "--clip", here / "clip", "--out", here / "out")
     assert f"weights not found: {here}/none.ckpt" in refusal(capsys, *bundle)
     assert not (here / "out").exists()
 
@@ -294,7 +294,7 @@ def test_missing_weights_are_refused(capsys: Capture, photo: Path) -> None:
 def test_captions_that_are_not_json_are_refused(capsys: Capture, photo: Path) -> None:
     here = photo.parent
     captions = write(here / "captions.json", "a photo of a cat")
-    clip = ("--model.clip.model", tiny.clip_folder(here / "clip"), "--model.proposals", "null")
+    clip = ("--model.clip.model", tiny.clip_folder(here / "clip"), "--model.proposer", "null")
     data = ("--data.images", here, "--data.captions", captions)
     flags = ("--config", CONF / "toy" / "mine.yaml", *clip, *data, "--out", here / "out")
     assert f"{captions} is not JSON" in refusal(capsys, "mine", *flags)
@@ -365,7 +365,7 @@ def test_bundle_refuses_settings_that_mean_nothing(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], flag: str, value: str, sentence: str
 ) -> None:
     out = tmp_path / "segmenter"
-    assert sentence in refusal(capsys, "bundle", "--proposals", "toy", "--clip", "toy", "--out", out, flag, value)
+    assert sentence in refusal(capsys, "bundle", "--proposer", "toy", "--clip", "toy", "--out", out, flag, value)
     assert not out.exists()
 
 
@@ -373,7 +373,7 @@ def test_bundle_refuses_a_clip_without_weights(
     tmp_path: Path, capsys: Capture, caplog: pytest.LogCaptureFixture
 ) -> None:
     folder = tiny.clip_folder(tmp_path / "clip")
-    words = ("bundle", "--proposals", "toy", "--out", tmp_path / "out", "--clip")
+    words = ("bundle", "--proposer", "toy", "--out", tmp_path / "out", "--clip")
     sentence = "would have random weights; "
     assert f"CLIP {folder} {sentence}its weights are not in that folder" in refusal(capsys, *words, folder)
     assert f"CLIP ViT-S-32-alt {sentence}add --pretrained" in refusal(capsys, *words, "ViT-S-32-alt")
@@ -383,7 +383,7 @@ def test_bundle_refuses_a_clip_without_weights(
 
 def test_a_file_in_the_way_of_a_folder_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "file").write_text("")
-    assert "file" in refusal(capsys, "bundle", "--proposals", "toy", "--clip", "toy", "--out", tmp_path / "file" / "x")
+    assert "file" in refusal(capsys, "bundle", "--proposer", "toy", "--clip", "toy", "--out", tmp_path / "file" / "x")
 
 
 def test_a_fault_inside_a_worker_stays_one_sentence(capsys: Capture, segmenter: Path, tmp_path: Path) -> None:
@@ -401,7 +401,7 @@ def test_debug_shows_where_an_error_comes_from(tmp_path: Path) -> None:
     from ovseg.structures import InputError
 
     with pytest.raises(InputError, match="weights not found"):
-        ovseg("bundle", "--proposals", tmp_path / "none.ckpt", "--clip", "toy", "--out", tmp_path / "out", "--debug")
+        ovseg("bundle", "--proposer", tmp_path / "none.ckpt", "--clip", "toy", "--out", tmp_path / "out", "--debug")
 
 
 # Images that work

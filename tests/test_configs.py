@@ -161,7 +161,7 @@ def test_proposals_are_the_papers_swin_base(build: Any, shallow_clip: Path) -> N
 
 
 def test_mining_matches_by_plain_clip(build: Any, shallow_clip: Path) -> None:
-    cli = build("mine", "mine.yaml", *of(shallow_clip), "--model.proposals", "null")
+    cli = build("mine", "mine.yaml", *of(shallow_clip), "--model.proposer", "null")
 
     assert isinstance(cli.model, MiningTask) and isinstance(cli.datamodule, CaptionDataModule)
     assert cli.model.clip.visual.prompt is None
@@ -170,7 +170,7 @@ def test_mining_matches_by_plain_clip(build: Any, shallow_clip: Path) -> None:
 
 
 def test_mining_variants_are_the_papers(build: Any, shallow_clip: Path) -> None:
-    five = build("mine", "mine_5captions.yaml", *of(shallow_clip), "--model.proposals", "null").datamodule
+    five = build("mine", "mine_5captions.yaml", *of(shallow_clip), "--model.proposer", "null").datamodule
     assert (five.captions_per_image, five.masks) == (5, None)
     for name, has_captions in (("mine_masks.yaml", True), ("mine_labels.yaml", False)):
         cli = build("mine", name, *of(shallow_clip))

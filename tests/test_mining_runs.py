@@ -33,7 +33,7 @@ def mine(tmp_path_factory: pytest.TempPathFactory) -> Mine:
     def words(out: Path, *more: object) -> list[str]:
         data = ["--data.images", root / "world" / "train2017", "--data.short_side", 64, "--data.batch_size", BATCH]
         captions = ["--data.captions", root / "world" / "annotations" / "captions_train2017.json", "--out", out]
-        model = ["--model.clip.model", root / "clip", "--model.proposals", root / "proposer"]
+        model = ["--model.clip.model", root / "clip", "--model.proposer", root / "proposer"]
         rest = ["--shard_images", SHARD, "--trainer.enable_progress_bar", "false", *more]
         return [str(word) for word in ["mine", "--config", CONF / "toy" / "mine.yaml", *model, *data, *captions, *rest]]
 
@@ -170,14 +170,16 @@ def test_wrong_parts_are_refused(mine: Mine, tmp_path: Path, capsys: pytest.Capt
     words = mine(tmp_path / "pairs")
     captions = words[words.index("--data.captions") + 1]
     masks = Path(captions).with_name("regions_train2017.json")
-    assert "regions come from --model.proposals and --data.masks at once" in refusal(
+    assert "regions come from --model.proposer and --data.masks at once" in refusal(
         capsys, *words, "--data.masks", masks
     )
     out = ["--out", tmp_path / "other"]
     assert "shard_images is 0; give at least 1" in refusal(capsys, *words, *out, "--shard_images", 0)
     for name in ("captions_per_image", "short_side", "batch_size"):
         assert f"data.{name} is 0; give at least 1" in refusal(capsys, *words, *out, f"--data.{name}", 0)
-    assert "clip_batch is 0; give at least 1" in refusal(capsys, *words, *out, "--model.clip_batch", 0)
+    assert "regions_per_batch is 0; give at least 1" in refusal(
+        capsys, *words, *out, "--model.region_encoder.regions_per_batch", 0
+    )
     assert "mask_threshold is 2.0; give a number from 0 to 1" in refusal(
         capsys, *words, *out, "--model.mask_threshold", 2
     )

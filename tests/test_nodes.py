@@ -36,7 +36,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> World:
     tiny.segmenter(root / "segmenter-clip").save_pretrained(root / "segmenter")
     tiny.clip(root / "new").save_pretrained(root / "clip")
     quiet = ["--trainer.enable_progress_bar", "false"]
-    masks = ["--model.proposals", "null", "--data.masks", root / "world" / "annotations" / "regions_train2017.json"]
+    masks = ["--model.proposer", "null", "--data.masks", root / "world" / "annotations" / "regions_train2017.json"]
     captions = ["--data.captions", root / "world" / "annotations" / "captions_train2017.json", "--data.short_side", 64]
     images = ["--data.images", root / "world" / "train2017", "--model.clip.model", root / "clip", *quiet]
     mine = ["mine", "--config", CONF / "toy" / "mine.yaml", *masks, *captions, *images, "--shard_images", 2]

@@ -94,9 +94,9 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Runs:
     runs = Runs(root, root / "world", tiny.clip_folder(root / "clip"))
     runs.fit_proposals("proposals")
     masks = runs.world / "annotations" / "regions_train2017.json"
-    runs.mine("pairs", "--model.proposals", "null", "--data.masks", masks)
+    runs.mine("pairs", "--model.proposer", "null", "--data.masks", masks)
     runs.fit_adapter("adapter")
-    networks = ["--proposals", root / "proposals" / "last.ckpt", "--clip", root / "adapter" / "last.ckpt"]
+    networks = ["--proposer", root / "proposals" / "last.ckpt", "--clip", root / "adapter" / "last.ckpt"]
     ovseg("bundle", *networks, "--out", root / "segmenter", "--short_side", 64)
     scene = root / "world" / "val2017" / "000000000001.jpg"
     words = ["--vocabulary", ", ".join(WORDS), "--out", root / "out", "--trainer.enable_progress_bar", "false"]
@@ -225,7 +225,7 @@ def test_mined_pairs_point_into_their_images(runs: Runs) -> None:
 
 
 def test_mining_with_a_network(runs: Runs) -> None:
-    out = runs.mine("mined", "--model.proposals", runs.root / "proposals" / "last.ckpt", "--model.mask_threshold", 0.1)
+    out = runs.mine("mined", "--model.proposer", runs.root / "proposals" / "last.ckpt", "--model.mask_threshold", 0.1)
     pairs = read_pairs(out)
     assert len(pairs) and all(0.1 < pair.proposal_score <= 1 for pair in pairs)
 
@@ -381,7 +381,7 @@ def test_proposals_go_on_exactly_after_a_signal_in_a_validation(runs: Runs) -> N
 
 
 def test_what_ends_in_mine_test_and_segment_is_kept(runs: Runs, capsys: pytest.CaptureFixture[str]) -> None:
-    masks = ["--model.proposals", "null", "--data.masks", runs.world / "annotations" / "regions_train2017.json"]
+    masks = ["--model.proposer", "null", "--data.masks", runs.world / "annotations" / "regions_train2017.json"]
     words = [*masks, "--shard_images", 4, "--data.batch_size", 4, "--data.num_workers", 1]
     assert stopped(runs.mine, "ended-pairs", *words, *ELSEWHERE) == 143
     assert "ovseg: stopped by SIGTERM; it resumes when you rerun the same command\n" in capsys.readouterr().err

@@ -5,11 +5,11 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 
-from ovseg.models import CLIPAdapter, MaskProposer, OpenVocabSegmenter
+from ovseg.models import CLIPAdapter, CropEncoder, MaskProposer, OpenVocabSegmenter
 
 DIM = 32  # width of CLIP's embedding space
 TOY_CLIP = Path(__file__).parent.parent / "conf" / "toy" / "clip"  # its small tokenizer loads fast
@@ -77,7 +77,7 @@ def clip(folder: Path, prompt_depth: int | None = None, seed: int = 0) -> CLIPAd
     return CLIPAdapter(clip_folder(folder), prompt_depth=prompt_depth).eval()
 
 
-def segmenter(folder: Path, **settings: Any) -> OpenVocabSegmenter:
+def segmenter(folder: Path, fill: Literal["mean", "zero"] = "mean", **settings: Any) -> OpenVocabSegmenter:
     """Build an untrained segmenter, scaled so that masks differ, classes compete and both branches disagree."""
     network, texts = proposer(seed=4), clip(folder, prompt_depth=2)
     with torch.no_grad():
@@ -92,7 +92,7 @@ def segmenter(folder: Path, **settings: Any) -> OpenVocabSegmenter:
         for name, parameter in texts.clip.named_parameters():
             if any(part in name for part in ("out_proj.weight", "c_proj.weight", "token_embedding")):
                 parameter.mul_(30)
-    return OpenVocabSegmenter(network, texts, resize=(64, 128), **settings).eval()
+    return OpenVocabSegmenter(network, CropEncoder(texts, fill), resize=(64, 128), **settings).eval()
 
 
 def images(*sizes: tuple[int, int], seed: int = 0) -> list[torch.Tensor]:

@@ -11,9 +11,8 @@ from torch import Tensor
 
 from benchmarks.report import report, seconds
 from ovseg.metrics import MeanIoU
-from ovseg.models import CLIPAdapter, MaskProposer, OpenVocabSegmenter
-from ovseg.models.ensemble import ImageProposals
-from ovseg.structures import Vocabulary
+from ovseg.models import CLIPAdapter, CropEncoder, MaskProposer, OpenVocabSegmenter
+from ovseg.structures import ImageProposals, Vocabulary
 from ovseg.tasks.sweep import labels_of_grid
 
 PAPER = Path(__file__).parents[2] / "conf" / "paper" / "model" / "maskformer_r101c.yaml"
@@ -84,10 +83,11 @@ def make_segmenter(model: str, classes: int, proposals: int, network: tuple[int,
     values = yaml.safe_load(PAPER.read_text(encoding="utf-8"))["init_args"]["proposer"]["init_args"]["model"]
     values["decoder_config"]["num_queries"] = proposals
     clip = CLIPAdapter(model, prompt_depth=3)
-    segmenter = DrawnMasks(MaskProposer(values, clip.dim), clip, mask_threshold=THRESHOLDS[0])
+    segmenter = DrawnMasks(MaskProposer(values, clip.dim), CropEncoder(clip), mask_threshold=THRESHOLDS[0])
     masks = F.interpolate(torch.randn(1, proposals, 4, 4) * 4, network, mode="bicubic")[0].sigmoid()
     segmenter.register_buffer("drawn", masks)
-    segmenter.proposer.set_text_features(F.normalize(torch.randn(classes, clip.dim), dim=1))
+    segmenter.text_features = F.normalize(torch.randn(classes, clip.dim), dim=1)
+    segmenter.proposer.set_text_features(segmenter.text_features)
     segmenter.class_of_phrase = torch.arange(classes)
     segmenter.vocabulary = Vocabulary(tuple(str(number) for number in range(classes)))
     return segmenter

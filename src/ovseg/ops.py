@@ -141,6 +141,23 @@ def clip_scores(clip_logits: Tensor, valid: Tensor, objectness: Tensor | None = 
     return scores if objectness is None else scores * objectness[:, None]
 
 
+def best_synonyms(phrase_logits: Tensor, class_of_phrase: Tensor, classes: int) -> Tensor:
+    """Logits of phrases to logits of classes: a class has that of its best synonym.
+
+    Args:
+        phrase_logits: (Q, S).
+        class_of_phrase: (S,) int64, the class that each phrase stands for.
+        classes: K.
+
+    Returns:
+        (Q, K).
+    """
+    if len(class_of_phrase) == classes:
+        return phrase_logits
+    logits = phrase_logits.new_full((len(phrase_logits), classes), -torch.inf)
+    return logits.scatter_reduce(1, class_of_phrase.expand_as(phrase_logits), phrase_logits, "amax")
+
+
 def proposal_scores(class_logits: Tensor) -> Tensor:
     """Return the class probabilities of the proposal network alone, (Q, K), from (Q, K + 1) logits, no-object last."""
     return class_logits.softmax(dim=1)[:, :-1]

@@ -150,6 +150,21 @@ class Proposals(NamedTuple):
     objectness: Tensor | None = None  # (B, Q) in [0, 1], in place of class logits where the embeddings are not trained
 
 
+class ImageProposals(NamedTuple):
+    """The proposals for one image at network resolution, before CLIP sees their regions."""
+
+    mask_probs: Tensor  # (Q, h, w) in [0, 1]
+    class_logits: Tensor | None  # (Q, K + 1), no-object last
+    objectness: Tensor | None  # (Q,) in [0, 1], in place of class logits
+
+
+class RegionFeatures(NamedTuple):
+    """What CLIP makes of the N masked regions of one image."""
+
+    features: Tensor  # (N, D), L2-normalised; zero where invalid
+    valid: Tensor  # (N,) bool, whether any pixel of the region is visible
+
+
 class RegionTextPair(NamedTuple):
     """One mined pair: a region of an image and the noun that names it."""
 

@@ -19,7 +19,7 @@ from transformers import (
     MaskFormerForInstanceSegmentation,
 )
 
-from ovseg.models import MaskProposer, OpenVocabSegmenter
+from ovseg.models import CropEncoder, MaskProposer, OpenVocabSegmenter
 from ovseg.models.proposals.queries import IMAGE_MEAN, IMAGE_STD
 from ovseg.structures import InputError
 from tests import tiny
@@ -62,7 +62,9 @@ def checkpoint(folder: Path, kind: str = "mask2former", backbone: dict[str, Any]
 
 def segmenter(folder: Path, **settings: Any) -> OpenVocabSegmenter:
     checkpoint(folder / "hf")
-    model = OpenVocabSegmenter(MaskProposer(str(folder / "hf")), tiny.clip(folder / "clip"), **settings).eval()
+    model = OpenVocabSegmenter(
+        MaskProposer(str(folder / "hf")), CropEncoder(tiny.clip(folder / "clip")), **settings
+    ).eval()
     model.set_vocabulary(NAMES)
     return model
 
@@ -132,7 +134,7 @@ def test_classifiers_without_class_logits_are_refused(tmp_path: Path) -> None:
     others: list[Any] = ["ensemble", "proposals"]
     for wanted in others:
         with pytest.raises(InputError, match=rf"'{wanted}' needs proposals that were trained.*conf/proposals\.yaml"):
-            OpenVocabSegmenter(model.proposer, model.clip, classifier=wanted)
+            OpenVocabSegmenter(model.proposer, model.region_encoder, classifier=wanted)
         with pytest.raises(InputError, match="or use classifier 'clip'"):
             model.classifier = wanted
     assert model.classifier == "clip"
@@ -144,7 +146,7 @@ def test_classifiers_without_class_logits_are_refused(tmp_path: Path) -> None:
 def test_a_bundle_with_any_clip_gives_the_same_labels(tmp_path: Path) -> None:
     model = segmenter(tmp_path)
     model.clip.save_pretrained(tmp_path / "saved")  # its width differs from all defaults
-    ovseg("bundle", "--proposals", tmp_path / "hf", "--clip", tmp_path / "saved", "--out", tmp_path / "out")
+    ovseg("bundle", "--proposer", tmp_path / "hf", "--clip", tmp_path / "saved", "--out", tmp_path / "out")
     again = OpenVocabSegmenter.from_pretrained(tmp_path / "out")
     again.set_vocabulary(NAMES)
     assert again.classifier == "clip"

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ovseg.cli import main
-from ovseg.models import CLIPAdapter, OpenVocabSegmenter, import_released
+from ovseg.models import CLIPAdapter, CropEncoder, OpenVocabSegmenter, import_released
 from ovseg.models.released.parts import load_clip
 from ovseg.structures import InputError
 from tests import tiny
@@ -39,12 +39,13 @@ def changed(path: Path, folder: Path, change: dict[str, Tensor | None], **entrie
 
 def same(one: OpenVocabSegmenter, other: OpenVocabSegmenter) -> bool:
     left, right = one.state_dict(), other.state_dict()
-    settings = ("mask_threshold", "ensemble_weight", "classifier", "fill", "resize")
+    settings = ("mask_threshold", "ensemble_weight", "classifier", "resize")
     return (
         left.keys() == right.keys()
         and all(torch.equal(value, right[key]) for key, value in left.items())
         and all(getattr(one, name) == getattr(other, name) for name in settings)
         and one.proposer.architecture() == other.proposer.architecture()
+        and one.region_encoder.settings() == other.region_encoder.settings()
         and one.clip.config["model_cfg"] == other.clip.config["model_cfg"]
     )
 
@@ -200,7 +201,7 @@ def test_a_fine_tuned_clip_is_loaded_into_a_segmenter(
     own = after.clip.state_dict()
     assert own.keys() == expected.state_dict().keys()
     assert all(torch.equal(value, own[key]) for key, value in expected.state_dict().items())
-    assert same(after, OpenVocabSegmenter(before.proposer, expected, resize=(64, 128)))
+    assert same(after, OpenVocabSegmenter(before.proposer, CropEncoder(expected), resize=(64, 128)))
 
 
 def test_a_clip_that_does_not_fit_changes_nothing(tmp_path: Path) -> None:

@@ -107,9 +107,9 @@ def test_commands_check_the_target_before_reading_weights(tmp_path: Path, capsys
     folder = folder_of_others("segmenter", tmp_path / "theirs")
     before = content(folder)
     message = "theirs contains files that ovseg did not write; give a new or empty folder"
-    bundle = ["bundle", "--proposals", "toy", "--clip", "toy", "--out"]
+    bundle = ["bundle", "--proposer", "toy", "--clip", "toy", "--out"]
     assert refusal(capsys, *bundle, folder).endswith(message)
-    assert refusal(capsys, "bundle", "--proposals", "missing.ckpt", "--clip", "x", "--out", folder).endswith(message)
+    assert refusal(capsys, "bundle", "--proposer", "missing.ckpt", "--clip", "x", "--out", folder).endswith(message)
     assert refusal(capsys, "import", "missing.pth", "--out", folder).endswith(message)
     assert content(folder) == before
     ovseg(*bundle, tmp_path / "new")

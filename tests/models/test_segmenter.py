@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 
-from ovseg.models import OpenVocabSegmenter
+from ovseg.models import CropEncoder, OpenVocabSegmenter
 from ovseg.ops import ensemble_scores, semantic_scores
 from ovseg.structures import InputError, Vocabulary
 from tests import tiny
@@ -154,7 +154,8 @@ def test_a_saved_segmenter_gives_the_same_scores(tmp_path: Path, fill: Any) -> N
     model.set_vocabulary(NAMES)
     model.save_pretrained(tmp_path / "saved")
     again = OpenVocabSegmenter.from_pretrained(tmp_path / "saved")
-    assert again.vocabulary is None and again.resize == (64, 128) and again.fill == fill
+    assert again.vocabulary is None and again.resize == (64, 128) and type(again.region_encoder) is CropEncoder
+    assert again.region_encoder.settings() == {"fill": fill, "expand_ratio": 1.0, "regions_per_batch": None}
     again.set_vocabulary(NAMES)
     for left, right in zip(model.score_proposals(IMAGES), again.score_proposals(IMAGES), strict=True):
         assert torch.equal(left[0], right[0]) and torch.equal(left[1], right[1])

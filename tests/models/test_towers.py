@@ -165,7 +165,7 @@ def test_other_resolutions_equal_a_resized_tower(config: dict[str, Any]) -> None
 
 
 def test_recomputed_parts_give_the_same_gradients(config: dict[str, Any]) -> None:
-    """As `AdapterTask` computes them with `regions_per_pass`."""
+    """As `AdapterTask` computes them with `regions_per_batch`."""
     model = MaskPromptedViT(random_tower(config), 3)
     assert model.prompt is not None
     parts = zip(images().split(1), half().split(1), strict=True)

@@ -23,7 +23,7 @@ from ovseg.data.pairs import write_pairs
 from ovseg.data.pairs.datamodule import RegionTextDataModule
 from ovseg.data.pairs.region_transform import RegionTransform
 from ovseg.losses import RegionTextLoss
-from ovseg.models import CLIPAdapter
+from ovseg.models import CLIPAdapter, CropEncoder
 from ovseg.ops import masks_to_boxes
 from ovseg.structures import EvalBatch, InputError, RegionTextBatch, RegionTextPair, Vocabulary
 from ovseg.tasks import AdapterTask, SegmentationTask
@@ -277,7 +277,9 @@ def test_two_processes_have_the_gradients_of_one_with_both_batches(tmp_path: Pat
     """And do so in parts, in which each of them uses its weights several times, and pickle nothing for each other."""
     assert "cat" in halves()[0].texts and "cat" in halves()[1].texts
     expected = gradients(AdapterTask(tiny.clip(tmp_path / "clip", 2), "both"), [batch()], tmp_path / "one")
-    task = AdapterTask(tiny.clip(tmp_path / "clip", 2), "both", regions_per_pass=3)
+    task = AdapterTask(
+        tiny.clip(tmp_path / "clip", 2), "both", region_encoder=partial(CropEncoder, regions_per_batch=3)
+    )
     found = gradients(task, halves(), tmp_path / "two", devices=2, strategy="ddp_spawn")
     assert found.keys() == expected.keys()
     for name, value in expected.items():
@@ -302,7 +304,7 @@ def test_accumulated_batches_have_the_mean_of_their_gradients(tmp_path: Path) ->
 @pytest.mark.parametrize("mode", ["prompt", "visual", "both", "all"])
 def test_a_batch_in_parts_has_the_gradients_of_the_whole(tmp_path: Path, mode: Any) -> None:
     whole = gradients(AdapterTask(tiny.clip(tmp_path / "clip", 2), mode), [batch()], tmp_path / "whole")
-    parts = AdapterTask(tiny.clip(tmp_path / "clip", 2), mode, regions_per_pass=3)
+    parts = AdapterTask(tiny.clip(tmp_path / "clip", 2), mode, region_encoder=partial(CropEncoder, regions_per_batch=3))
     found = gradients(parts, [batch()], tmp_path / "parts")
     assert found.keys() == whole.keys()
     for name, value in whole.items():
@@ -310,8 +312,8 @@ def test_a_batch_in_parts_has_the_gradients_of_the_whole(tmp_path: Path, mode: A
     assert any(float(value.abs().max()) > 1e-3 for value in whole.values())
 
 
-@pytest.mark.parametrize(("regions_per_pass", "kept"), [(None, 8), (8, 8), (3, 3), (1, 1)])
-def test_of_a_batch_in_parts_one_part_is_kept(tmp_path: Path, regions_per_pass: int | None, kept: int) -> None:
+@pytest.mark.parametrize(("regions_per_batch", "kept"), [(None, 8), (8, 8), (3, 3), (1, 1)])
+def test_of_a_batch_in_parts_one_part_is_kept(tmp_path: Path, regions_per_batch: int | None, kept: int) -> None:
     """How many regions' activations are alive at a time, forward and backward."""
     clip = tiny.clip(tmp_path / "clip", 2)
     outputs: list[tuple[StorageWeakRef, int]] = []
@@ -322,13 +324,14 @@ def test_of_a_batch_in_parts_one_part_is_kept(tmp_path: Path, regions_per_pass: 
         alive.append(sum(regions for storage, regions in outputs if not storage.expired()))
 
     clip.visual.visual.transformer.resblocks[0].mlp.c_fc.register_forward_hook(watch)
-    train(AdapterTask(clip, "both", regions_per_pass=regions_per_pass), 1)
+    encoder = partial(CropEncoder, regions_per_batch=regions_per_batch)
+    train(AdapterTask(clip, "both", region_encoder=encoder), 1)
     assert max(alive) == kept
 
 
 def test_parts_have_a_region_at_least(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="regions_per_pass is 0; give at least 1"):
-        AdapterTask(tiny.clip(tmp_path), "visual", regions_per_pass=0)
+    with pytest.raises(InputError, match="regions_per_batch is 0; give at least 1"):
+        CropEncoder(tiny.clip(tmp_path), regions_per_batch=0)
 
 
 class Saves(L.Callback):

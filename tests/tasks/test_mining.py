@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ import torch.nn.functional as F
 from transformers import Mask2FormerConfig, Mask2FormerForUniversalSegmentation
 
 from ovseg import rle
-from ovseg.models import CLIPAdapter
+from ovseg.models import CLIPAdapter, CropEncoder
 from ovseg.structures import CaptionBatch, InputError, RegionTextPair
 from ovseg.tasks import MiningTask
 from ovseg.tasks.pair_filters import PairFilters, mask_overlaps
@@ -147,8 +148,8 @@ def test_nouns_and_cosines_are_of_full_precision_in_a_run_of_half(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     task, data, seen = MiningTask(tiny.clip(tmp_path)), batch(), []
-    embed = task._embed
-    monkeypatch.setattr(task, "_embed", lambda regions: seen.append(embed(regions)) or seen[-1])
+    encode = task.clip.encode_regions
+    monkeypatch.setattr(task.clip, "encode_regions", lambda *regions: seen.append(encode(*regions)) or seen[-1])
     with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
         pairs = task.predict_step(data, 0)
     with torch.no_grad():
@@ -184,7 +185,7 @@ def test_templates_are_what_the_nouns_are_asked_by(tmp_path: Path) -> None:
 
 
 def test_without_regions_it_says_what_to_give(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match=r"mining needs regions: give --model\.proposals a network, or --data\.masks"):
+    with pytest.raises(InputError, match=r"mining needs regions: give --model\.proposer a network, or --data\.masks"):
         mine(MiningTask(tiny.clip(tmp_path)), batch(masks=False))
 
 
@@ -230,7 +231,15 @@ def test_regions_of_all_images_go_through_clip_together(tmp_path: Path) -> None:
     whole = mine(MiningTask(clip, str(tmp_path / "proposer"), mask_threshold=0.6), data)
     assert len(sizes) == 1 and sizes[0] > 6
     regions = sizes.pop()
-    parts = mine(MiningTask(clip, str(tmp_path / "proposer"), mask_threshold=0.6, clip_batch=4), data)
+    parts = mine(
+        MiningTask(
+            clip,
+            str(tmp_path / "proposer"),
+            mask_threshold=0.6,
+            region_encoder=partial(CropEncoder, regions_per_batch=4),
+        ),
+        data,
+    )
     assert sizes == [4] * (regions // 4) + [regions % 4] * (regions % 4 > 0)
     for one, other in zip(whole, parts, strict=True):
         assert one[:8] == other[:8]
@@ -247,7 +256,7 @@ def test_a_batch_gives_the_same_bits_after_any_other(tmp_path: Path) -> None:
 def test_regions_and_masks_at_once_are_refused(tmp_path: Path) -> None:
     tiny.proposer().save_pretrained(tmp_path / "proposer")
     with pytest.raises(
-        InputError, match=r"from --model\.proposals and --data\.masks at once; give one of them and null"
+        InputError, match=r"from --model\.proposer and --data\.masks at once; give one of them and null"
     ):
         mine(MiningTask(tiny.clip(tmp_path / "clip"), str(tmp_path / "proposer")), batch())
 

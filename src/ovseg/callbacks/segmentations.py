@@ -68,7 +68,8 @@ class SegmentationWriter(BasePredictionWriter):
         if overwritten := [path for image in images for path in self.outputs(image) if path.resolve() in inputs]:
             raise InputError(f"{overwritten[0]} is one of the images and would be overwritten; choose another --out")
         resize = data.resize or pl_module.segmenter.resize
-        self.run = fingerprint(pl_module.segmenter, data.vocabulary, (resize, trainer.precision))
+        masks = data.masks.identity() if data.masks else None
+        self.run = fingerprint(pl_module.segmenter, data.vocabulary, (resize, trainer.precision, masks))
         todo = [path for path in images if not self._is_complete(path)]
         # every process uses the first one's list, since it may write files before the others have looked
         todo = trainer.strategy.broadcast(todo)
@@ -139,8 +140,8 @@ class SegmentationWriter(BasePredictionWriter):
 
 def fingerprint(segmenter: OpenVocabSegmenter, vocabulary: Vocabulary, *rest: object) -> str:
     """Return a hash of everything that segmentations depend on: weights, settings, vocabulary and `rest`."""
-    networks = [network_digest(part, part.architecture()) for part in (segmenter.proposer, segmenter.clip)]
-    settings = [getattr(segmenter, name) for name in ("classifier", "ensemble_weight", "mask_threshold", "fill")]
+    networks = [network_digest(part, part.architecture()) for part in (segmenter.proposer, segmenter.region_encoder)]
+    settings = [getattr(segmenter, name) for name in ("classifier", "ensemble_weight", "mask_threshold")]
     content = [networks, settings, asdict(segmenter.views), segmenter.text.templates, vocabulary.synonyms, rest]
     return hashlib.sha256(json.dumps(content).encode()).hexdigest()[:16]
 

@@ -8,13 +8,16 @@ from collections.abc import Callable
 from inspect import signature
 from itertools import takewhile
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import jsonargparse
 
 from ovseg.cli.packaged import find_packaged, notice
 from ovseg.cli.refusals import OwnedArguments
 from ovseg.structures import InputError
+
+if TYPE_CHECKING:
+    from ovseg.models import Proposer
 
 
 def toy(out: Path, scenes: int = 100, seed: int = 0, val_scenes: int | None = None) -> None:
@@ -32,7 +35,7 @@ def toy(out: Path, scenes: int = 100, seed: int = 0, val_scenes: int | None = No
 
 
 def bundle(
-    proposals: str,
+    proposer: Proposer | str,
     clip: str,
     out: Path,
     ensemble_weight: float = 0.7,
@@ -43,7 +46,7 @@ def bundle(
     """Join trained proposals and an adapted CLIP into a segmenter.
 
     Args:
-        proposals: `.ckpt` of proposal training, or a folder or name that a proposer loads from.
+        proposer: `.ckpt` of proposal training, or a folder or name that a `MaskProposer` loads from.
         clip: `.ckpt` of adapter training, or a folder or name that a CLIP loads from.
         out: folder to write.
         ensemble_weight: exponent of CLIP's scores, in [0, 1].
@@ -51,22 +54,23 @@ def bundle(
         short_side: length in pixels to which short sides are resized; long sides are limited to four times that.
         pretrained: weights to load if `clip` is one of open_clip's names, for example `openai`.
     """
-    from ovseg.models import CLIPAdapter, MaskProposer, OpenVocabSegmenter
+    from ovseg.models import CLIPAdapter, CropEncoder, MaskProposer, OpenVocabSegmenter
     from ovseg.models.segmenter_folder import check_segmenter_target
 
     check_segmenter_target(out)
-    proposer, adapter = MaskProposer(proposals), CLIPAdapter(clip, pretrained)
+    name, proposer = f"{proposer}", MaskProposer(proposer) if isinstance(proposer, str) else proposer
+    adapter = CLIPAdapter(clip, pretrained)
     if not adapter.trained:
         lack = "its weights are not in that folder" if Path(clip).is_dir() else "add --pretrained, for example openai"
         raise InputError(f"CLIP {clip} would have random weights; {lack}")
     if proposer.text_dim not in (None, adapter.dim):
         raise InputError(
-            f"{proposals} embeds into texts of width {proposer.text_dim}, {clip} has {adapter.dim}; "
+            f"{name} embeds into texts of width {proposer.text_dim}, {clip} has {adapter.dim}; "
             "join a CLIP and the proposals that were trained with it"
         )
     segmenter = OpenVocabSegmenter(
         proposer,
-        adapter,
+        CropEncoder(adapter),
         ensemble_weight=ensemble_weight,
         mask_threshold=mask_threshold,
         resize=(short_side, 4 * short_side),
@@ -191,4 +195,4 @@ def run(words: list[str]) -> None:
     first_line = (function.__doc__ or "").splitlines()[0]
     parser = CommandParser(prog=f"ovseg {verb}", description=first_line, exit_on_error=False, allow_abbrev=False)
     parser.add_function_arguments(function)
-    function(**parser.parse_args(rest).as_dict())
+    function(**parser.instantiate(parser.parse_args(rest)).as_dict())

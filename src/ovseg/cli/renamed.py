@@ -7,6 +7,10 @@ RENAMED: dict[str, str] = {
     "model.compile": "trainer.compile",
     "model.loss_weights": "model.loss",
     "model.repeated_texts": "model.loss.repeated_texts",
+    "proposals": "proposer",
+    "model.proposals": "model.proposer",
+    "model.clip_batch": "model.region_encoder.regions_per_batch",
+    "model.regions_per_pass": "model.region_encoder.regions_per_batch",
 }
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import logging
 from collections.abc import Hashable, Mapping, Sequence
@@ -14,6 +15,7 @@ from lightning.pytorch.utilities import rank_zero_only
 from torch import Tensor
 
 from ovseg import rle
+from ovseg.data.json_files import read_json
 from ovseg.data.labels import LabelFiles, coding_of
 from ovseg.data.partners import by_stem
 from ovseg.data.vocabulary import read_vocabulary
@@ -39,6 +41,9 @@ class MaskReader(Protocol):
     """Id → file name, in the order of the ids; empty for a plain list of results."""
     named: bool
     """Whether each mask has the name of its class."""
+
+    def identity(self) -> str:
+        """Return a hash that changes with the masks."""
 
     def find(self, image: Path) -> Hashable | None:
         """Return the key under which the masks of an image file are stored, or None if it has no masks.
@@ -135,6 +140,11 @@ class ClassMasks(MaskReader):
         numbered = all(Path(name).stem.isdecimal() for name in names)  # as COCO names its files
         self.images = {int(Path(name).stem) if numbered else number: name for number, name in enumerate(names)}
 
+    def identity(self) -> str:
+        """Return a hash of the label maps' names, sizes and times; hashing their contents takes too long."""
+        files = [(str(file), (stat := file.stat()).st_size, stat.st_mtime_ns) for file in self.labels.files.values()]
+        return hashlib.sha256(json.dumps([self.class_names, sorted(files)]).encode()).hexdigest()
+
     def find(self, image: Path) -> Path | None:
         return self.labels.files.get(image)
 
@@ -186,6 +196,10 @@ class CocoMasks(MaskReader):
                 raise InputError(f"{path} holds no COCO instances: annotation {number} {fault}; {_ADVICE}") from error
         self.named = all(mask.name for of_image in self.masks.values() for mask in of_image)
 
+    def identity(self) -> str:
+        """Return a hash of the file's content."""
+        return hashlib.sha256(self.path.read_bytes()).hexdigest()
+
     def find(self, image: Path) -> int | None:
         """Return the id of the listed image of this name; without a list of images, the number that is the stem."""
         if self.images:
@@ -234,17 +248,3 @@ def _to_mask(annotation: Any, images: Mapping[int, Any] | None, names: Mapping[i
     counts, size = rle.from_coco(annotation["segmentation"], size)
     score = annotation.get("score", annotation.get("predicted_iou", 1.0))
     return _Mask(counts, size, names.get(annotation.get("category_id"), ""), float(score))
-
-
-def read_json(path: Path, advice: str) -> Any:
-    """Read a JSON file.
-
-    Raises:
-        InputError: the file is missing or not JSON; the message ends with `advice`.
-    """
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise InputError(f"{path} cannot be read ({error.strerror}); {advice}") from error
-    except (ValueError, RecursionError) as error:
-        raise InputError(f"{path} is not JSON ({error}); {advice}") from error

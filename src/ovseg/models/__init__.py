@@ -3,17 +3,22 @@
 from ovseg.models.clip.adapter import CLIPAdapter
 from ovseg.models.clip.mask_prompt import MaskPrompt, MaskPromptedViT
 from ovseg.models.clip.text import PROMPT_TEMPLATES, TextEncoder
-from ovseg.models.proposals.queries import MaskProposer
+from ovseg.models.proposals import GivenMasks, MaskProposer, Proposer
+from ovseg.models.regions import CropEncoder, RegionEncoder
 from ovseg.models.released.importing import import_released
 from ovseg.models.segmenter import OpenVocabSegmenter
 
 __all__ = [
     "PROMPT_TEMPLATES",
     "CLIPAdapter",
+    "CropEncoder",
+    "GivenMasks",
     "MaskPrompt",
     "MaskPromptedViT",
     "MaskProposer",
     "OpenVocabSegmenter",
+    "Proposer",
+    "RegionEncoder",
     "TextEncoder",
     "import_released",
 ]

@@ -1,49 +1,52 @@
-"""What both branches say of an image's proposals, and how it is joined."""
+"""The class scores of proposals, from both branches (paper eq. 4)."""
 
 from __future__ import annotations
 
 from typing import NamedTuple
 
+import torch
 from torch import Tensor
 
 from ovseg.ops import Classifier, clip_scores, ensemble_scores, proposal_scores
-
-
-class ImageProposals(NamedTuple):
-    """Branch A: the proposals for one image at network resolution, before CLIP sees their regions."""
-
-    image: Tensor  # (3, h, w) in [0, 1]
-    mask_probs: Tensor  # (Q, h, w) in [0, 1]
-    class_logits: Tensor | None  # (Q, K + 1), no-object last
-    objectness: Tensor | None  # (Q,) in [0, 1], in place of class logits
+from ovseg.structures import ImageProposals, InputError
 
 
 class RegionLogits(NamedTuple):
-    """Branch B: what CLIP says of the regions of binary masks."""
+    """Branch B: CLIP's logits of the regions of binary masks."""
 
     logits: Tensor  # (Q, K), zero where invalid
     valid: Tensor  # (Q,) bool, whether a mask has any pixel
 
 
-def clip_speaks(classifier: Classifier, weight: float) -> bool:
-    """Whether CLIP has a say in the scores."""
+def uses_clip(classifier: Classifier, weight: float) -> bool:
+    """Whether CLIP contributes to the scores."""
     return classifier == "clip" or (classifier == "ensemble" and weight > 0)
 
 
-def join_branches(
+def class_scores(
     proposals: ImageProposals, regions: RegionLogits | None, classifier: Classifier, weight: float
 ) -> Tensor:
     """Class scores (Q, K) of proposals.
 
+    Without class logits, an ensemble combines CLIP with the proposals' objectness.
+
     Args:
-        regions: of the proposals' masks; needed where `clip_speaks`.
+        regions: of the proposals' masks; needed where `uses_clip`.
         weight: exponent of CLIP in the ensemble.
+
+    Raises:
+        InputError: proposals without class logits are to be scored without CLIP.
     """
-    if not clip_speaks(classifier, weight):
-        assert proposals.class_logits is not None  # the vocabulary is set, and the classifier was checked
+    if not uses_clip(classifier, weight):
+        if proposals.class_logits is None:
+            raise InputError(
+                "these proposals have no class logits, so CLIP has to classify them; use classifier 'clip'"
+            )
         return proposal_scores(proposals.class_logits)
     assert regions is not None
     if classifier == "clip":
         return clip_scores(*regions, proposals.objectness)
-    assert proposals.class_logits is not None
+    if proposals.class_logits is None:
+        objectness = torch.ones_like(regions.logits[:, 0]) if proposals.objectness is None else proposals.objectness
+        return clip_scores(*regions) ** weight * objectness[:, None] ** (1 - weight)
     return ensemble_scores(proposals.class_logits, *regions, weight)

@@ -4,29 +4,25 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 import torch.nn.functional as F
-import yaml
 from torch import Tensor, nn
 
-from ovseg.checkpoint import first_line, toy_weights
 from ovseg.images import check_tensor, read_image, resize_short_side, to_tensor
 from ovseg.limits import check_size
 from ovseg.models.clip.adapter import CLIPAdapter
-from ovseg.models.clip.files import WEIGHTS
 from ovseg.models.clip.text import TextEncoder
-from ovseg.models.ensemble import ImageProposals, RegionLogits, clip_speaks, join_branches
-from ovseg.models.phrases import PhraseFeatures, classify_regions
-from ovseg.models.proposals.queries import MaskProposer
+from ovseg.models.ensemble import RegionLogits, class_scores, uses_clip
+from ovseg.models.phrases import PhraseFeatures
+from ovseg.models.proposals.base import Proposer
+from ovseg.models.regions.base import RegionEncoder
 from ovseg.models.released.parts import released_parts
-from ovseg.models.segmenter_folder import SETTINGS, check_segmenter_target
+from ovseg.models.segmenter_folder import EncoderFactory, SegmenterParts, no_settings, read_segmenter, write_segmenter
 from ovseg.models.views import ViewAnswer, Views, mean_labels, mean_scores
-from ovseg.ops import CLIP_MEAN, Classifier, mask_probabilities
-from ovseg.structures import InputError, Vocabulary, names_of
-
-FILLS = {"mean": CLIP_MEAN, "zero": (0.0, 0.0, 0.0)}
+from ovseg.ops import Classifier
+from ovseg.structures import ImageProposals, InputError, Vocabulary, names_of
 
 
 class OpenVocabSegmenter(nn.Module):
@@ -34,25 +30,26 @@ class OpenVocabSegmenter(nn.Module):
 
     Args:
         proposer: branch A.
-        clip: branch B, and the text tower of both.
+        region_encoder: branch B; its CLIP encodes the texts of both.
         templates: prompt templates, see `TextEncoder`.
         mask_threshold: probability above which a pixel belongs to a proposal's region.
         ensemble_weight: exponent of CLIP in [0, 1]; 0 is the proposal network alone.
-        classifier: `ensemble`, or one branch alone: `clip`, `proposals`; the ensemble where not given, unless the
-            proposals come from a checkpoint of Hugging Face's, which only `clip` can classify.
-        fill: colour outside the mask of a region, CLIP's `mean` or `zero`.
+        classifier: `ensemble`, or one branch alone: `clip`, `proposals`. Where not given, `ensemble` if the proposals
+            have class logits, else `clip`.
         resize: (short, long) side in pixels that `segment` resizes to: short, unless the longer side would exceed long.
+
+    Raises:
+        InputError: a number is out of range, or the proposals cannot serve the classifier.
     """
 
     def __init__(
         self,
-        proposer: MaskProposer,
-        clip: CLIPAdapter,
+        proposer: Proposer,
+        region_encoder: RegionEncoder,
         templates: str | Sequence[str] = "vild",
         mask_threshold: float = 0.5,
         ensemble_weight: float = 0.7,
         classifier: Classifier | None = None,
-        fill: Literal["mean", "zero"] = "mean",
         resize: tuple[int, int] = (640, 2560),
     ) -> None:
         super().__init__()
@@ -62,22 +59,32 @@ class OpenVocabSegmenter(nn.Module):
         if len(resize) != 2 or not all(type(side) is int and side > 0 for side in resize):
             raise InputError(f"resize is {tuple(resize)}; give the short and the longest long side in pixels")
         check_size(resize[1], resize[0], "the largest image of resize")
-        if fill not in FILLS:
-            raise InputError(f"fill is {fill!r}; choose from {', '.join(FILLS)}")
-        self.proposer, self.clip = proposer, clip
-        self.text = TextEncoder(clip, templates)
+        self.proposer, self.region_encoder = proposer, region_encoder
+        self.text = TextEncoder(region_encoder.clip, templates)
         self.mask_threshold, self.ensemble_weight = mask_threshold, ensemble_weight
         self.classifier = classifier
-        self.fill, self.resize = fill, tuple(resize)
+        self.resize = tuple(resize)
         self.views = Views()  # test-time options, no part of a saved segmenter
         self.vocabulary: Vocabulary | None = None
+        self.register_buffer("text_features", None, persistent=False)
         self.register_buffer("class_of_phrase", None, persistent=False)
 
-    class_of_phrase: Tensor | None  # (S,) index of the class that each phrase stands for
+    text_features: Tensor | None  # (S, D) of all phrases of the vocabulary
+    class_of_phrase: Tensor | None  # (S,) index of the class that each stands for
+
+    @property
+    def clip(self) -> CLIPAdapter:
+        """The CLIP of the region encoder."""
+        return self.region_encoder.clip
+
+    @property
+    def device(self) -> torch.device:
+        """Where the networks are."""
+        return self.clip.mean.device
 
     @property
     def classifier(self) -> Classifier:
-        """Which branches speak; one that the proposals cannot serve is refused with an `InputError`."""
+        """Which branches classify; setting one that the proposals cannot serve raises an `InputError`."""
         return self._classifier
 
     @classifier.setter
@@ -85,50 +92,39 @@ class OpenVocabSegmenter(nn.Module):
         self._classifier = self.proposer.checked_classifier(wanted)
 
     @classmethod
-    def from_pretrained(cls, name_or_path: str | Path) -> OpenVocabSegmenter:
+    def from_pretrained(
+        cls, name_or_path: str | Path, region_encoder: EncoderFactory | None = None
+    ) -> OpenVocabSegmenter:
         """Load a folder that `save_pretrained` or `ovseg bundle` wrote, `toy`, or a checkpoint of the released OVSeg.
+
+        Args:
+            region_encoder: makes another region encoder from CLIP, in place of the saved one.
 
         Raises:
             InputError: nothing is there, or it does not fit.
         """
-        folder = toy_weights() if str(name_or_path) == "toy" else Path(name_or_path)
-        if folder.is_file():
-            parts = released_parts(folder)
-            return cls(parts.proposer, parts.clip, **parts.settings).eval()
-        if not (folder / SETTINGS).is_file():
-            lack = f"it has no {SETTINGS}" if folder.exists() else "it does not exist"
-            raise InputError(
-                f"no segmenter in {folder}: {lack}; make one with `ovseg bundle "
-                "--proposals PROPOSALS.ckpt --clip ADAPTER.ckpt --out FOLDER`, or use `toy`"
-            )
-        if not (folder / "clip" / WEIGHTS).is_file():  # a CLIP folder without weights is otherwise a new CLIP
-            raise InputError(f"no weights of CLIP in {folder / 'clip'}: it has no {WEIGHTS}; fetch the segmenter again")
-        proposer, clip = MaskProposer(str(folder / "proposer")), CLIPAdapter(str(folder / "clip"))
+        if Path(name_or_path).is_file():
+            released = released_parts(name_or_path)
+            encoder = region_encoder(released.region_encoder.clip) if region_encoder else released.region_encoder
+            return cls(released.proposer, encoder, **released.settings).eval()
+        parts = read_segmenter(name_or_path, region_encoder)
         try:
-            settings: dict[str, Any] = yaml.safe_load((folder / SETTINGS).read_text(encoding="utf-8"))
-            return cls(proposer, clip, **settings).eval()
+            return cls(parts.proposer, parts.region_encoder, **parts.settings).eval()
         except InputError:
             raise
-        except (yaml.YAMLError, TypeError, ValueError, RecursionError) as error:
-            raise InputError(f"{folder / SETTINGS} holds no settings ({first_line(error)}); bundle it again") from error
+        except (TypeError, ValueError) as error:
+            raise no_settings(Path(name_or_path), error) from error
 
     def save_pretrained(self, folder: str | Path) -> None:
         """Write the networks and settings, without the vocabulary, into a new folder or over an earlier segmenter."""
-        folder = Path(folder)
-        check_segmenter_target(folder)
-        folder.mkdir(parents=True, exist_ok=True)
-        (folder / SETTINGS).write_text("", encoding="utf-8")  # without settings it is known to be incomplete
-        self.proposer.save_pretrained(folder / "proposer")
-        self.clip.save_pretrained(folder / "clip")
         settings = {
             "templates": list(self.text.templates),
             "mask_threshold": self.mask_threshold,
             "ensemble_weight": self.ensemble_weight,
             "classifier": self.classifier,
-            "fill": self.fill,
             "resize": list(self.resize),
         }
-        (folder / SETTINGS).write_text(yaml.safe_dump(settings, sort_keys=False), encoding="utf-8")
+        write_segmenter(Path(folder), SegmenterParts(self.proposer, self.region_encoder, settings))
 
     def set_vocabulary(self, vocabulary: Vocabulary | Sequence[str]) -> None:
         """Choose the classes; a class with synonyms scores as its best synonym.
@@ -137,8 +133,9 @@ class OpenVocabSegmenter(nn.Module):
             InputError: no names, an empty or a repeated one.
         """
         vocabulary = names_of(vocabulary)
-        self.proposer.set_text_features(self.text(vocabulary.phrases))
-        self.class_of_phrase = torch.tensor(vocabulary.class_of_phrase, device=self.proposer.image_mean.device)
+        self.text_features = self.text(vocabulary.phrases)
+        self.proposer.set_text_features(self.text_features)
+        self.class_of_phrase = torch.tensor(vocabulary.class_of_phrase, device=self.text_features.device)
         self.vocabulary = vocabulary
 
     @torch.no_grad()
@@ -189,17 +186,17 @@ class OpenVocabSegmenter(nn.Module):
         if vocabulary is not None:
             self.set_vocabulary(vocabulary)
         picture = read_image(image)
-        pixels = to_tensor(resize_short_side(picture, *self.resize)).to(self.proposer.image_mean.device)
+        pixels = to_tensor(resize_short_side(picture, *self.resize)).to(self.device)
         return self.labels([pixels], [(picture.height, picture.width)])[0]
 
     def score_proposals(self, images: Tensor | Sequence[Tensor]) -> list[tuple[Tensor, Tensor]]:
         """Per image the class scores (Q, K) of its proposals and their masks (Q, h, w) in [0, 1]."""
         classifier, weight, result = self.classifier, self.ensemble_weight, []
-        for found in self.propose(images):
+        for image, proposals in zip(images, self.propose(images), strict=True):
             regions = None
-            if clip_speaks(classifier, weight):
-                regions = self.classify_regions(found.image, found.mask_probs > self.mask_threshold)
-            result.append((join_branches(found, regions, classifier, weight), found.mask_probs))
+            if uses_clip(classifier, weight):
+                regions = self.classify_regions(image, proposals.mask_probs > self.mask_threshold)
+            result.append((class_scores(proposals, regions, classifier, weight), proposals.mask_probs))
         return result
 
     @torch.no_grad()
@@ -213,36 +210,19 @@ class OpenVocabSegmenter(nn.Module):
             raise InputError("the segmenter has no vocabulary yet; call set_vocabulary(['cat', 'sofa', …]) first")
         for image in images:
             check_tensor(image)
-        if not len(images):
-            return []
-        masks, _, logits, objectness = self.proposer(images)[-1]
-        return [
-            ImageProposals(
-                image,
-                mask_probabilities(masks[index].float(), _size(image)),
-                None if logits is None else self._best_synonyms(logits[index].float()),
-                None if objectness is None else objectness[index],
-            )
-            for index, image in enumerate(images)
-        ]
+        return self.proposer.propose(images, self.vocabulary)
 
+    @torch.no_grad()
     def classify_regions(self, image: Tensor, masks: Tensor) -> RegionLogits:
-        """Branch B: CLIP's logits of masked regions.
+        """Branch B: CLIP's logits of masked regions, once a vocabulary is set.
 
         Args:
             image: (3, h, w) in [0, 1].
             masks: (Q, h, w) bool.
         """
-        return classify_regions(self.clip, image, masks, self._phrases(), FILLS[self.fill])
-
-    def _phrases(self) -> PhraseFeatures:
-        features = self.proposer.text_features
-        assert features is not None and self.class_of_phrase is not None and self.vocabulary is not None
-        return PhraseFeatures(features, self.class_of_phrase, len(self.vocabulary))
-
-    def _best_synonyms(self, logits: Tensor) -> Tensor:
-        """(Q, S + 1) logits of phrases and no object to (Q, K + 1) of classes."""
-        return torch.cat([self._phrases().best(logits[:, :-1]), logits[:, -1:]], dim=1)
+        assert self.text_features is not None and self.class_of_phrase is not None and self.vocabulary is not None
+        phrases = PhraseFeatures(self.text_features, self.class_of_phrase, len(self.vocabulary))
+        return phrases.classify(self.region_encoder([image], [masks])[0])
 
 
 def _size(image: Tensor) -> tuple[int, int]:

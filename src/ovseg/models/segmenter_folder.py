@@ -1,14 +1,35 @@
-"""The folder of a saved segmenter: the name of its settings file, and where a segmenter may be written."""
+"""The folder of a saved segmenter: `segmenter.yaml` with its settings, `proposer/`, `clip/`, and the region encoder."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any, NamedTuple
 
-from ovseg.checkpoint import check_target
-from ovseg.models.clip.files import check_clip_target
+import yaml
+from safetensors.torch import save_file
+
+from ovseg.checkpoint import check_and_load, check_target, first_line, read_state, toy_weights
+from ovseg.models.clip.adapter import CLIPAdapter
+from ovseg.models.clip.files import WEIGHTS, check_clip_target
+from ovseg.models.proposals.base import Proposer
 from ovseg.models.proposals.queries import CONFIG as PROPOSER
+from ovseg.models.proposals.queries import MaskProposer
+from ovseg.models.regions.base import RegionEncoder, class_path
+from ovseg.models.regions.crops import CropEncoder
+from ovseg.structures import InputError
 
 SETTINGS = "segmenter.yaml"
+ENCODER_WEIGHTS = "region_encoder.safetensors"
+EncoderFactory = Callable[[CLIPAdapter], RegionEncoder]
+
+
+class SegmenterParts(NamedTuple):
+    """What a saved segmenter is built from."""
+
+    proposer: Proposer
+    region_encoder: RegionEncoder
+    settings: dict[str, Any]  # further arguments of an OpenVocabSegmenter
 
 
 def check_segmenter_target(folder: Path) -> None:
@@ -16,3 +37,85 @@ def check_segmenter_target(folder: Path) -> None:
     check_target(folder, SETTINGS)
     check_target(folder / "proposer", PROPOSER)
     check_clip_target(folder / "clip")
+
+
+def read_segmenter(name_or_path: str | Path, make_encoder: EncoderFactory | None = None) -> SegmenterParts:
+    """Read a folder that `write_segmenter` wrote, or `toy`.
+
+    Args:
+        make_encoder: makes the region encoder from CLIP; the saved one where not given.
+
+    Raises:
+        InputError: nothing is there, or it does not fit.
+    """
+    folder = toy_weights() if str(name_or_path) == "toy" else Path(name_or_path)
+    if not (folder / SETTINGS).is_file():
+        reason = f"it has no {SETTINGS}" if folder.exists() else "it does not exist"
+        raise InputError(
+            f"no segmenter in {folder}: {reason}; make one with `ovseg bundle "
+            "--proposer PROPOSALS.ckpt --clip ADAPTER.ckpt --out FOLDER`, or use `toy`"
+        )
+    if not (folder / "clip" / WEIGHTS).is_file():  # a CLIP folder without weights is otherwise a new CLIP
+        raise InputError(f"no weights of CLIP in {folder / 'clip'}: it has no {WEIGHTS}; fetch the segmenter again")
+    proposer, clip = MaskProposer(str(folder / "proposer")), CLIPAdapter(str(folder / "clip"))
+    try:
+        settings: dict[str, Any] = yaml.safe_load((folder / SETTINGS).read_text(encoding="utf-8"))
+        fill = settings.pop("fill", None)  # of a segmenter saved before region encoders could be chosen
+        encoder = settings.pop("region_encoder", {"class_path": class_path(CropEncoder), "init_args": {}})
+        if make_encoder is not None:
+            return SegmenterParts(proposer, make_encoder(clip), settings)
+        options = encoder.get("init_args", {}) | ({} if fill is None else {"fill": fill})
+        region_encoder = _encoder_class(encoder["class_path"], folder)(clip, **options)
+    except InputError:
+        raise
+    except (yaml.YAMLError, AttributeError, LookupError, TypeError, ValueError, RecursionError) as error:
+        raise no_settings(folder, error) from error
+    _load_own_weights(region_encoder, folder / ENCODER_WEIGHTS)
+    return SegmenterParts(proposer, region_encoder, settings)
+
+
+def write_segmenter(folder: Path, parts: SegmenterParts) -> None:
+    """Write the networks and settings into a new folder or over an earlier segmenter.
+
+    Raises:
+        InputError: the folder holds something else, or the proposer cannot be saved.
+    """
+    check_segmenter_target(folder)
+    proposer, encoder = parts.proposer, parts.region_encoder
+    if not isinstance(proposer, MaskProposer):
+        raise InputError(f"a segmenter with {type(proposer).__name__} cannot be saved; give it a MaskProposer")
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / SETTINGS).write_text("", encoding="utf-8")  # without settings it is known to be incomplete
+    proposer.save_pretrained(folder / "proposer")
+    encoder.clip.save_pretrained(folder / "clip")
+    (folder / ENCODER_WEIGHTS).unlink(missing_ok=True)
+    if weights := encoder.own_weights():
+        save_file({key: value.contiguous() for key, value in weights.items()}, folder / ENCODER_WEIGHTS)
+    chosen = {"class_path": class_path(type(encoder)), "init_args": encoder.settings()}
+    settings = {**parts.settings, "region_encoder": chosen}
+    (folder / SETTINGS).write_text(yaml.safe_dump(settings, sort_keys=False), encoding="utf-8")
+
+
+def no_settings(folder: Path, error: Exception) -> InputError:
+    """What to raise for settings that cannot be used."""
+    return InputError(f"{folder / SETTINGS} holds no settings ({first_line(error)}); bundle it again")
+
+
+def _load_own_weights(encoder: RegionEncoder, path: Path) -> None:
+    weights = read_state(path) if path.is_file() else {}
+    if weights or encoder.own_weights():
+        clip = {f"clip.{key}": value for key, value in encoder.clip.state_dict().items()}
+        check_and_load(encoder, {**clip, **weights}, path)
+
+
+def _encoder_class(name: str, folder: Path) -> type[RegionEncoder]:
+    """The region encoder of that name among those imported: nothing is imported because a file says so."""
+    kinds: list[type[RegionEncoder]] = RegionEncoder.__subclasses__()
+    for kind in kinds:
+        kinds += kind.__subclasses__()
+        if class_path(kind) == name:
+            return kind
+    raise InputError(
+        f"{folder / SETTINGS} asks for the region encoder {name}, which is not imported; import its module first, or "
+        f"give --model.region_encoder {name}"
+    )

@@ -4,35 +4,35 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from functools import partial
 from typing import Any, ClassVar, Literal
 
 import lightning as L
 import torch
 from torch import Tensor, nn
 from torch.optim import AdamW
-from torch.utils.checkpoint import checkpoint
 
 from ovseg.checkpoint import ARCHITECTURES
 from ovseg.losses import RegionTextLoss
 from ovseg.metrics import MaskAccuracy
-from ovseg.models import CLIPAdapter, TextEncoder
-from ovseg.models.phrases import PhraseFeatures, classify_regions
+from ovseg.models import CLIPAdapter, CropEncoder, RegionEncoder, TextEncoder
+from ovseg.models.ensemble import RegionLogits
+from ovseg.models.phrases import PhraseFeatures
 from ovseg.optim import WarmupCosineLR, param_groups
 from ovseg.structures import EvalBatch, InputError, RegionTextBatch, Vocabulary
 from ovseg.tasks.segments import name_segments
+
+SECOND_CLIP = "region_encoder.clip."
 
 
 class AdapterTask(L.LightningModule):
     """Trains a CLIP on region-text pairs with a symmetric contrastive loss.
 
-    Validates, where the datamodule has images with labels and their vocabulary, by how many true segments CLIP names
-    right: `val/mask_accuracy`, which `ovseg test` reports of the same images at the same resolution.
+    Where the datamodule has labelled images and their vocabulary, validation measures how many true segments CLIP
+    classifies correctly: `val/mask_accuracy`, as `ovseg test` reports it for the same images and resolution.
 
-    The regions of all processes of a batch are told apart, and equal texts in any of them are one text: processes tell
-    each other the `text_ids`, and look up what they mean in the datamodule's `texts`. Where a device cannot hold its
-    share of the regions, give `regions_per_pass`: with `accumulate_grad_batches`, the regions of each batch would be
-    told apart among themselves only.
+    The loss contrasts the regions of all processes: these exchange `text_ids`, look them up in the datamodule's `texts`
+    and count equal texts as one. Where the regions do not fit a device, set the encoder's `regions_per_batch`;
+    `accumulate_grad_batches` would contrast the regions of one batch only.
 
     Args:
         clip: the network to adapt.
@@ -43,13 +43,11 @@ class AdapterTask(L.LightningModule):
         prompt_lr: of the mask prompts, which are never decayed.
         weight_decay: of CLIP's weights but gains, biases and temperature.
         warmup_steps: linear, before the cosine.
-        loss: class of the loss, any module with `forward(logits, target)`; `RegionTextLoss` documents their shapes.
-        regions_per_pass: regions of a process that go through the image tower at once; all where not given. The loss is
-            that of the whole batch all the same: of a part only the features are kept, and for its gradient the part
-            goes through the tower again, which makes a step a third slower in the memory of one part.
+        loss: makes the loss; any module with `forward(logits, target)`; `RegionTextLoss` documents their shapes.
+        region_encoder: makes from CLIP what encodes the regions.
 
     Raises:
-        InputError: prompts are to be trained and there are none, or a number means nothing.
+        InputError: prompts are to be trained and there are none, or a number is out of range.
     """
 
     monitor: ClassVar[str] = "val/mask_accuracy"  # by which the best checkpoint is chosen
@@ -63,16 +61,18 @@ class AdapterTask(L.LightningModule):
         weight_decay: float = 0.2,
         warmup_steps: int = 100,
         loss: Callable[[], nn.Module] = RegionTextLoss,
-        regions_per_pass: int | None = None,
+        region_encoder: Callable[[CLIPAdapter], RegionEncoder] = CropEncoder,
     ) -> None:
         super().__init__()
         if train in ("prompt", "both") and clip.visual.prompt is None:
             raise InputError(
                 f"train: {train} needs mask prompts and this CLIP has none; set prompt_depth, for example 3"
             )
-        if regions_per_pass is not None and regions_per_pass < 1:
-            raise InputError(f"regions_per_pass is {regions_per_pass}; give at least 1, or null for all at once")
-        self.clip, self.regions_per_pass = clip, regions_per_pass
+        self.clip = clip
+        self.region_encoder = region_encoder(clip)
+        # CLIP has two names in this module, and one in a checkpoint
+        self.register_state_dict_post_hook(_drop_second_clip)  # type: ignore[no-untyped-call]
+        self.register_load_state_dict_post_hook(_expect_no_second_clip)  # type: ignore[no-untyped-call]
         self.lr, self.prompt_lr, self.weight_decay, self.warmup_steps = lr, prompt_lr, weight_decay, warmup_steps
         self.loss = loss()
         self.text_trained = train == "all"
@@ -98,7 +98,7 @@ class AdapterTask(L.LightningModule):
     def training_step(self, batch: RegionTextBatch, batch_index: int) -> Tensor:
         """The loss of the regions and texts of all processes together."""
         all_texts = self._texts_of_all_processes(batch)  # before the device has work that the host would wait for
-        region_features = self._encode(batch.regions, batch.region_masks)
+        region_features = self.region_encoder.encode_batch(batch)
         texts, text_of_region = _unique(all_texts)
         target = torch.tensor(text_of_region, device=self.device)
         text_features = self.clip.encode_text(texts) if self.text_trained else self._cached(texts)
@@ -127,10 +127,9 @@ class AdapterTask(L.LightningModule):
             self.phrases = PhraseFeatures(features, owners, len(self.vocabulary))
 
     def validation_step(self, batch: EvalBatch, batch_index: int) -> None:
-        assert self.vocabulary is not None and self.phrases is not None  # or the loop would not have started
-        classify = partial(classify_regions, self.clip, phrases=self.phrases)
+        assert self.vocabulary is not None  # or the loop would not have started
         for image, labels in zip(batch.images, batch.labels, strict=True):
-            segments, names = name_segments(image, labels, self.vocabulary, classify)
+            segments, names = name_segments(image, labels, self.vocabulary, self._classify)
             self.mask_accuracy.update(names, segments)
 
     def on_validation_epoch_end(self) -> None:
@@ -139,13 +138,9 @@ class AdapterTask(L.LightningModule):
         # already the same in every process; `sync_dist` says so to Lightning
         self.log_dict(result, prog_bar=True, sync_dist=True)
 
-    def _encode(self, regions: Tensor, region_masks: Tensor) -> Tensor:
-        """Features (N, D), of all regions at once or part by part."""
-        size = self.regions_per_pass
-        if size is None or size >= len(regions):
-            return self.clip.encode_regions(regions, region_masks)
-        parts = zip(torch.split(regions, size), torch.split(region_masks, size), strict=True)
-        return torch.cat([checkpoint(self.clip.encode_regions, *part, use_reentrant=False) for part in parts])
+    def _classify(self, image: Tensor, masks: Tensor) -> RegionLogits:
+        assert self.phrases is not None  # or the loop would not have started
+        return self.phrases.classify(self.region_encoder([image], [masks])[0])
 
     def _texts_of_all_processes(self, batch: RegionTextBatch) -> list[str]:
         """In the order of the processes, of which every one knows all texts of the data."""
@@ -172,7 +167,7 @@ class AdapterTask(L.LightningModule):
         )
         groups = [{"params": prompts, "lr": self.prompt_lr, "weight_decay": 0.0}] if prompts else []
         known = set(prompts)
-        for group in param_groups(self.clip, self.lr, self.weight_decay, decay_biases=False):
+        for group in param_groups(self.region_encoder, self.lr, self.weight_decay, decay_biases=False):
             group["params"] = [parameter for parameter in group["params"] if parameter not in known]
             if group["params"]:
                 groups.append(group)
@@ -183,6 +178,15 @@ class AdapterTask(L.LightningModule):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         checkpoint[ARCHITECTURES] = {"clip": self.clip.architecture()}
+
+
+def _drop_second_clip(task: nn.Module, state: dict[str, Any], prefix: str, metadata: Any) -> None:
+    for key in [key for key in state if key.startswith(f"{prefix}{SECOND_CLIP}")]:
+        del state[key]
+
+
+def _expect_no_second_clip(task: nn.Module, keys: Any) -> None:
+    keys.missing_keys[:] = [key for key in keys.missing_keys if not key.startswith(SECOND_CLIP)]
 
 
 def _unique(texts: list[str]) -> tuple[list[str], list[int]]:

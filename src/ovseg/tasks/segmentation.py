@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Literal, NamedTuple
 
 import lightning as L
@@ -10,10 +11,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ovseg.metrics import MaskAccuracy, MeanBestIoU, MeanIoU
-from ovseg.models import OpenVocabSegmenter
+from ovseg.models import CLIPAdapter, OpenVocabSegmenter, RegionEncoder
 from ovseg.models.views import ViewAnswer, Views, mean_labels
 from ovseg.ops import Classifier
 from ovseg.structures import EvalBatch, InputError, Vocabulary
+from ovseg.tasks.given_masks import brings_masks, set_proposer, take_masks
 from ovseg.tasks.segments import counted, name_segments, named_segments, oracle_scores, segment_masks
 
 Oracle = Literal["masks", "classes"]
@@ -45,6 +47,7 @@ class SegmentationTask(L.LightningModule):
         classifier: `ensemble`, or one branch alone: `clip`, `proposals`.
         oracle: what the test takes from ground truth, to see where the bottleneck is: `masks`, which CLIP alone then
             names, or `classes`, of which each proposal gets that of the segment it overlaps best.
+        region_encoder: makes from CLIP what encodes the regions; the segmenter's own where not given.
         views: mirrored images and windows to be averaged; the whole image alone where not given.
         name_segments: whether CLIP names the true segments, too, for the mask accuracy of a test.
 
@@ -59,6 +62,7 @@ class SegmentationTask(L.LightningModule):
         mask_threshold: float | None = None,
         classifier: Classifier | None = None,
         oracle: Oracle | None = None,
+        region_encoder: Callable[[CLIPAdapter], RegionEncoder] | None = None,
         views: Views | None = None,
         name_segments: bool = True,
     ) -> None:
@@ -68,7 +72,7 @@ class SegmentationTask(L.LightningModule):
         if oracle and (classifier or "clip") != "clip":
             told = "CLIP alone names the masks" if oracle == "masks" else "no classifier is asked"
             raise InputError(f"with oracle {oracle} {told}; leave classifier {classifier} out")
-        self.segmenter = OpenVocabSegmenter.from_pretrained(segmenter)
+        self.segmenter = OpenVocabSegmenter.from_pretrained(segmenter, region_encoder)
         settings = {"ensemble_weight": ensemble_weight, "mask_threshold": mask_threshold, "classifier": classifier}
         for name, value in settings.items():
             if value is not None:
@@ -76,6 +80,8 @@ class SegmentationTask(L.LightningModule):
         for name in ("ensemble_weight", "mask_threshold"):
             if not 0 <= (value := getattr(self.segmenter, name)) <= 1:
                 raise InputError(f"{name} is {value}; give a number from 0 to 1")
+        self._own = (self.segmenter.proposer, self.segmenter.classifier)  # a tuple, so that it may be replaced
+        self.asked_classifier = classifier
         self.oracle, self.name_segments = oracle, name_segments
         self.segmenter.views = views or Views()
 
@@ -83,6 +89,11 @@ class SegmentationTask(L.LightningModule):
         if self.oracle and stage == "predict":
             raise InputError(f"oracle {self.oracle} needs labels, which `ovseg test` has; leave it out")
         data = self.trainer.datamodule  # type: ignore[attr-defined]
+        if self.oracle == "masks" and brings_masks(data):
+            raise InputError("with oracle masks the regions are the true segments; leave --data.masks out")
+        network, classifier = self._own
+        if brings_masks(data) or self.segmenter.proposer is not network:
+            set_proposer(self.segmenter, data, network, self.asked_classifier if brings_masks(data) else classifier)
         vocabulary: Vocabulary = data.vocabulary
         self.vocabulary = vocabulary
         names = vocabulary.scored_names
@@ -99,6 +110,7 @@ class SegmentationTask(L.LightningModule):
 
     def test_step(self, batch: EvalBatch, batch_index: int) -> dict[str, list[Segmentation]]:
         """Counts, and gives the answers to callbacks."""
+        take_masks(self.segmenter, batch)
         segmentations = []
         for name, image, labels in zip(batch.names, batch.images, batch.labels, strict=True):
             answer = self.answer(image, labels)
@@ -120,6 +132,7 @@ class SegmentationTask(L.LightningModule):
     def predict_step(self, batch: EvalBatch, batch_index: int) -> list[Segmentation]:
         if not batch.images:
             return []
+        take_masks(self.segmenter, batch)
         labels = self.segmenter.labels(batch.images, batch.sizes)
         return [Segmentation(name, found.cpu()) for name, found in zip(batch.names, labels, strict=True)]
 

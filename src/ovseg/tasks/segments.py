@@ -43,7 +43,7 @@ def name_segments(
     Args:
         image: (3, h, w) in [0, 1], at network resolution.
         labels: (H, W) class indices or the vocabulary's `ignore_index`.
-        classify: `ovseg.models.phrases.classify_regions`, of image and masks.
+        classify: such as `OpenVocabSegmenter.classify_regions`: image and masks to logits.
     """
     classes, masks = segment_masks(labels, (image.shape[1], image.shape[2]), vocabulary.ignore_index)
     return classes, counted(classify(image, masks).logits.argmax(dim=1), vocabulary)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from itertools import product
 from typing import NamedTuple
 
@@ -11,10 +11,11 @@ import torch
 from torch import Tensor, nn
 
 from ovseg.metrics import MeanIoU
-from ovseg.models import OpenVocabSegmenter
-from ovseg.models.ensemble import RegionLogits, clip_speaks, join_branches
+from ovseg.models import CLIPAdapter, OpenVocabSegmenter, RegionEncoder
+from ovseg.models.ensemble import RegionLogits, class_scores, uses_clip
 from ovseg.models.views import Views, mean_labels
 from ovseg.structures import EvalBatch, InputError, Vocabulary
+from ovseg.tasks.given_masks import brings_masks, set_proposer, take_masks
 from ovseg.tasks.segments import counted
 
 
@@ -35,6 +36,7 @@ class SweepTask(L.LightningModule):
         segmenter: a folder that `ovseg bundle` wrote, or `toy`.
         ensemble_weights: exponents of CLIP in [0, 1].
         mask_thresholds: probabilities above which a pixel belongs to a proposal's region.
+        region_encoder: makes from CLIP what encodes the regions; the segmenter's own where not given.
         views: test-time options; the whole image alone where not given.
     """
 
@@ -43,14 +45,15 @@ class SweepTask(L.LightningModule):
         segmenter: str,
         ensemble_weights: list[float],
         mask_thresholds: list[float],
+        region_encoder: Callable[[CLIPAdapter], RegionEncoder] | None = None,
         views: Views | None = None,
     ) -> None:
         super().__init__()
         for name, values in (("ensemble_weights", ensemble_weights), ("mask_thresholds", mask_thresholds)):
             if not values or len(set(values)) < len(values) or not all(0 <= value <= 1 for value in values):
                 raise InputError(f"{name} are {values}; give one or more different numbers from 0 to 1")
-        self.segmenter = OpenVocabSegmenter.from_pretrained(segmenter)
-        self.segmenter.classifier = "ensemble"  # refuses proposals that cannot take part in one
+        self.segmenter = OpenVocabSegmenter.from_pretrained(segmenter, region_encoder)
+        self._network = (self.segmenter.proposer,)  # a tuple, so that it may be replaced
         self.segmenter.views = views or Views()
         self.thresholds, self.weights = sorted(mask_thresholds), sorted(ensemble_weights)
         self.settings = [Setting(*pair) for pair in product(self.thresholds, self.weights)]
@@ -58,6 +61,9 @@ class SweepTask(L.LightningModule):
 
     def setup(self, stage: str) -> None:
         data = self.trainer.datamodule  # type: ignore[attr-defined]
+        if brings_masks(data) and 0 in self.weights:
+            raise InputError("masks of --data.masks have no classes but CLIP's; leave weight 0 out of ensemble_weights")
+        set_proposer(self.segmenter, data, *self._network, "ensemble")  # refuses proposals that cannot take part in one
         vocabulary: Vocabulary = data.vocabulary
         self.vocabulary = vocabulary
         options = (vocabulary.scored_names, vocabulary.ignore_index, vocabulary.scored_seen)
@@ -69,6 +75,7 @@ class SweepTask(L.LightningModule):
         self.segmenter.set_vocabulary(self.vocabulary)
 
     def test_step(self, batch: EvalBatch, batch_index: int) -> None:
+        take_masks(self.segmenter, batch)
         for image, labels in zip(batch.images, batch.labels, strict=True):
             size = (labels.shape[0], labels.shape[1])
             answers = labels_of_grid(self.segmenter, image, size, self.thresholds, self.weights)
@@ -103,11 +110,14 @@ def labels_of_grid(
     proposals = [segmenter.propose([view.image])[0] for view in views]
     for threshold in thresholds:
         regions: list[RegionLogits | None] = [None] * len(views)
-        if any(clip_speaks("ensemble", weight) for weight in weights):
-            regions = [segmenter.classify_regions(found.image, found.mask_probs > threshold) for found in proposals]
+        if any(uses_clip("ensemble", weight) for weight in weights):
+            regions = [
+                segmenter.classify_regions(view.image, of_view.mask_probs > threshold)
+                for view, of_view in zip(views, proposals, strict=True)
+            ]
         for weight in weights:
             answers = [
-                view.answer(join_branches(found, region, "ensemble", weight), found.mask_probs)
-                for view, found, region in zip(views, proposals, regions, strict=True)
+                view.answer(class_scores(of_view, region, "ensemble", weight), of_view.mask_probs)
+                for view, of_view, region in zip(views, proposals, regions, strict=True)
             ]
             yield mean_labels(answers, (image.shape[1], image.shape[2]), size)

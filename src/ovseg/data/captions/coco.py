@@ -9,7 +9,7 @@ from typing import Any
 
 from pycocotools.coco import COCO
 
-from ovseg.data.masks import read_json
+from ovseg.data.json_files import read_json
 from ovseg.limits import check_names
 from ovseg.structures import InputError
 

@@ -14,9 +14,10 @@ from torch import Tensor, nn
 
 from ovseg.checkpoint import Architecture, check_target, first_line, load_weights, read_architecture, toy_weights
 from ovseg.models.network_values import MASK_NETWORKS, shape_of
+from ovseg.models.proposals.base import Proposer
 from ovseg.models.proposals.hub import build_network, hidden_size, load_backbone, prepare_swin, read_network
-from ovseg.ops import Classifier
-from ovseg.structures import InputError, Proposals
+from ovseg.ops import Classifier, best_synonyms, mask_probabilities
+from ovseg.structures import ImageProposals, InputError, Proposals, Vocabulary
 
 CONFIG, WEIGHTS = "proposer.json", "model.safetensors"
 IMAGE_MEAN = (123.675 / 255, 116.28 / 255, 103.53 / 255)
@@ -26,7 +27,7 @@ _WIDEST = 2**16  # of what a file may ask for
 LOGIT_SCALE = 100.0  # constant in the paper, not CLIP's learned temperature
 
 
-class MaskProposer(nn.Module):
+class MaskProposer(Proposer):
     """Hugging Face's Mask2Former or MaskFormer, its class predictor replaced by embeddings to compare with texts.
 
     A checkpoint of HF's has no such embeddings yet: its proposals carry their objectness, by its own class predictor,
@@ -83,7 +84,7 @@ class MaskProposer(nn.Module):
             load_backbone(self.model.pixel_level_module.encoder, backbone)
 
     @property
-    def text_dim(self) -> int | None:
+    def text_dim(self) -> int | None:  # type: ignore[override]
         """Width of the texts that the queries were made for; None for a network of HF's, whose queries know none."""
         return None if self.objectness_head is not None else self.no_object_embedding.shape[1]
 
@@ -142,6 +143,26 @@ class MaskProposer(nn.Module):
             masks = [torch.einsum("bqm,bmhw->bqhw", self.mask_head(state), pixels) for state in states]
         return [self._classify(queries, mask_logits) for queries, mask_logits in zip(states, masks, strict=True)]
 
+    def propose(self, images: Tensor | Sequence[Tensor], vocabulary: Vocabulary | None = None) -> list[ImageProposals]:
+        """The masks of the last decoder layer, with class logits where text features are set.
+
+        Args:
+            images: (3, h, w) in [0, 1] each.
+            vocabulary: whose phrases the text features are; a class takes the logit of its best synonym. Without it,
+                every phrase is a class.
+        """
+        if not len(images):
+            return []
+        masks, _, logits, objectness = self(images)[-1]
+        return [
+            ImageProposals(
+                mask_probabilities(masks[index].float(), (image.shape[1], image.shape[2])),
+                None if logits is None else _of_classes(logits[index].float(), vocabulary),
+                None if objectness is None else objectness[index],
+            )
+            for index, image in enumerate(images)
+        ]
+
     def architecture(self) -> Architecture:
         """What a training checkpoint keeps beside the weights."""
         values = json.loads(self.model.config.to_json_string(use_diff=True))
@@ -185,6 +206,14 @@ class MaskProposer(nn.Module):
         with torch.autocast(texts.device.type, enabled=False):  # half precision is too coarse for logits up to 100
             class_logits = LOGIT_SCALE * F.normalize(embeddings.float(), dim=-1) @ texts.float().T
         return Proposals(mask_logits, embeddings, class_logits)
+
+
+def _of_classes(logits: Tensor, vocabulary: Vocabulary | None) -> Tensor:
+    """(Q, S + 1) logits of phrases and no object to (Q, K + 1) of classes."""
+    if vocabulary is None or len(vocabulary.phrases) == len(vocabulary):
+        return logits
+    owners = torch.tensor(vocabulary.class_of_phrase, device=logits.device)
+    return torch.cat([best_synonyms(logits[:, :-1], owners, len(vocabulary)), logits[:, -1:]], dim=1)
 
 
 def _trained_architecture(model: str) -> Architecture | None:

@@ -80,7 +80,7 @@ def import_weights(path: str, out: Path, clip_only: Path | None, settings: Relea
 
 
 def _segmenter(parts: ReleasedParts) -> OpenVocabSegmenter:
-    return OpenVocabSegmenter(parts.proposer, parts.clip, **parts.settings).eval()
+    return OpenVocabSegmenter(parts.proposer, parts.region_encoder, **parts.settings).eval()
 
 
 def _architecture(segmenter: OpenVocabSegmenter) -> list[str]:
@@ -101,7 +101,8 @@ def _architecture(segmenter: OpenVocabSegmenter) -> list[str]:
         f"{vision['image_size']} pixels; joint width {segmenter.clip.dim}",
         f"  mask prompts  {_prompts(segmenter)}",
         f"  settings      ensemble weight {segmenter.ensemble_weight}, mask threshold {segmenter.mask_threshold}, "
-        f"fill {segmenter.fill}, short side {segmenter.resize[0]}, long side at most {segmenter.resize[1]}",
+        f"fill {segmenter.region_encoder.settings()['fill']}, short side {segmenter.resize[0]}, "
+        f"long side at most {segmenter.resize[1]}",
     ]
 
 

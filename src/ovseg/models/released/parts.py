@@ -15,6 +15,7 @@ from ovseg.models.clip.adapter import CLIPAdapter
 from ovseg.models.clip.config import CONFIG
 from ovseg.models.clip.files import NO_WEIGHTS
 from ovseg.models.proposals.queries import MaskProposer
+from ovseg.models.regions.crops import CropEncoder
 from ovseg.models.released.reading import RELEASE_DEFAULTS, ReleaseSettings, read_released
 from ovseg.structures import InputError
 
@@ -28,7 +29,7 @@ class ReleasedParts(NamedTuple):
     """The parts of a segmenter built from a released checkpoint."""
 
     proposer: MaskProposer
-    clip: CLIPAdapter
+    region_encoder: CropEncoder
     settings: dict[str, Any]  # arguments of an OpenVocabSegmenter
     used: int  # number of parameters loaded
     unused: list[str]  # keys in the file that hold no weights
@@ -50,7 +51,6 @@ def released_parts(path: str | Path, settings: ReleaseSettings = RELEASE_DEFAULT
     segmenter_settings = {
         "mask_threshold": (0.4 if swin else 0.5) if settings.mask_threshold is None else settings.mask_threshold,
         "ensemble_weight": settings.ensemble_weight,
-        "fill": settings.fill,
         "resize": settings.resize or ((640, 2560) if swin else (512, 2048)),
     }
     initial = {key: value for key, value in proposer.state_dict().items() if NOT_IN_RELEASE.search(key)}
@@ -58,7 +58,7 @@ def released_parts(path: str | Path, settings: ReleaseSettings = RELEASE_DEFAULT
     check_and_load(clip, under(released.state, "clip."), path)
     clip.trained = True
     used = sum(weight.numel() for weight in released.state.values())
-    return ReleasedParts(proposer, clip, segmenter_settings, used, released.unused)
+    return ReleasedParts(proposer, CropEncoder(clip, settings.fill), segmenter_settings, used, released.unused)
 
 
 def load_clip(clip: CLIPAdapter, path: str | Path) -> int:

@@ -1,0 +1,71 @@
+"""The seam for region encoders: images and masks in, features of the masked regions out."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from typing import Any
+
+from torch import Tensor, nn
+
+from ovseg.checkpoint import Architecture
+from ovseg.models.clip.adapter import CLIPAdapter
+from ovseg.structures import InputError, RegionFeatures, RegionTextBatch
+
+
+class RegionEncoder(nn.Module, ABC):
+    """Embeds masked regions of images in CLIP's joint space.
+
+    A subclass implements `forward`; one that can be trained implements `encode_batch`, and one with options of its own
+    returns them from `settings`.
+
+    Args:
+        clip: encodes the regions, and the texts that they are compared with.
+    """
+
+    def __init__(self, clip: CLIPAdapter) -> None:
+        super().__init__()
+        self.clip = clip
+
+    @abstractmethod
+    def forward(self, images: Sequence[Tensor], masks: Sequence[Tensor]) -> list[RegionFeatures]:
+        """Encode the regions of each image.
+
+        Args:
+            images: (3, h, w) in [0, 1] each, at network resolution.
+            masks: (N, h, w) bool each.
+
+        Returns:
+            (N, D) features an image; a region without any visible pixel is invalid and all zero.
+        """
+
+    def encode_batch(self, batch: RegionTextBatch) -> Tensor:
+        """Encode the regions of a training batch, with gradients.
+
+        Returns:
+            (N, D), L2-normalised.
+
+        Raises:
+            InputError: this encoder cannot be trained.
+        """
+        raise InputError(
+            f"{type(self).__name__} cannot be trained: it has no `encode_batch`; use another region encoder"
+        )
+
+    def settings(self) -> dict[str, Any]:
+        """The constructor's arguments but for `clip`, as plain values: a saved segmenter stores them."""
+        return {}
+
+    def architecture(self) -> Architecture:
+        """What identifies the encoder beside its weights: class, settings and CLIP's architecture."""
+        return {"class_path": class_path(type(self)), "settings": self.settings(), "clip": self.clip.architecture()}
+
+    def own_weights(self) -> dict[str, Tensor]:
+        """The weights beside those of `clip`, by their keys in the state dict."""
+        return {key: value for key, value in self.state_dict().items() if not key.startswith("clip.")}
+
+
+def class_path(encoder: type[RegionEncoder]) -> str:
+    """The name by which configs and saved segmenters choose a region encoder."""
+    public = encoder.__module__.startswith("ovseg.models.")
+    return f"{'ovseg.models' if public else encoder.__module__}.{encoder.__qualname__}"
