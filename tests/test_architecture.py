@@ -1,4 +1,4 @@
-"""docs/architecture.md: the examples run."""
+"""docs/architecture.md: the examples run, and the functions it lists are those a test calls."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import re
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 import numpy as np
@@ -14,14 +15,15 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from ovseg.data import benchmarks
-from ovseg.models import CLIPAdapter
+from ovseg.data import benchmarks, read_pairs
+from ovseg.models import CLIPAdapter, CropEncoder, OpenVocabSegmenter
 from tests.stages import REPOSITORY, ovseg
 from tests.test_readme import command_lines
 
 PAGE = (REPOSITORY / "docs" / "architecture.md").read_text(encoding="utf-8")
 EXAMPLES = dict(re.findall(r'^```python title="(.*?)"\n(.*?)^```', PAGE, re.DOTALL | re.MULTILINE))
 COMMANDS = [[word for word in words if word != "PYTHONPATH=."] for words in command_lines(PAGE)]
+SOURCE = str(Path(benchmarks.__file__).parents[2])
 
 
 def command(*words: str) -> list[str]:
@@ -82,6 +84,39 @@ def test_example_of_a_benchmark(here: Path, monkeypatch: pytest.MonkeyPatch) -> 
     assert done.value.code == 0
 
 
+def test_example_of_a_proposer(here: Path) -> None:
+    ovseg(*command("my_proposer.GridProposer"))
+    pairs = read_pairs(Path("runs/grid_pairs"))
+    assert len(pairs) > 0
+    for pair in (pairs[index] for index in range(len(pairs))):
+        x0, y0, x1, y1 = pair.box
+        height, width = pair.size
+        assert abs(3 * (x1 - x0) - width) <= 3 and abs(3 * (y1 - y0) - height) <= 3  # a cell of a 3 × 3 grid
+
+
+def test_example_of_a_region_encoder(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    ovseg(*command("my_encoder.TwoScaleEncoder"))
+    assert "mIoU" in capsys.readouterr().out
+
+    from my_encoder import TwoScaleEncoder  # type: ignore[import-not-found]
+
+    clip = CLIPAdapter("toy")
+    images, masks = [torch.rand(3, 48, 64)], [torch.zeros(3, 48, 64, dtype=torch.bool)]
+    masks[0][0, 8:40, 10:50] = masks[0][1, 3:9, 5:20] = True
+    (plain,), (same,), (wide,) = (
+        encoder.eval()(images, masks)
+        for encoder in (CropEncoder(clip), TwoScaleEncoder(clip, context=1.0), TwoScaleEncoder(clip))
+    )
+    assert torch.allclose(plain.features, same.features, atol=1e-6)  # of two equal crops, the mean is either
+    assert not torch.allclose(plain.features, wide.features, atol=1e-2)
+    assert wide.valid.tolist() == [True, True, False] and wide.features[2].count_nonzero() == 0
+
+    segmenter = OpenVocabSegmenter.from_pretrained("toy", lambda clip: TwoScaleEncoder(clip, 1.2))
+    segmenter.save_pretrained("runs/two_scale_segmenter")
+    saved = OpenVocabSegmenter.from_pretrained("runs/two_scale_segmenter").region_encoder
+    assert isinstance(saved, TwoScaleEncoder) and saved.context == 1.2
+
+
 def test_example_of_a_loss(here: Path) -> None:
     from my_loss import SmoothedLoss  # type: ignore[import-not-found]
 
@@ -107,3 +142,23 @@ def test_example_of_a_clip(here: Path) -> None:
     with pytest.raises(SystemExit) as done:
         ovseg(*command("runs/my_prompted_clip"), "--print_config")
     assert done.value.code == 0
+
+
+def test_a_test_calls_what_the_page_says_in_that_order(here: Path) -> None:
+    (table,) = re.findall(r"<!-- life of a test -->\n(.*?)<!--", PAGE, re.DOTALL)
+    steps = re.findall(r"^\| `(.*?)` \| `(.*?)` \|", table, re.MULTILINE)
+    calls: dict[tuple[str, str], None] = {}  # in the order of the first call
+
+    def note(frame: FrameType, event: str, _: Any) -> None:
+        file = frame.f_code.co_filename
+        if event == "call" and file.startswith(SOURCE):
+            calls.setdefault((file[len(SOURCE) + 1 :], frame.f_code.co_qualname))
+
+    words = next(words[1:] for words in COMMANDS if words[1] == "test")
+    sys.setprofile(note)
+    try:
+        ovseg(*words)
+    finally:
+        sys.setprofile(None)
+    assert len(steps) > 15
+    assert [call for call in calls if call in steps] == steps
