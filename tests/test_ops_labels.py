@@ -40,6 +40,11 @@ def test_labels_are_those_of_all_scores(size: tuple[int, int], classes: int, blo
         assert found.shape == size and torch.equal(found[clear], expected[clear])
 
 
+@pytest.mark.parametrize("size", [(12, 16), (24, 32), (48, 64)], ids=str)
+def test_without_proposals_every_pixel_has_the_first_class(size: tuple[int, int]) -> None:
+    assert torch.equal(semantic_labels(torch.zeros(0, 3), torch.zeros(0, 24, 32), size), torch.zeros(size).long())
+
+
 @pytest.mark.parametrize("size", [(24, 16), (12, 16), (9, 40), (3, 5)], ids=str)
 def test_scores_of_any_origin_are_resized_in_bands(size: tuple[int, int]) -> None:
     """What several views give is not resized beforehand, also where the answer is smaller."""

@@ -206,7 +206,8 @@ def semantic_labels(scores: Tensor, mask_probs: Tensor, size: tuple[int, int], v
     Returns:
         (H, W) int64.
     """
-    if size[0] * size[1] < mask_probs[0].numel():  # resizing commutes with the sum; use the fewer pixels
+    few = size[0] * size[1] < mask_probs.shape[1] * mask_probs.shape[2]
+    if few and len(mask_probs):  # resizing commutes with the sum; use the fewer pixels
         mask_probs = F.interpolate(mask_probs[None], size, mode="bilinear", align_corners=False)[0]
 
     def band(first: int, last: int) -> Tensor:

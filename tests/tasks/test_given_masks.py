@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Literal
 
 import pytest
 import torch
@@ -105,6 +106,26 @@ def test_a_sweep_weighs_scores_of_masks(folder: str) -> None:
         single = SegmentationTask(folder, ensemble_weight=weight, classifier="ensemble")
         trainer().test(single, MaskedBatches(overlapping, VOCABULARY), verbose=False)
         assert torch.equal(single.miou.confusion, miou.confusion)
+
+
+@pytest.mark.parametrize("oracle", [None, "classes"])
+def test_an_image_without_masks_gets_the_first_class(folder: str, oracle: Literal["classes"] | None) -> None:
+    """In a test, with an oracle of classes, in a sweep and in a prediction; the other image is not affected."""
+    first, second = batches()
+    data = MaskedBatches([first._replace(masks=[torch.zeros((0, *SIZES[0]), dtype=torch.bool)]), second], VOCABULARY)
+    task, alone = SegmentationTask(folder, oracle=oracle), SegmentationTask(folder, oracle=oracle)
+    trainer().test(task, data, verbose=False)
+    trainer().test(alone, MaskedBatches([second], VOCABULARY), verbose=False)
+    missed = task.miou.confusion - alone.miou.confusion
+    quarter = SIZES[0][0] * SIZES[0][1] // 4
+    assert missed.sum() == 4 * quarter and sorted(missed.flatten().tolist())[-4:] == [quarter] * 4
+    assert task.recall.compute() == 0.5
+    if oracle is None:
+        sweep = SweepTask(folder, [1.0], [0.5])
+        trainer().test(sweep, data, verbose=False)
+        assert torch.equal(sweep.mious[0].confusion, task.miou.confusion)
+        (answers, _) = trainer().predict(SegmentationTask(folder), data)  # type: ignore[misc]
+        assert (answers[0].labels == 0).all()
 
 
 def test_contradictions_are_refused(folder: str) -> None:
