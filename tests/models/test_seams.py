@@ -84,7 +84,8 @@ def test_fill_and_ratio_reach_the_crops(tmp_path: Path) -> None:
     ("options", "sentence"),
     [
         ({"fill": "red"}, "fill is 'red'; choose from mean, zero"),
-        ({"expand_ratio": 0.0}, "expand_ratio is 0.0; give a number above 0"),
+        ({"expand_ratio": 0.0}, "expand_ratio is 0.0; give a finite number above 0"),
+        ({"expand_ratio": float("inf")}, "expand_ratio is inf; give a finite number above 0"),
         ({"regions_per_batch": 0}, "regions_per_batch is 0; give at least 1"),
     ],
 )

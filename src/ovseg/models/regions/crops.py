@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any, Literal
 
@@ -42,8 +43,8 @@ class CropEncoder(RegionEncoder):
         super().__init__(clip)
         if fill not in FILLS:
             raise InputError(f"fill is {fill!r}; choose from {', '.join(FILLS)}")
-        if not expand_ratio > 0:
-            raise InputError(f"expand_ratio is {expand_ratio}; give a number above 0")
+        if not 0 < expand_ratio < math.inf:
+            raise InputError(f"expand_ratio is {expand_ratio}; give a finite number above 0")
         if regions_per_batch is not None and regions_per_batch < 1:
             raise InputError(f"regions_per_batch is {regions_per_batch}; give at least 1, or null for all at once")
         self.fill, self.expand_ratio, self.regions_per_batch = fill, expand_ratio, regions_per_batch
