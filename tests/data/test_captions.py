@@ -200,6 +200,8 @@ MASKS = {
     "[]": "no images or no annotations",
     '{"annotations": [{}]}': "no images or no annotations",
     "[{}]": "annotation 1 lacks 'image_id'",
+    '[{"image_id": 1, "segmentation": {"size": [1, 1], "counts": [0, 1]}, "score": -0.5}]': "its score is -0.5, not a",
+    '[{"image_id": 1, "segmentation": {"size": [1, 1], "counts": [0, 1]}, "score": NaN}]': "its score is nan, not a",
     '[{"image_id": "x", "segmentation": []}]': "image_id 'x' is not an integer",
     '[{"image_id": 3, "segmentation": [[1, 2, 3, 4, 5, 6]]}]': "polygons need the image's height and width",
     '[{"image_id": 3, "segmentation": {"size": [2, 2], "counts": "~~~"}}]': "annotation 1",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import math
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -246,5 +247,7 @@ def _to_mask(annotation: Any, images: Mapping[int, Any] | None, names: Mapping[i
     image = {} if images is None else images[image_id]
     size = (image["height"], image["width"]) if {"height", "width"} <= image.keys() else None
     counts, size = rle.from_coco(annotation["segmentation"], size)
-    score = annotation.get("score", annotation.get("predicted_iou", 1.0))
-    return _Mask(counts, size, names.get(annotation.get("category_id"), ""), float(score))
+    score = float(annotation.get("score", annotation.get("predicted_iou", 1.0)))
+    if not 0 <= score < math.inf:
+        raise ValueError(f"its score is {score}, not a number from 0 to 1")
+    return _Mask(counts, size, names.get(annotation.get("category_id"), ""), score)
