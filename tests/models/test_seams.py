@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -144,6 +145,31 @@ def test_a_segmenter_is_saved_with_its_region_encoder(tmp_path: Path) -> None:
     assert torch.equal(other.score_proposals(IMAGES)[0][0], answers[2])
     other.save_pretrained(tmp_path / "saved")
     assert not (tmp_path / "saved" / "region_encoder.safetensors").exists()
+
+
+def test_another_factory_of_the_saved_class_takes_its_weights(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """And says which settings differ from the saved ones."""
+    plain = tiny.segmenter(tmp_path / "clip")
+    encoder = ScaledCrops(plain.clip)
+    nn.init.uniform_(encoder.scale)
+    OpenVocabSegmenter(plain.proposer, encoder).save_pretrained(tmp_path / "scaled")
+    again = OpenVocabSegmenter.from_pretrained(tmp_path / "scaled", ScaledCrops)
+    assert torch.equal(again.region_encoder.scale, encoder.scale) and not caplog.records  # type: ignore[arg-type]
+    plain.save_pretrained(tmp_path / "plain")
+    OpenVocabSegmenter.from_pretrained(tmp_path / "plain", partial(CropEncoder, fill="zero"))
+    assert "saved with other settings of CropEncoder: using fill 'zero', not 'mean'" in caplog.text
+
+
+def test_clip_is_saved_once(tmp_path: Path) -> None:
+    class TwoScales(ScaledCrops):
+        def __init__(self, clip: CLIPAdapter) -> None:
+            super().__init__(clip)
+            self.wide = CropEncoder(clip, expand_ratio=1.5)
+
+    plain = tiny.segmenter(tmp_path / "clip")
+    assert [*TwoScales(plain.clip).own_weights()] == ["scale"]
+    OpenVocabSegmenter(plain.proposer, TwoScales(plain.clip)).save_pretrained(tmp_path / "saved")
+    assert isinstance(OpenVocabSegmenter.from_pretrained(tmp_path / "saved").region_encoder, TwoScales)
 
 
 def test_weights_of_a_region_encoder_are_needed(tmp_path: Path) -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import logging
+from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -43,7 +45,8 @@ def read_segmenter(name_or_path: str | Path, make_encoder: EncoderFactory | None
     """Read a folder that `write_segmenter` wrote, or `toy`.
 
     Args:
-        make_encoder: makes the region encoder from CLIP; the saved one where not given.
+        make_encoder: makes the region encoder from CLIP; by default the saved one. An encoder of the saved class gets
+            its saved weights; other settings than the saved ones are logged as a warning.
 
     Raises:
         InputError: nothing is there, or it does not fit.
@@ -61,16 +64,19 @@ def read_segmenter(name_or_path: str | Path, make_encoder: EncoderFactory | None
     try:
         settings: dict[str, Any] = yaml.safe_load((folder / SETTINGS).read_text(encoding="utf-8"))
         fill = settings.pop("fill", None)  # of a segmenter saved before region encoders could be chosen
-        encoder = settings.pop("region_encoder", {"class_path": class_path(CropEncoder), "init_args": {}})
-        if make_encoder is not None:
-            return SegmenterParts(proposer, make_encoder(clip), settings)
-        options = encoder.get("init_args", {}) | ({} if fill is None else {"fill": fill})
-        region_encoder = _encoder_class(encoder["class_path"], folder)(clip, **options)
+        saved = settings.pop("region_encoder", {"class_path": class_path(CropEncoder), "init_args": {}})
+        options = saved.get("init_args", {}) | ({} if fill is None else {"fill": fill})
+        if make_encoder is None:
+            saved_class: Callable[..., RegionEncoder] = _encoder_class(saved["class_path"], folder)
+            make_encoder = partial(saved_class, **options)
+        region_encoder = make_encoder(clip)
     except InputError:
         raise
     except (yaml.YAMLError, AttributeError, LookupError, TypeError, ValueError, RecursionError) as error:
         raise no_settings(folder, error) from error
-    _load_own_weights(region_encoder, folder / ENCODER_WEIGHTS)
+    if class_path(type(region_encoder)) == saved["class_path"]:
+        _load_own_weights(region_encoder, folder / ENCODER_WEIGHTS)
+        _warn_of_other_settings(region_encoder, options, folder)
     return SegmenterParts(proposer, region_encoder, settings)
 
 
@@ -102,10 +108,20 @@ def no_settings(folder: Path, error: Exception) -> InputError:
 
 
 def _load_own_weights(encoder: RegionEncoder, path: Path) -> None:
-    weights = read_state(path) if path.is_file() else {}
-    if weights or encoder.own_weights():
-        clip = {f"clip.{key}": value for key, value in encoder.clip.state_dict().items()}
+    weights, own = read_state(path) if path.is_file() else {}, encoder.own_weights()
+    if weights or own:
+        clip = {key: value for key, value in encoder.state_dict().items() if key not in own}
         check_and_load(encoder, {**clip, **weights}, path)
+
+
+def _warn_of_other_settings(encoder: RegionEncoder, saved: Mapping[str, Any], folder: Path) -> None:
+    """Warn that a region encoder has other settings than those that the segmenter was saved with."""
+    current = encoder.settings()
+    other = [f"{name} {current.get(name)!r}, not {saved[name]!r}" for name in saved if current.get(name) != saved[name]]
+    if other:
+        logging.getLogger(__name__).warning(
+            "%s was saved with other settings of %s: using %s", folder, type(encoder).__name__, "; ".join(other)
+        )
 
 
 def _encoder_class(name: str, folder: Path) -> type[RegionEncoder]:
@@ -116,6 +132,6 @@ def _encoder_class(name: str, folder: Path) -> type[RegionEncoder]:
         if class_path(kind) == name:
             return kind
     raise InputError(
-        f"{folder / SETTINGS} asks for the region encoder {name}, which is not imported; import its module first, or "
-        f"give --model.region_encoder {name}"
+        f"{folder / SETTINGS} asks for the region encoder {name}, which is not imported; in Python, import its module "
+        f"first; on the command line, give --model.region_encoder {name} and its settings"
     )

@@ -61,8 +61,10 @@ class RegionEncoder(nn.Module, ABC):
         return {"class_path": class_path(type(self)), "settings": self.settings(), "clip": self.clip.architecture()}
 
     def own_weights(self) -> dict[str, Tensor]:
-        """The weights beside those of `clip`, by their keys in the state dict."""
-        return {key: value for key, value in self.state_dict().items() if not key.startswith("clip.")}
+        """Return the weights that are not `clip`'s, by their keys in the state dict."""
+        # by address, since an encoder may hold `clip` under several names
+        shared = {value.data_ptr() for value in self.clip.state_dict().values()}
+        return {key: value for key, value in self.state_dict().items() if value.data_ptr() not in shared}
 
 
 def class_path(encoder: type[RegionEncoder]) -> str:
