@@ -15,7 +15,7 @@ from ovseg.ops import crop_regions, semantic_labels
 from ovseg.structures import CaptionBatch, RegionTextPair
 from ovseg.tasks import MiningTask
 from ovseg.tasks.pair_filters import PairFilters
-from ovseg.tasks.segments import named_segments, segment_masks
+from ovseg.tasks.segments import relabel_segments, segment_masks
 from tests import tiny
 from tests.gpu.conftest import GPU
 from tests.gpu.pretend import There, pretend_gpu
@@ -128,7 +128,7 @@ def test_segments_need_few_waits() -> None:
     truth[1::2, 3] = torch.arange(20)
     names = torch.arange(20).flip(0)
     expected = segment_masks(truth, (10, 10), 255)
-    named = named_segments(truth, expected[0], names)
+    named = relabel_segments(truth, expected[0], names)
     proposals, recall = squares(6, 10), MeanBestIoU()
     recall.update(proposals, truth)
     assert expected[1].flatten(1).sum(dim=1).tolist() == [1] * 20
@@ -137,7 +137,7 @@ def test_segments_need_few_waits() -> None:
         recall_there, new_names = MeanBestIoU().to("cuda"), names.to("cuda")
         gpu.waits.clear()
         segments = segment_masks(there, (10, 10), 255)
-        assert torch.equal(named_segments(there, segments[0], new_names).cpu(), named)
+        assert torch.equal(relabel_segments(there, segments[0], new_names).cpu(), named)
         recall_there.update(on_gpu, there)
         assert gpu.waits.total() <= 6  # one of them is caused by this test
         assert all(torch.equal(one.cpu(), other) for one, other in zip(segments, expected, strict=True))

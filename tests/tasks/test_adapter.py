@@ -147,7 +147,7 @@ class Phrases(L.Callback):
 
 def test_a_validation_needs_words(tmp_path: Path) -> None:
     task = AdapterTask(tiny.clip(tmp_path), "visual")
-    with pytest.raises(InputError, match="a validation needs the words of the labels"):
+    with pytest.raises(InputError, match="validation needs class names for the labels"):
         L.Trainer(accelerator="cpu", **QUIET).validate(task, Validated([batch()]), verbose=False)
 
 
@@ -196,7 +196,7 @@ def test_a_tower_without_patch_tokens_is_fine_tuned(tmp_path: Path) -> None:
     run.save_checkpoint(tmp_path / "last.ckpt")
     again = CLIPAdapter(str(tmp_path / "last.ckpt")).eval()
     assert torch.equal(again.encode_regions(batch().regions), clip.eval().encode_regions(batch().regions))
-    with pytest.raises(InputError, match="train: prompt needs mask prompts and this CLIP has none"):
+    with pytest.raises(InputError, match="train: prompt needs mask prompts, but this CLIP has none"):
         AdapterTask(clip, "prompt")
 
 

@@ -130,11 +130,11 @@ def test_an_image_without_masks_gets_the_first_class(folder: str, oracle: Litera
 
 def test_contradictions_are_refused(folder: str) -> None:
     data = MaskedBatches(batches(), VOCABULARY)
-    with pytest.raises(InputError, match="views are for masks that a network proposes"):
+    with pytest.raises(InputError, match="views needs masks proposed by a network; remove"):
         trainer().test(SegmentationTask(folder, views=Views(mirror=True)), data)
-    with pytest.raises(InputError, match=r"the regions are the true segments; leave --data.masks out"):
+    with pytest.raises(InputError, match=r"uses the ground-truth segments as masks; remove --data\.masks"):
         trainer().test(SegmentationTask(folder, oracle="masks"), data)
-    with pytest.raises(InputError, match="leave weight 0 out"):
+    with pytest.raises(InputError, match="remove weight 0"):
         trainer().test(SweepTask(folder, [0.0, 0.5], [0.5]), data)
     with pytest.raises(InputError, match="'proposals' needs class logits, which GivenMasks does not have"):
         trainer().test(SegmentationTask(folder, classifier="proposals"), data)

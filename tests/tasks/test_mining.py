@@ -185,7 +185,7 @@ def test_templates_are_what_the_nouns_are_asked_by(tmp_path: Path) -> None:
 
 
 def test_without_regions_it_says_what_to_give(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match=r"mining needs regions: give --model\.proposer a network, or --data\.masks"):
+    with pytest.raises(InputError, match=r"mining needs regions: set --model\.proposer to a network, or --data\.masks"):
         mine(MiningTask(tiny.clip(tmp_path)), batch(masks=False))
 
 
@@ -255,9 +255,7 @@ def test_a_batch_gives_the_same_bits_after_any_other(tmp_path: Path) -> None:
 
 def test_regions_and_masks_at_once_are_refused(tmp_path: Path) -> None:
     tiny.proposer().save_pretrained(tmp_path / "proposer")
-    with pytest.raises(
-        InputError, match=r"from --model\.proposer and --data\.masks at once; give one of them and null"
-    ):
+    with pytest.raises(InputError, match=r"--model\.proposer and --data\.masks are both set; set one of them to null"):
         mine(MiningTask(tiny.clip(tmp_path / "clip"), str(tmp_path / "proposer")), batch())
 
 

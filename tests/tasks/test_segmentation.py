@@ -20,7 +20,7 @@ from ovseg.models.views import Views
 from ovseg.structures import EvalBatch, InputError, Vocabulary
 from ovseg.tasks import Segmentation, SegmentationTask, SweepTask
 from ovseg.tasks.segmentation import Oracle
-from ovseg.tasks.segments import named_segments, oracle_scores, segment_masks
+from ovseg.tasks.segments import oracle_scores, relabel_segments, segment_masks
 from tests import tiny
 from tests.tasks.data import Batches, trainer
 
@@ -282,7 +282,7 @@ def test_perfect_parts_leave_nothing_to_the_oracle() -> None:
     labels = torch.tensor([[0, 0, 3], [0, 255, 3], [2, 2, 2]])
     classes, masks = segment_masks(labels, (3, 3), 255)
     assert classes.tolist() == [0, 2, 3]
-    assert torch.equal(named_segments(labels, classes, classes).where(labels != 255, 255), labels)
+    assert torch.equal(relabel_segments(labels, classes, classes).where(labels != 255, 255), labels)
     assert torch.equal(oracle_scores(masks, labels, 255), torch.eye(3))
     assert torch.equal(oracle_scores(torch.zeros_like(masks), labels, 255), torch.zeros(3, 3))
 
@@ -307,12 +307,12 @@ def test_true_segments_are_named_only_where_wanted(folder: str, monkeypatch: pyt
     task = SegmentationTask(folder, classifier="proposals", name_segments=False)
     (plain,) = trainer().test(task, Batches(batches(), VOCABULARY))
     assert plain == {name: value for name, value in named.items() if "mask_accuracy" not in name} != named
-    with pytest.raises(InputError, match="with oracle masks the answer is the names of the true segments"):
+    with pytest.raises(InputError, match="oracle masks needs the classes that CLIP predicts for segments"):
         SegmentationTask(folder, oracle="masks", name_segments=False)
 
 
 def test_oracles_are_refused_where_they_mean_nothing(folder: str) -> None:
-    with pytest.raises(InputError, match="with oracle masks CLIP alone names the masks; leave classifier ensemble out"):
+    with pytest.raises(InputError, match="oracle masks lets CLIP alone classify the masks; remove classifier ensemble"):
         SegmentationTask(folder, oracle="masks", classifier="ensemble")
     with pytest.raises(InputError, match="oracle classes needs labels"):
         trainer().predict(SegmentationTask(folder, oracle="classes"), Batches(batches(), VOCABULARY))

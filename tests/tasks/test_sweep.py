@@ -120,7 +120,7 @@ def test_a_sweep_without_labels_has_no_best_setting(tmp_path: Path) -> None:
     [
         ([], [0.5], r"ensemble_weights are \[\]"),
         ([0.5, 0.5], [0.5], "ensemble_weights are"),
-        ([0.5], [1.5], r"mask_thresholds are \[1.5\]; give one or more different numbers from 0 to 1"),
+        ([0.5], [1.5], r"mask_thresholds are \[1.5\]; give one or more distinct numbers from 0 to 1"),
     ],
 )
 def test_grids_that_cannot_be_used_are_refused(weights: list[float], thresholds: list[float], reason: str) -> None:

@@ -1,4 +1,4 @@
-"""LightningModules: one for each stage."""
+"""LightningModules of the stages, and of sweeps."""
 
 from ovseg.tasks.adapter import AdapterTask
 from ovseg.tasks.mining import MiningTask

@@ -25,32 +25,32 @@ SECOND_CLIP = "region_encoder.clip."
 
 
 class AdapterTask(L.LightningModule):
-    """Trains a CLIP on region-text pairs with a symmetric contrastive loss.
+    """Train a CLIP on region-text pairs with a symmetric contrastive loss.
 
-    Where the datamodule has labelled images and their vocabulary, validation measures how many true segments CLIP
-    classifies correctly: `val/mask_accuracy`, as `ovseg test` reports it for the same images and resolution.
+    If the datamodule has labelled images and a vocabulary, validation measures the share of ground-truth segments that
+    CLIP classifies correctly: `val/mask_accuracy`, as `ovseg test` reports it for the same images and resolution.
 
-    The loss contrasts the regions of all processes: these exchange `text_ids`, look them up in the datamodule's `texts`
-    and count equal texts as one. Where the regions do not fit a device, set the encoder's `regions_per_batch`;
-    `accumulate_grad_batches` would contrast the regions of one batch only.
+    The loss contrasts the regions of all processes. The processes exchange `text_ids`, look them up in the datamodule's
+    `texts` and merge equal texts. If the regions do not fit into memory, set the encoder's `regions_per_batch`;
+    `accumulate_grad_batches` would only contrast the regions of one batch with each other.
 
     Args:
         clip: the network to adapt.
-        train: `prompt` trains the mask prompts alone, every weight of CLIP stays as it is to the bit; `visual` the
-            image tower and the temperature; `both` these together; `all` the text tower too, to train a CLIP from
-            scratch.
-        lr: of CLIP's weights.
-        prompt_lr: of the mask prompts, which are never decayed.
-        weight_decay: of CLIP's weights but gains, biases and temperature.
-        warmup_steps: linear, before the cosine.
-        loss: makes the loss; any module with `forward(logits, target)`; `RegionTextLoss` documents their shapes.
-        region_encoder: makes from CLIP what encodes the regions.
+        train: the weights to train. `prompt`: the mask prompts only, which leaves CLIP unchanged; `visual`: the image
+            tower and the temperature; `both`: prompts, image tower and temperature; `all`: the text tower too, to train
+            a CLIP from scratch.
+        lr: learning rate of CLIP's weights.
+        prompt_lr: learning rate of the mask prompts, which have no weight decay.
+        weight_decay: weight decay of CLIP's weights, except norms, embeddings, biases and the temperature.
+        warmup_steps: steps of linear warm-up before the cosine decay.
+        loss: class of the loss; any module with `forward(logits, target)`, whose shapes `RegionTextLoss` documents.
+        region_encoder: class of the region encoder, constructed with `clip`.
 
     Raises:
-        InputError: prompts are to be trained and there are none, or a number is out of range.
+        InputError: mask prompts are to be trained but `clip` has none, or a number is out of range.
     """
 
-    monitor: ClassVar[str] = "val/mask_accuracy"  # by which the best checkpoint is chosen
+    monitor: ClassVar[str] = "val/mask_accuracy"  # selects the best checkpoint
 
     def __init__(
         self,
@@ -66,11 +66,11 @@ class AdapterTask(L.LightningModule):
         super().__init__()
         if train in ("prompt", "both") and clip.visual.prompt is None:
             raise InputError(
-                f"train: {train} needs mask prompts and this CLIP has none; set prompt_depth, for example 3"
+                f"train: {train} needs mask prompts, but this CLIP has none; set prompt_depth, for example to 3"
             )
         self.clip = clip
         self.region_encoder = region_encoder(clip)
-        # CLIP has two names in this module, and one in a checkpoint
+        # CLIP is registered twice in this module, but saved only once
         self.register_state_dict_post_hook(_drop_second_clip)  # type: ignore[no-untyped-call]
         self.register_load_state_dict_post_hook(_expect_no_second_clip)  # type: ignore[no-untyped-call]
         self.lr, self.prompt_lr, self.weight_decay, self.warmup_steps = lr, prompt_lr, weight_decay, warmup_steps
@@ -85,7 +85,7 @@ class AdapterTask(L.LightningModule):
 
     def setup(self, stage: str) -> None:
         data = self.trainer.datamodule  # type: ignore[attr-defined]
-        if hasattr(data, "configure"):  # fixed batches, and those that are made in memory, need to know nothing
+        if hasattr(data, "configure"):  # datamodules with batches in memory need no configuration
             data.configure(size=self.clip.image_size)
         self.vocabulary: Vocabulary | None = getattr(data, "vocabulary", None)
         self.phrases: PhraseFeatures | None = None
@@ -93,19 +93,19 @@ class AdapterTask(L.LightningModule):
             self.mask_accuracy = MaskAccuracy(len(self.vocabulary.scored_names), self.vocabulary.scored_seen)
 
     def on_fit_start(self) -> None:
-        self.text.clear()  # the weights may have come from a checkpoint since
+        self.text.clear()  # weights may have been loaded from a checkpoint in the meantime
 
     def training_step(self, batch: RegionTextBatch, batch_index: int) -> Tensor:
-        """The loss of the regions and texts of all processes together."""
-        all_texts = self._texts_of_all_processes(batch)  # before the device has work that the host would wait for
+        """Return the loss over the regions and texts of all processes."""
+        all_texts = self._texts_of_all_processes(batch)  # first, while the host need not wait for the device
         region_features = self.region_encoder.encode_batch(batch)
         texts, text_of_region = _unique(all_texts)
         target = torch.tensor(text_of_region, device=self.device)
         text_features = self.clip.encode_text(texts) if self.text_trained else self._cached(texts)
         scale = self.clip.logit_scale.clamp(max=math.log(100)).exp()
         with torch.autocast(self.device.type, enabled=False):  # half precision is too coarse for logits up to 100
-            # Every process has the loss of the whole; what it gives to the features of another is summed there, and
-            # DDP's mean over processes then is the gradient that one process with all of the batch would have.
+            # Every process computes the whole loss. The gradients of gathered features are summed in the process that
+            # computed them, so DDP's mean over processes is the gradient of a single process with the whole batch.
             all_features = self.all_gather(region_features.float(), sync_grads=True)
             all_features = all_features.view(len(all_texts), -1)  # type: ignore[union-attr]  # (processes, B, D) or (B, D)
             logits = scale * all_features @ text_features.float().T  # (N, U)
@@ -117,44 +117,44 @@ class AdapterTask(L.LightningModule):
 
     def on_validation_start(self) -> None:
         if self.vocabulary is None:
-            raise InputError("a validation needs the words of the labels; give --data.val a benchmark")
+            raise InputError("validation needs class names for the labels; set --data.val to a benchmark")
         if self.phrases is None or self.text_trained:
-            classifier = TextEncoder(self.clip)
+            text = TextEncoder(self.clip)
+            encode = text.encode if self.text_trained else text  # do not fill the disk cache while the tower changes
             with torch.autocast(self.device.type, enabled=False):
-                # of a tower that changes nothing is kept on disk
-                features = (classifier.encode if self.text_trained else classifier)(self.vocabulary.phrases)
-            owners = torch.tensor(self.vocabulary.class_of_phrase, device=self.device)
-            self.phrases = PhraseFeatures(features, owners, len(self.vocabulary))
+                features = encode(self.vocabulary.phrases)
+            class_of_phrase = torch.tensor(self.vocabulary.class_of_phrase, device=self.device)
+            self.phrases = PhraseFeatures(features, class_of_phrase, len(self.vocabulary))
 
     def validation_step(self, batch: EvalBatch, batch_index: int) -> None:
-        assert self.vocabulary is not None  # or the loop would not have started
+        assert self.vocabulary is not None  # checked in on_validation_start
         for image, labels in zip(batch.images, batch.labels, strict=True):
-            segments, names = name_segments(image, labels, self.vocabulary, self._classify)
-            self.mask_accuracy.update(names, segments)
+            classes, predictions = name_segments(image, labels, self.vocabulary, self._classify)
+            self.mask_accuracy.update(predictions, classes)
 
     def on_validation_epoch_end(self) -> None:
         result = {f"val/{name}": value.float() for name, value in self.mask_accuracy.compute().items()}
         self.mask_accuracy.reset()
-        # already the same in every process; `sync_dist` says so to Lightning
+        # the values are equal in all processes; without `sync_dist`, Lightning would warn
         self.log_dict(result, prog_bar=True, sync_dist=True)
 
     def _classify(self, image: Tensor, masks: Tensor) -> RegionLogits:
-        assert self.phrases is not None  # or the loop would not have started
+        assert self.phrases is not None  # set in on_validation_start
         return self.phrases.classify(self.region_encoder([image], [masks])[0])
 
     def _texts_of_all_processes(self, batch: RegionTextBatch) -> list[str]:
-        """In the order of the processes, of which every one knows all texts of the data."""
+        """Return the texts of all processes in rank order; every process has the list of all texts of the data."""
         if self.trainer.world_size == 1:
             return batch.texts
         texts: list[str] | None = getattr(self.trainer.datamodule, "texts", None)  # type: ignore[attr-defined]
         if texts is None:
             data = type(self.trainer.datamodule).__name__  # type: ignore[attr-defined]
-            raise InputError(f"{data} has no `texts`, which several processes need; give --trainer.devices 1")
+            raise InputError(f"{data} has no `texts`, which training on several devices needs; set --trainer.devices 1")
         ids: Any = self.all_gather(batch.text_ids)  # (processes, B)
         return [texts[index] for index in ids.flatten().tolist()]
 
     def _cached(self, texts: list[str]) -> Tensor:
-        with torch.autocast(self.device.type, enabled=False):  # what is kept is of full precision
+        with torch.autocast(self.device.type, enabled=False):  # cached features have full precision
             return self.text.cached(texts)
 
     def on_before_zero_grad(self, optimizer: Any) -> None:
@@ -166,9 +166,9 @@ class AdapterTask(L.LightningModule):
             [] if (prompt := self.clip.visual.prompt) is None else [p for p in prompt.parameters() if p.requires_grad]
         )
         groups = [{"params": prompts, "lr": self.prompt_lr, "weight_decay": 0.0}] if prompts else []
-        known = set(prompts)
+        prompt_set = set(prompts)
         for group in param_groups(self.region_encoder, self.lr, self.weight_decay, decay_biases=False):
-            group["params"] = [parameter for parameter in group["params"] if parameter not in known]
+            group["params"] = [parameter for parameter in group["params"] if parameter not in prompt_set]
             if group["params"]:
                 groups.append(group)
         optimizer = AdamW(groups, betas=(0.9, 0.98), eps=1e-6)
@@ -181,15 +181,17 @@ class AdapterTask(L.LightningModule):
 
 
 def _drop_second_clip(task: nn.Module, state: dict[str, Any], prefix: str, metadata: Any) -> None:
+    """Remove the region encoder's CLIP from a state dict, as a hook; it is the task's `clip`."""
     for key in [key for key in state if key.startswith(f"{prefix}{SECOND_CLIP}")]:
         del state[key]
 
 
 def _expect_no_second_clip(task: nn.Module, keys: Any) -> None:
+    """Accept state dicts without the region encoder's CLIP, as a hook."""
     keys.missing_keys[:] = [key for key in keys.missing_keys if not key.startswith(SECOND_CLIP)]
 
 
 def _unique(texts: list[str]) -> tuple[list[str], list[int]]:
-    """Texts without repetition, in order, and the index of each text among them."""
+    """Return the distinct texts in order of appearance, and the index of each text among them."""
     index = {text: position for position, text in enumerate(dict.fromkeys(texts))}
     return list(index), [index[text] for text in texts]

@@ -1,4 +1,4 @@
-"""Masks that the datamodule brings, in place of a segmenter's own proposals."""
+"""Replace a segmenter's proposals by the masks of the datamodule."""
 
 from __future__ import annotations
 
@@ -11,28 +11,30 @@ from ovseg.structures import EvalBatch, InputError
 
 
 def brings_masks(data: Any) -> bool:
-    """Whether a datamodule brings masks with its images (`--data.masks`)."""
+    """Return whether a datamodule provides masks with its images (`--data.masks`)."""
     return getattr(data, "masks", None) is not None
 
 
 def set_proposer(segmenter: OpenVocabSegmenter, data: Any, network: Proposer, classifier: Classifier | None) -> None:
-    """Let a segmenter take its proposals from the data where these bring masks, and else from its network.
+    """Make a segmenter use the masks of the datamodule as proposals if it provides any, else those of a network.
 
     Args:
-        network: the segmenter's own proposer.
-        classifier: for the proposals; the best that they allow where not given.
+        segmenter: its `proposer` and `classifier` are set.
+        data: the datamodule.
+        network: the proposer to use without masks.
+        classifier: the classifier to set; by default the best one that the proposals support.
 
     Raises:
-        InputError: the proposals do not allow the classifier, or the masks do not allow the segmenter's views.
+        InputError: the proposals do not support the classifier, or the segmenter has views and the data has masks.
     """
     if brings_masks(data) and segmenter.views != Views():
-        raise InputError("views are for masks that a network proposes in each; leave out model.views or --data.masks")
+        raise InputError("model.views needs masks proposed by a network; remove model.views or --data.masks")
     segmenter.proposer = GivenMasks() if brings_masks(data) else network
     segmenter.classifier = classifier
 
 
 def take_masks(segmenter: OpenVocabSegmenter, batch: EvalBatch) -> None:
-    """Hand the masks of a batch to a segmenter that takes its proposals from the data."""
+    """Pass the masks of a batch to a segmenter that uses the data's masks as proposals."""
     if isinstance(segmenter.proposer, GivenMasks):
-        assert batch.masks is not None  # by `brings_masks`
+        assert batch.masks is not None  # guaranteed by `brings_masks`
         segmenter.proposer.take(batch.masks, batch.mask_scores)

@@ -1,4 +1,4 @@
-"""Stage 2: match the nouns of captions to masked regions by CLIP (paper §3.2)."""
+"""Stage 2: match the nouns of captions to masked regions with CLIP (paper §3.2)."""
 
 from __future__ import annotations
 
@@ -21,31 +21,32 @@ from ovseg.tasks.pair_filters import PairFilters
 
 
 class Regions(NamedTuple):
-    """The regions of one image that CLIP can see, and their features."""
+    """The regions of one image that are visible to CLIP, and their features."""
 
-    masks: Tensor  # (N, H, W) bool, at the image's own size
-    scores: Tensor  # (N,) of the proposals
-    indices: Tensor  # (N,) which of the given masks they are
+    masks: Tensor  # (N, H, W) bool, at the image's original size
+    scores: Tensor  # (N,) scores of the proposals
+    indices: Tensor  # (N,) indices into the candidate masks
     features: Tensor  # (N, D), L2-normalised
 
 
 class MiningTask(L.LightningModule):
-    """Gives each noun of an image the region that CLIP finds most similar to it.
+    """Pair each noun of an image with the region that CLIP finds most similar to it.
 
-    The regions of all images of a batch go through CLIP together. What a batch gives depends on nothing else, so that
-    it does not matter which process mines it, and after what.
+    CLIP encodes the regions of all images in a batch together. The pairs of a batch depend only on that batch, so it
+    does not matter which process mines it, or in what order.
 
     Args:
-        clip: embeds regions and nouns; the paper uses plain ViT-L/14.
-        proposer: proposes the regions; a text is the `model` of a `MaskProposer`: a `.ckpt`, a folder, a hub name or
-            `toy`. Without it the regions are the masks that the datamodule brings.
+        clip: encodes regions and nouns; the paper uses the unmodified ViT-L/14.
+        proposer: proposes the regions; a string is the `model` of a `MaskProposer`: a `.ckpt`, a folder, a hub name or
+            `toy`. By default, the regions are the masks of the datamodule.
         mask_threshold: probability above which a pixel belongs to a region.
-        templates: prompt templates of the nouns, see `TextEncoder`.
-        filters: what is left out; nothing by default.
-        region_encoder: makes from CLIP what encodes the regions; crops in batches of 256 by default.
+        templates: prompt templates for the nouns, see `TextEncoder`.
+        filters: thresholds for regions and pairs; by default all are kept.
+        region_encoder: class of the region encoder, constructed with `clip`; by default `CropEncoder` in batches of 256
+            regions.
 
     Raises:
-        InputError: a number that means nothing.
+        InputError: `mask_threshold` is out of range.
     """
 
     def __init__(
@@ -67,7 +68,7 @@ class MiningTask(L.LightningModule):
         self.text = TextEncoder(clip, templates)
 
     def settings(self) -> dict[str, str | int | float | None]:
-        """All that pairs depend on beside the batches; networks by their weights, so that files may move."""
+        """Return everything that pairs depend on besides the batches; networks as digests of their weights."""
         return {
             "clip": network_digest(self.clip, self.clip.architecture()),
             "region_encoder": class_path(type(self.region_encoder)),
@@ -79,12 +80,12 @@ class MiningTask(L.LightningModule):
         }
 
     def predict_step(self, batch: CaptionBatch, batch_index: int) -> list[RegionTextPair]:
-        """The pairs of a batch of images; an image without any region or noun has none."""
+        """Return the pairs of a batch of images; images without regions or nouns have none."""
         if not any(batch.nouns):
             return []
         regions = self._encode(batch.images, self._masks(batch))
         unique = sorted({noun for nouns in batch.nouns for noun in nouns})
-        with torch.autocast(self.device.type, enabled=False):  # half precision would tie nouns and regions that differ
+        with torch.autocast(self.device.type, enabled=False):  # half precision would produce ties
             texts = dict(zip(unique, self.text.encode(unique), strict=True))
         pairs = []
         for index, nouns in enumerate(batch.nouns):
@@ -95,40 +96,44 @@ class MiningTask(L.LightningModule):
 
     @property
     def clip(self) -> CLIPAdapter:
-        """Encodes regions and nouns."""
+        """The CLIP that encodes regions and nouns."""
         return self.region_encoder.clip
 
     def _masks(self, batch: CaptionBatch) -> list[tuple[Tensor, Tensor]]:
-        """Per image masks (M, H, W) bool at its own size, and their scores (M,)."""
+        """Return the masks (M, H, W) bool of each image at its original size, and their scores (M,)."""
         if (self.proposer is None) == (batch.masks is None):
             raise InputError(
-                "mining needs regions: give --model.proposer a network, or --data.masks a COCO instances file"
+                "mining needs regions: set --model.proposer to a network, or --data.masks to a COCO instances file"
                 if self.proposer is None
-                else "the regions come from --model.proposer and --data.masks at once; give one of them and null to "
-                "the other"
+                else "--model.proposer and --data.masks are both set; set one of them to null"
             )
         if batch.masks is not None:
             ones = [torch.ones(len(masks), device=masks.device) for masks in batch.masks]
             return list(zip(batch.masks, batch.mask_scores or ones, strict=True))
-        assert self.proposer is not None  # by the first lines; says so to mypy
+        assert self.proposer is not None  # checked above; for mypy
         proposals = self.proposer.propose(batch.images)
-        return [self._full_size(*of_image) for of_image in zip(proposals, batch.sizes, strict=True)]
+        return [
+            self._full_size(image_proposals, size) for image_proposals, size in zip(proposals, batch.sizes, strict=True)
+        ]
 
     def _full_size(self, proposals: ImageProposals, size: tuple[int, int]) -> tuple[Tensor, Tensor]:
-        """Masks (Q, H, W) bool of proposals at the image's own size, and how confident the network is in them, (Q,)."""
+        """Return the masks (Q, H, W) bool of proposals at the image's original size, and their scores (Q,).
+
+        A score is the mean probability inside the mask, times the objectness if there is one.
+        """
         masks, scores = [], []
         for probs in torch.split(proposals.mask_probs, _masks_at_once(size, proposals.mask_probs.device)):
             resized = F.interpolate(probs[None], size, mode="bilinear", align_corners=False)[0]
             masks.append(resized > self.mask_threshold)
             areas = masks[-1].sum(dim=(1, 2)).clamp(min=1)
             scores.append((resized * masks[-1]).sum(dim=(1, 2)) / areas)
-        score = torch.cat(scores)
-        return torch.cat(masks), score if proposals.objectness is None else score * proposals.objectness
+        confidence = torch.cat(scores)
+        return torch.cat(masks), confidence if proposals.objectness is None else confidence * proposals.objectness
 
     def _encode(self, images: list[Tensor], candidates: list[tuple[Tensor, Tensor]]) -> list[Regions]:
-        """The regions of each image that pass the filters and that CLIP can see, with their features.
+        """Return the regions of each image that pass the filters and are visible to CLIP, with their features.
 
-        CLIP sees them at network resolution, at which a small mask may vanish.
+        CLIP sees regions at network resolution, at which a small mask may vanish.
         """
         indices = [self.filters.regions(masks, scores) for masks, scores in candidates]
         resized = [
@@ -146,7 +151,7 @@ class MiningTask(L.LightningModule):
 
 
 def _network_size(masks: Tensor, rows: Tensor, size: tuple[int, int]) -> Tensor:
-    """The masks (N, H, W) in `rows` at `size` (h, w), by nearest neighbour."""
+    """Resize those masks (N, H, W) that `rows` selects to `size` (h, w), by nearest neighbour."""
     if not len(rows):
         return masks.new_zeros((0, *size))
     parts = torch.split(rows, _masks_at_once((masks.shape[1], masks.shape[2]), masks.device))
@@ -154,47 +159,48 @@ def _network_size(masks: Tensor, rows: Tensor, size: tuple[int, int]) -> Tensor:
 
 
 def _masks_at_once(size: tuple[int, int], device: torch.device) -> int:
-    """How many masks of an image's own size (H, W) are floats at once, so that photographs do not fill the memory."""
+    """Return how many masks of size (H, W) to hold in memory as floats at once."""
     return max(band_values(device) // (size[0] * size[1]), 1)
 
 
 def _cosines(texts: Tensor, regions: Tensor) -> Tensor:
-    """(T, N) cosines of texts (T, D) and regions (N, D), in full precision."""
+    """Return the cosine similarities (T, N) of texts (T, D) and regions (N, D), in full precision."""
     with torch.autocast(texts.device.type, enabled=False):
         return texts.float() @ regions.float().T
 
 
 def _pairs_of(batch: CaptionBatch, index: int, similarity: Tensor, regions: Regions) -> list[RegionTextPair]:
-    """The pairs of image `index`: each noun with its best region, or each label with its own.
+    """Return the pairs of image `index`: each noun with its best region, or each label with its own region.
 
     Args:
-        similarity: (nouns, regions) cosines.
+        similarity: (nouns, regions) cosine similarities.
     """
     count = similarity.shape[1]
-    similarity, scores = similarity.cpu(), regions.scores.cpu()  # small, and read one by one
+    similarity, scores = similarity.cpu(), regions.scores.cpu()  # small, and read element by element
     if batch.labelled:
         nouns, chosen = regions.indices.cpu(), torch.arange(count)
     else:
         nouns, chosen = torch.arange(len(similarity)), similarity.argmax(dim=1)
-    own = similarity[nouns, chosen]
+    best = similarity[nouns, chosen]
     others = similarity[nouns].scatter(1, chosen[:, None], -torch.inf).max(dim=1).values
-    margins = own - others if count > 1 else own
-    used, places = torch.unique(chosen, return_inverse=True)  # a region may be the best of several nouns
+    margins = best - others if count > 1 else best
+    used, mask_rows = torch.unique(chosen, return_inverse=True)  # several nouns may share their best region
     masks = regions.masks[used.to(regions.masks.device)].cpu()
     boxes, counts = masks_to_boxes(masks).tolist(), rle.encode(masks)
-    rows = zip(nouns.tolist(), places.tolist(), own.tolist(), margins.tolist(), scores[chosen].tolist(), strict=True)
+    columns = (nouns, mask_rows, best, margins, scores[chosen])
+    rows = zip(*(column.tolist() for column in columns), strict=True)
     return [
         RegionTextPair(
             image_id=batch.image_ids[index],
             file_name=batch.names[index],
             size=batch.sizes[index],
-            counts=counts[place],
-            box=tuple(boxes[place]),
+            counts=counts[mask_row],
+            box=tuple(boxes[mask_row]),
             noun=batch.nouns[index][noun],
             caption_id=batch.caption_ids[index][noun],
             similarity=cosine,
             margin=margin,
             proposal_score=score,
         )
-        for noun, place, cosine, margin, score in rows
+        for noun, mask_row, cosine, margin, score in rows
     ]

@@ -1,4 +1,4 @@
-"""Which regions and pairs mining leaves out; nothing by default, as in the paper."""
+"""Filters for mined regions and pairs; disabled by default, as in the paper."""
 
 from __future__ import annotations
 
@@ -13,16 +13,17 @@ from ovseg.structures import InputError, RegionTextPair
 
 @dataclass(frozen=True)
 class PairFilters:
-    """What regions and pairs need to be kept; caps per noun apply when a store is read, see `Pairs.filter`.
+    """Thresholds that regions and pairs must meet. Limits per noun apply when a store is read, see `Pairs.filter`.
 
     Args:
-        min_similarity: cosine of region and noun.
-        min_margin: similarity above that of the second-best region.
-        min_area: share of the image that a region covers.
-        max_overlap: of regions of an image that overlap more (intersection over union), the best proposal is kept.
+        min_similarity: minimum cosine similarity of region and noun.
+        min_margin: minimum lead in similarity over the image's best other region.
+        min_area: minimum share of the image that a region covers.
+        max_overlap: maximum IoU of two regions of an image; of regions that overlap more, the one with the best score
+            is kept.
 
     Raises:
-        InputError: a number that means nothing.
+        InputError: a threshold is out of range.
     """
 
     min_similarity: float | None = None
@@ -37,11 +38,11 @@ class PairFilters:
                 raise InputError(f"filters.{name} is {value}; give a number from {low} to {high}, or leave it out")
 
     def regions(self, masks: Tensor, scores: Tensor) -> Tensor:
-        """Indices of the regions to keep, ascending.
+        """Return the indices of the regions to keep, in ascending order.
 
         Args:
             masks: (M, H, W) bool.
-            scores: (M,) of the proposals; where they are equal, the first counts as the better.
+            scores: (M,) scores of the proposals; of equal ones, the first wins.
         """
         keep = masks.flatten(1).any(dim=1)
         if self.min_area is not None:
@@ -49,7 +50,7 @@ class PairFilters:
         kept = keep.nonzero()[:, 0]
         if self.max_overlap is None or not len(kept):
             return kept
-        overlaps = (mask_overlaps(masks[kept]) > self.max_overlap).cpu()  # at once, and not a question a region
+        overlaps = (mask_overlaps(masks[kept]) > self.max_overlap).cpu()  # one transfer instead of one per region
         best: list[int] = []
         for index in scores[kept].argsort(descending=True, stable=True).tolist():
             if not overlaps[index, best].any():
@@ -57,18 +58,18 @@ class PairFilters:
         return kept[torch.tensor(sorted(best), device=kept.device)]
 
     def keeps(self, pair: RegionTextPair) -> bool:
-        """Whether a pair is similar and distinct enough."""
-        enough = self.min_similarity is None or pair.similarity >= self.min_similarity
-        return enough and (self.min_margin is None or pair.margin >= self.min_margin)
+        """Return whether a pair reaches `min_similarity` and `min_margin`."""
+        similar = self.min_similarity is None or pair.similarity >= self.min_similarity
+        return similar and (self.min_margin is None or pair.margin >= self.min_margin)
 
 
 def mask_overlaps(masks: Tensor) -> Tensor:
-    """(N, N) intersection over union of masks (N, H, W), none of them empty."""
+    """Return the IoU of every pair of non-empty masks (N, H, W), (N, N)."""
     flat = masks.flatten(1)
     shared = torch.zeros((len(flat), len(flat)), dtype=torch.float64, device=masks.device)
     at_once = max(band_values(masks.device) // len(flat), 1)
-    for pixels in torch.split(flat, at_once, dim=1):  # photographs would fill the memory
-        with torch.autocast(masks.device.type, enabled=False):  # counts of pixels need all digits
+    for pixels in torch.split(flat, at_once, dim=1):  # all pixels of photographs as floats could exhaust the memory
+        with torch.autocast(masks.device.type, enabled=False):  # half precision is too coarse for pixel counts
             shared += pixels.float() @ pixels.float().T
     areas = flat.sum(dim=1)
     return (shared / (areas[:, None] + areas - shared)).float()

@@ -1,4 +1,4 @@
-"""Stage 1: train the proposal network on label maps, with a fixed text classifier (paper §3.1)."""
+"""Stage 1: train the proposal network on label maps, classified by fixed text features (paper §3.1)."""
 
 from __future__ import annotations
 
@@ -70,10 +70,10 @@ class ProposalTask(L.LightningModule):
 
     def training_step(self, batch: SegmentationBatch, batch_index: int) -> Tensor:
         losses = self.loss(self.proposer(batch.images), batch.labels, batch.regions)
-        bar = {"train/loss": losses["loss"]}
-        parts = {f"train/{name}": value for name, value in losses.items() if name != "loss"}
-        self.log_dict(bar, prog_bar=True, batch_size=len(batch.images))
-        self.log_dict(parts, batch_size=len(batch.images))
+        total = {"train/loss": losses["loss"]}
+        terms = {f"train/{name}": value for name, value in losses.items() if name != "loss"}
+        self.log_dict(total, prog_bar=True, batch_size=len(batch.images))
+        self.log_dict(terms, batch_size=len(batch.images))
         loss: Tensor = losses["loss"]
         return loss
 

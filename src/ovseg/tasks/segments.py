@@ -1,4 +1,4 @@
-"""The segments of ground truth: regions to be named, and what an oracle knows of masks and classes."""
+"""Ground-truth segments: classify them with CLIP, and use them as oracles for masks or classes."""
 
 from __future__ import annotations
 
@@ -14,7 +14,9 @@ from ovseg.structures import Vocabulary
 
 
 def segment_masks(labels: Tensor, size: tuple[int, int], ignore_index: int) -> tuple[Tensor, Tensor]:
-    """The segments of an image at network resolution, by nearest neighbour; one too small for it keeps one pixel.
+    """Return the segments of an image at network resolution, sampled by nearest neighbour.
+
+    A segment too small for this resolution keeps one pixel.
 
     Args:
         labels: (H, W) class indices or `ignore_index`.
@@ -30,7 +32,9 @@ def segment_masks(labels: Tensor, size: tuple[int, int], ignore_index: int) -> t
     masks = labels[down][:, across] == classes[:, None, None]
     lost = (~masks.flatten(1).any(dim=1)).nonzero()[:, 0]
     if len(lost):
-        first = torch.stack([(labels == index).flatten().byte().argmax() for index in classes[lost]])  # pixel of each
+        first = torch.stack(
+            [(labels == index).flatten().byte().argmax() for index in classes[lost]]
+        )  # first pixel of each
         masks[lost, first // width * rows // height, first % width * columns // width] = True
     return classes, masks
 
@@ -38,45 +42,49 @@ def segment_masks(labels: Tensor, size: tuple[int, int], ignore_index: int) -> t
 def name_segments(
     image: Tensor, labels: Tensor, vocabulary: Vocabulary, classify: Callable[[Tensor, Tensor], RegionLogits]
 ) -> tuple[Tensor, Tensor]:
-    """The classes of an image's segments and what CLIP takes them for, (S,) each, as `MaskAccuracy` counts them.
+    """Return the true and the predicted classes of an image's segments, (S,) each, for `MaskAccuracy`.
 
     Args:
         image: (3, h, w) in [0, 1], at network resolution.
         labels: (H, W) class indices or the vocabulary's `ignore_index`.
-        classify: such as `OpenVocabSegmenter.classify_regions`: image and masks to logits.
+        vocabulary: the classes of the labels and of the logits.
+        classify: maps an image and its masks to logits, for example `OpenVocabSegmenter.classify_regions`.
     """
     classes, masks = segment_masks(labels, (image.shape[1], image.shape[2]), vocabulary.ignore_index)
-    return classes, counted(classify(image, masks).logits.argmax(dim=1), vocabulary)
+    return classes, merge_background(classify(image, masks).logits.argmax(dim=1), vocabulary)
 
 
-def counted(classes: Tensor, vocabulary: Vocabulary) -> Tensor:
-    """The classes of a vocabulary as those of its labels: all of the background are one."""
+def merge_background(classes: Tensor, vocabulary: Vocabulary) -> Tensor:
+    """Map predicted classes to the scored ones: all background classes become one, see `Vocabulary.background_from`."""
     return classes.clamp(max=len(vocabulary.scored_names) - 1)
 
 
-def named_segments(labels: Tensor, classes: Tensor, names: Tensor) -> Tensor:
-    """A label map in which every segment bears the name it was given; ignored pixels bear that of class 0.
+def relabel_segments(labels: Tensor, classes: Tensor, predictions: Tensor) -> Tensor:
+    """Return a label map with the predicted class of every segment; pixels in no segment get class 0.
 
     Args:
-        labels: (H, W) class indices, others are ignored.
-        classes: (S,) of the segments, in ascending order.
-        names: (S,) the predicted classes.
+        labels: (H, W) class indices; pixels of other classes than `classes` are in no segment.
+        classes: (S,) true classes of the segments, in ascending order.
+        predictions: (S,) predicted classes of the segments.
+
+    Returns:
+        (H, W) int64.
     """
     if not len(classes):
         return torch.zeros_like(labels)
-    places = torch.searchsorted(classes, labels).clamp(max=len(classes) - 1)
-    return torch.where(classes[places] == labels, names[places], 0)
+    segments = torch.searchsorted(classes, labels).clamp(max=len(classes) - 1)
+    return torch.where(classes[segments] == labels, predictions[segments], 0)
 
 
 def oracle_scores(proposals: Tensor, labels: Tensor, ignore_index: int) -> Tensor:
-    """Each proposal takes the class of the segment that it overlaps best (IoU); none where it touches no segment.
+    """Score each proposal 1 for the segment of highest IoU and 0 for all others; 0 for all if it overlaps none.
 
     Args:
         proposals: (Q, h, w) bool.
         labels: (H, W) class indices or `ignore_index`.
 
     Returns:
-        (Q, S) of 0 and 1, segments in the order of their classes.
+        (Q, S) float zeros and ones, segments in the order of their classes.
     """
     segments, ious = segment_ious(proposals, labels, ignore_index)
     if not len(segments):

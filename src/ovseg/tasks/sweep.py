@@ -1,4 +1,4 @@
-"""Stage 4, many times: score a segmenter at every setting of a grid, in one pass over a benchmark."""
+"""Stage 4 for many settings: score a segmenter on a grid of them, in one pass over a benchmark."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from ovseg.models.ensemble import RegionLogits, class_scores, uses_clip
 from ovseg.models.views import Views, mean_labels
 from ovseg.structures import EvalBatch, InputError, Vocabulary
 from ovseg.tasks.given_masks import brings_masks, set_proposer, take_masks
-from ovseg.tasks.segments import counted
+from ovseg.tasks.segments import merge_background
 
 
 class Setting(NamedTuple):
@@ -27,17 +27,20 @@ class Setting(NamedTuple):
 
 
 class SweepTask(L.LightningModule):
-    """Tests the ensemble of a segmenter at every pair of mask threshold and weight; the vocabulary is the datamodule's.
+    """Score a segmenter's ensemble at every combination of mask threshold and ensemble weight.
 
-    The proposals of an image are made once and CLIP sees their regions once a threshold, so that weights cost next to
-    nothing. The counts are those of as many runs of a `SegmentationTask`.
+    Proposals are computed once per image and CLIP runs once per threshold, so further weights cost almost nothing. The
+    results equal those of a `SegmentationTask` run for each setting. The datamodule provides the vocabulary.
 
     Args:
         segmenter: a folder that `ovseg bundle` wrote, or `toy`.
-        ensemble_weights: exponents of CLIP in [0, 1].
+        ensemble_weights: exponents of CLIP's scores, in [0, 1].
         mask_thresholds: probabilities above which a pixel belongs to a proposal's region.
-        region_encoder: makes from CLIP what encodes the regions; the segmenter's own where not given.
-        views: test-time options; the whole image alone where not given.
+        region_encoder: class of the region encoder, constructed with the segmenter's CLIP; by default the saved one.
+        views: mirrored images and windows to average; by default only the whole image.
+
+    Raises:
+        InputError: a list is empty, or a number is repeated or out of range.
     """
 
     def __init__(
@@ -51,24 +54,24 @@ class SweepTask(L.LightningModule):
         super().__init__()
         for name, values in (("ensemble_weights", ensemble_weights), ("mask_thresholds", mask_thresholds)):
             if not values or len(set(values)) < len(values) or not all(0 <= value <= 1 for value in values):
-                raise InputError(f"{name} are {values}; give one or more different numbers from 0 to 1")
+                raise InputError(f"{name} are {values}; give one or more distinct numbers from 0 to 1")
         self.segmenter = OpenVocabSegmenter.from_pretrained(segmenter, region_encoder)
-        self._network = (self.segmenter.proposer,)  # a tuple, so that it may be replaced
+        self._network = (self.segmenter.proposer,)  # a tuple hides it from the module, where it may be replaced
         self.segmenter.views = views or Views()
         self.thresholds, self.weights = sorted(mask_thresholds), sorted(ensemble_weights)
         self.settings = [Setting(*pair) for pair in product(self.thresholds, self.weights)]
-        self.results: dict[Setting, dict[str, float]] = {}  # what `MeanIoU` computes, after a test
+        self.results: dict[Setting, dict[str, float]] = {}  # the values of `MeanIoU`, after a test
 
     def setup(self, stage: str) -> None:
         data = self.trainer.datamodule  # type: ignore[attr-defined]
         if brings_masks(data) and 0 in self.weights:
-            raise InputError("masks of --data.masks have no classes but CLIP's; leave weight 0 out of ensemble_weights")
-        set_proposer(self.segmenter, data, *self._network, "ensemble")  # refuses proposals that cannot take part in one
+            raise InputError("only CLIP can classify the masks of --data.masks; remove weight 0 from ensemble_weights")
+        set_proposer(self.segmenter, data, *self._network, "ensemble")  # refuses proposals that do not support it
         vocabulary: Vocabulary = data.vocabulary
         self.vocabulary = vocabulary
-        options = (vocabulary.scored_names, vocabulary.ignore_index, vocabulary.scored_seen)
-        self.mious = [MeanIoU(*options) for _ in self.settings]
-        self._modules_of_metrics = nn.ModuleList(self.mious)  # for Lightning to move and synchronise
+        metric_args = (vocabulary.scored_names, vocabulary.ignore_index, vocabulary.scored_seen)
+        self.mious = [MeanIoU(*metric_args) for _ in self.settings]
+        self._registered_mious = nn.ModuleList(self.mious)  # so that Lightning moves and synchronises them
         data.configure(resize=self.segmenter.resize)
 
     def on_test_start(self) -> None:
@@ -78,12 +81,12 @@ class SweepTask(L.LightningModule):
         take_masks(self.segmenter, batch)
         for image, labels in zip(batch.images, batch.labels, strict=True):
             size = (labels.shape[0], labels.shape[1])
-            answers = labels_of_grid(self.segmenter, image, size, self.thresholds, self.weights)
-            for miou, found in zip(self.mious, answers, strict=True):
-                miou.update(counted(found, self.vocabulary), labels)
+            predictions = labels_of_grid(self.segmenter, image, size, self.thresholds, self.weights)
+            for miou, predicted in zip(self.mious, predictions, strict=True):
+                miou.update(merge_background(predicted, self.vocabulary), labels)
 
     def on_test_epoch_end(self) -> None:
-        computed = [miou.compute() for miou in self.mious]  # the same in every process
+        computed = [miou.compute() for miou in self.mious]  # equal in all processes
         self.results = {
             setting: {name: float(value) for name, value in result.items()}
             for setting, result in zip(self.settings, computed, strict=True)
@@ -98,26 +101,30 @@ def labels_of_grid(
     thresholds: Sequence[float],
     weights: Sequence[float],
 ) -> Iterator[Tensor]:
-    """What `segmenter.labels` would answer as an ensemble, (H, W) int64 for each threshold and, within it, each weight.
+    """Yield the labels that `segmenter.labels` returns as an ensemble: for each threshold, one (H, W) map per weight.
 
     Args:
+        segmenter: with a vocabulary.
         image: (3, h, w) in [0, 1], at network resolution.
-        size: (H, W).
-        thresholds: of masks; CLIP sees the regions once at each.
-        weights: exponents of CLIP.
+        size: (H, W) of the labels.
+        thresholds: mask thresholds; CLIP runs once for each.
+        weights: exponents of CLIP's scores.
+
+    Yields:
+        (H, W) int64.
     """
     views = segmenter.views.of(image)
     proposals = [segmenter.propose([view.image])[0] for view in views]
     for threshold in thresholds:
-        regions: list[RegionLogits | None] = [None] * len(views)
+        region_logits: list[RegionLogits | None] = [None] * len(views)
         if any(uses_clip("ensemble", weight) for weight in weights):
-            regions = [
-                segmenter.classify_regions(view.image, of_view.mask_probs > threshold)
-                for view, of_view in zip(views, proposals, strict=True)
+            region_logits = [
+                segmenter.classify_regions(view.image, view_proposals.mask_probs > threshold)
+                for view, view_proposals in zip(views, proposals, strict=True)
             ]
         for weight in weights:
             answers = [
-                view.answer(class_scores(of_view, region, "ensemble", weight), of_view.mask_probs)
-                for view, of_view, region in zip(views, proposals, regions, strict=True)
+                view.answer(class_scores(view_proposals, logits, "ensemble", weight), view_proposals.mask_probs)
+                for view, view_proposals, logits in zip(views, proposals, region_logits, strict=True)
             ]
             yield mean_labels(answers, (image.shape[1], image.shape[2]), size)
