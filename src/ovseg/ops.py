@@ -142,7 +142,7 @@ def clip_scores(clip_logits: Tensor, valid: Tensor, objectness: Tensor | None = 
 
 
 def best_synonyms(phrase_logits: Tensor, class_of_phrase: Tensor, classes: int) -> Tensor:
-    """Logits of phrases to logits of classes: a class has that of its best synonym.
+    """Reduce logits of phrases to logits of classes, each of which has the logit of its best synonym.
 
     Args:
         phrase_logits: (Q, S).

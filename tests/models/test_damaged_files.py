@@ -52,9 +52,9 @@ def refusal(load: Callable[[], object]) -> str:
 @pytest.mark.parametrize(
     ("content", "report"),
     [
-        (b"\xff\xfe", "holds no settings"),
-        (b"templates: [2020-99-99]", "holds no settings"),
-        (b"[" * 3000, "holds no settings"),
+        (b"\xff\xfe", "holds no valid settings"),
+        (b"templates: [2020-99-99]", "holds no valid settings"),
+        (b"[" * 3000, "holds no valid settings"),
         (b"resize: [64.5, 128.0]", "resize is"),
         (b"resize: [.inf, .inf]", "resize is"),
         (b"resize: [400000, 600000]", "more than 100 megapixels"),
@@ -70,7 +70,7 @@ def test_malformed_settings_are_refused(folder: Path, content: bytes, report: st
 def test_impossible_widths_are_refused(folder: Path, name: str, width: int) -> None:
     values = json.loads((folder / PROPOSER).read_text()) | {name: width}
     (folder / PROPOSER).write_text(json.dumps(values))
-    assert "describes no proposal network" in refusal(lambda: MaskProposer(str(folder / "proposer")))
+    assert "does not describe a proposal network" in refusal(lambda: MaskProposer(str(folder / "proposer")))
 
 
 def test_deeply_nested_json_is_refused(folder: Path) -> None:

@@ -99,7 +99,7 @@ def test_an_interrupted_save_cannot_be_loaded(tmp_path: Path, monkeypatch: pytes
     monkeypatch.setattr(segmenter.clip, "save_pretrained", interrupted)
     with pytest.raises(KeyboardInterrupt):
         segmenter.save_pretrained(tmp_path / "saved")
-    with pytest.raises(InputError, match=r"segmenter\.yaml holds no settings .*; bundle it again"):
+    with pytest.raises(InputError, match=r"segmenter\.yaml holds no valid settings .*; bundle it again"):
         OpenVocabSegmenter.from_pretrained(tmp_path / "saved")
 
 

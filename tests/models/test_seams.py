@@ -122,7 +122,7 @@ def test_a_segmenter_takes_any_proposer(tmp_path: Path) -> None:
     assert (labels[:, :32] == labels[0, 0]).all() and (labels[:, 32:] == labels[0, -1]).all()
     with pytest.raises(InputError, match="'proposals' needs class logits, which Halves does not have; use 'clip'"):
         segmenter.classifier = "proposals"
-    with pytest.raises(InputError, match="segmenter with Halves cannot be saved; give it a MaskProposer"):
+    with pytest.raises(InputError, match="segmenter with Halves cannot be saved; use a MaskProposer"):
         segmenter.save_pretrained(tmp_path / "saved")
     assert not (tmp_path / "saved").exists()
 
@@ -189,7 +189,7 @@ def test_a_saved_name_imports_nothing(tmp_path: Path) -> None:
     for name in ("antigravity.Encoder", "os.system", "ovseg.models.MaskProposer", "ovseg.models.RegionEncoder"):
         settings["region_encoder"]["class_path"] = name
         (tmp_path / "saved" / "segmenter.yaml").write_text(yaml.safe_dump(settings))
-        with pytest.raises(InputError, match=f"asks for the region encoder {name}, which is not imported"):
+        with pytest.raises(InputError, match=f"needs the region encoder {name}, which is not imported"):
             OpenVocabSegmenter.from_pretrained(tmp_path / "saved")
 
 

@@ -259,9 +259,9 @@ def test_a_vocabulary_must_be_a_list_of_names(segmenter: OpenVocabSegmenter, nam
 @pytest.mark.parametrize(
     ("file", "content", "report"),
     [
-        ("segmenter.yaml", "templates: [", "holds no settings"),
-        ("segmenter.yaml", "", "holds no settings"),
-        ("segmenter.yaml", "colour: red", "holds no settings"),
+        ("segmenter.yaml", "templates: [", "holds no valid settings"),
+        ("segmenter.yaml", "", "holds no valid settings"),
+        ("segmenter.yaml", "colour: red", "holds no valid settings"),
         ("segmenter.yaml", None, "has no segmenter.yaml"),
         ("clip/open_clip_model.safetensors", None, "no weights of CLIP"),
         ("proposer/model.safetensors", None, "weights not found"),

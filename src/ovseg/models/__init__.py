@@ -1,4 +1,4 @@
-"""Networks: CLIP, mask proposals and the segmenter that joins them."""
+"""Networks: CLIP, proposers, region encoders, and the segmenter that combines them."""
 
 from ovseg.models.clip.adapter import CLIPAdapter
 from ovseg.models.clip.mask_prompt import MaskPrompt, MaskPromptedViT

@@ -1,4 +1,4 @@
-"""The class scores of proposals, from both branches (paper eq. 4)."""
+"""Combine the class scores of both branches (paper eq. 4)."""
 
 from __future__ import annotations
 
@@ -12,30 +12,32 @@ from ovseg.structures import ImageProposals, InputError
 
 
 class RegionLogits(NamedTuple):
-    """Branch B: CLIP's logits of the regions of binary masks."""
+    """CLIP's class logits for masked regions (branch B)."""
 
     logits: Tensor  # (Q, K), zero where invalid
     valid: Tensor  # (Q,) bool, whether a mask has any pixel
 
 
 def uses_clip(classifier: Classifier, weight: float) -> bool:
-    """Whether CLIP contributes to the scores."""
+    """Return whether CLIP contributes to the scores."""
     return classifier == "clip" or (classifier == "ensemble" and weight > 0)
 
 
 def class_scores(
     proposals: ImageProposals, regions: RegionLogits | None, classifier: Classifier, weight: float
 ) -> Tensor:
-    """Class scores (Q, K) of proposals.
+    """Return the class scores (Q, K) of proposals.
 
-    Without class logits, an ensemble combines CLIP with the proposals' objectness.
+    For proposals without class logits, the ensemble combines CLIP with their objectness.
 
     Args:
-        regions: of the proposals' masks; needed where `uses_clip`.
-        weight: exponent of CLIP in the ensemble.
+        proposals: Q proposals.
+        regions: CLIP's logits for the proposals' masks; required if `uses_clip`.
+        classifier: the branches to use.
+        weight: exponent of CLIP's scores in the ensemble.
 
     Raises:
-        InputError: proposals without class logits are to be scored without CLIP.
+        InputError: CLIP is not used, but the proposals have no class logits.
     """
     if not uses_clip(classifier, weight):
         if proposals.class_logits is None:

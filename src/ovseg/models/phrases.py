@@ -1,4 +1,4 @@
-"""The phrases of a vocabulary as CLIP's text features, and the logits of regions for them."""
+"""Classify regions by the text features of a vocabulary's phrases."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class PhraseFeatures(NamedTuple):
     classes: int  # K
 
     def classify(self, regions: RegionFeatures) -> RegionLogits:
-        """Logits of N regions for the K classes; a class has the logit of its best synonym."""
+        """Return the logits of N regions for the K classes; a class has the logit of its best synonym."""
         visible = regions.valid.nonzero()[:, 0]
         logits = self.features.new_zeros((len(regions.valid), len(self.features)), dtype=torch.float32)
         with torch.autocast(logits.device.type, enabled=False):  # half precision is too coarse for logits up to 100

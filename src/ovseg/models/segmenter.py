@@ -26,20 +26,21 @@ from ovseg.structures import ImageProposals, InputError, Vocabulary, names_of
 
 
 class OpenVocabSegmenter(nn.Module):
-    """Segments images into the words of a vocabulary that is set at run time.
+    """Segment images into the classes of a vocabulary that is set at run time.
 
     Args:
-        proposer: branch A.
-        region_encoder: branch B; its CLIP encodes the texts of both.
+        proposer: proposes masks (branch A).
+        region_encoder: encodes their regions (branch B); its CLIP also encodes the vocabulary for both branches.
         templates: prompt templates, see `TextEncoder`.
         mask_threshold: probability above which a pixel belongs to a proposal's region.
-        ensemble_weight: exponent of CLIP in [0, 1]; 0 is the proposal network alone.
-        classifier: `ensemble`, or one branch alone: `clip`, `proposals`. Where not given, `ensemble` if the proposals
-            have class logits, else `clip`.
-        resize: (short, long) side in pixels that `segment` resizes to: short, unless the longer side would exceed long.
+        ensemble_weight: exponent of CLIP's scores, in [0, 1]; 0 uses the proposal network alone.
+        classifier: `ensemble`, or one branch alone: `clip` or `proposals`. By default `ensemble` if the proposals have
+            class logits, else `clip`.
+        resize: (short, long) in pixels: `segment` resizes short sides to `short`, unless the long side would exceed
+            `long`.
 
     Raises:
-        InputError: a number is out of range, or the proposals cannot serve the classifier.
+        InputError: a number is out of range, or the proposals do not support the classifier.
     """
 
     def __init__(
@@ -57,20 +58,22 @@ class OpenVocabSegmenter(nn.Module):
             if not 0 <= number <= 1:
                 raise InputError(f"{name} is {number}; give a number from 0 to 1")
         if len(resize) != 2 or not all(type(side) is int and side > 0 for side in resize):
-            raise InputError(f"resize is {tuple(resize)}; give the short and the longest long side in pixels")
+            raise InputError(
+                f"resize is {tuple(resize)}; give the short side and the upper limit of the long side in pixels"
+            )
         check_size(resize[1], resize[0], "the largest image of resize")
         self.proposer, self.region_encoder = proposer, region_encoder
         self.text = TextEncoder(region_encoder.clip, templates)
         self.mask_threshold, self.ensemble_weight = mask_threshold, ensemble_weight
         self.classifier = classifier
         self.resize = tuple(resize)
-        self.views = Views()  # test-time options, no part of a saved segmenter
+        self.views = Views()  # a test-time option, not saved with the segmenter
         self.vocabulary: Vocabulary | None = None
         self.register_buffer("text_features", None, persistent=False)
         self.register_buffer("class_of_phrase", None, persistent=False)
 
-    text_features: Tensor | None  # (S, D) of all phrases of the vocabulary
-    class_of_phrase: Tensor | None  # (S,) index of the class that each stands for
+    text_features: Tensor | None  # (S, D), one row per phrase of the vocabulary
+    class_of_phrase: Tensor | None  # (S,) index of each phrase's class
 
     @property
     def clip(self) -> CLIPAdapter:
@@ -79,17 +82,17 @@ class OpenVocabSegmenter(nn.Module):
 
     @property
     def device(self) -> torch.device:
-        """Where the networks are."""
+        """The device of the networks."""
         return self.clip.mean.device
 
     @property
     def classifier(self) -> Classifier:
-        """Which branches classify; setting one that the proposals cannot serve raises an `InputError`."""
+        """The branches that classify; setting one that the proposals do not support raises an `InputError`."""
         return self._classifier
 
     @classifier.setter
-    def classifier(self, wanted: Classifier | None) -> None:
-        self._classifier = self.proposer.checked_classifier(wanted)
+    def classifier(self, classifier: Classifier | None) -> None:
+        self._classifier = self.proposer.checked_classifier(classifier)
 
     @classmethod
     def from_pretrained(
@@ -98,10 +101,11 @@ class OpenVocabSegmenter(nn.Module):
         """Load a folder that `save_pretrained` or `ovseg bundle` wrote, `toy`, or a checkpoint of the released OVSeg.
 
         Args:
-            region_encoder: makes another region encoder from CLIP, in place of the saved one.
+            name_or_path: the folder, `toy`, or the `.pth` file.
+            region_encoder: creates the region encoder from CLIP; by default, the saved one is loaded.
 
         Raises:
-            InputError: nothing is there, or it does not fit.
+            InputError: there is no segmenter, or a file is damaged or does not fit.
         """
         if Path(name_or_path).is_file():
             released = released_parts(name_or_path)
@@ -127,10 +131,10 @@ class OpenVocabSegmenter(nn.Module):
         write_segmenter(Path(folder), SegmenterParts(self.proposer, self.region_encoder, settings))
 
     def set_vocabulary(self, vocabulary: Vocabulary | Sequence[str]) -> None:
-        """Choose the classes; a class with synonyms scores as its best synonym.
+        """Set the classes; a class with synonyms gets the score of its best synonym.
 
         Raises:
-            InputError: no names, an empty or a repeated one.
+            InputError: there are no names, or a name is empty or repeated.
         """
         vocabulary = names_of(vocabulary)
         self.text_features = self.text(vocabulary.phrases)
@@ -142,14 +146,14 @@ class OpenVocabSegmenter(nn.Module):
     def forward(
         self, images: Tensor | Sequence[Tensor], sizes: Sequence[tuple[int, int]] | None = None
     ) -> list[Tensor]:
-        """Scores of every class at every pixel.
+        """Return the scores of every class at every pixel.
 
         Args:
             images: (3, h, w) in [0, 1] each, at network resolution.
-            sizes: (H, W) of each answer; bilinear. The images' own where not given.
+            sizes: (H, W) to which the scores of each image are resized bilinearly; by default the size of the image.
 
         Returns:
-            (K, H, W) an image.
+            (K, H, W) for each image.
         """
         return [
             F.interpolate(mean_scores(answers, _size(image))[None], size, mode="bilinear", align_corners=False)[0]
@@ -158,39 +162,42 @@ class OpenVocabSegmenter(nn.Module):
 
     @torch.no_grad()
     def labels(self, images: Tensor | Sequence[Tensor], sizes: Sequence[tuple[int, int]] | None = None) -> list[Tensor]:
-        """Best class of every pixel, (H, W) int64 an image: the argmax of `forward`, without its memory."""
+        """Return the best class of every pixel, (H, W) int64 for each image.
+
+        Equals the argmax of `forward`, but never holds the scores of all classes and pixels in memory.
+        """
         return [
             mean_labels(answers, _size(image), size)
             for answers, image, size in zip(self.answers(images), images, _sizes(images, sizes), strict=True)
         ]
 
     def answers(self, images: Tensor | Sequence[Tensor]) -> list[list[ViewAnswer]]:
-        """Per image what `views` says, to be averaged by `mean_labels` or `mean_scores`."""
+        """Return the scored proposals of each view, per image, for `mean_labels` or `mean_scores` to average."""
         if self.views == Views():
-            return [[ViewAnswer(*found, (0, 0))] for found in self.score_proposals(images)]
-        # one at a time, since windows of a large image could fill the memory
+            return [[ViewAnswer(scores, mask_probs, (0, 0))] for scores, mask_probs in self.score_proposals(images)]
+        # one view at a time, because all windows of a large image could exhaust the memory
         return [
             [view.answer(*self.score_proposals([view.image])[0]) for view in self.views.of(image)] for image in images
         ]
 
     def segment(self, image: Any, vocabulary: Vocabulary | Sequence[str] | None = None) -> Tensor:
-        """Best class of every pixel of one image.
+        """Return the best class of every pixel of one image.
 
         Args:
             image: a PIL image, a path, or an (H, W, 3) uint8 array.
-            vocabulary: classes to set first.
+            vocabulary: classes to set first; by default those that are already set.
 
         Returns:
-            (H, W) int64 at the image's own size.
+            (H, W) int64 at the image's original size.
         """
         if vocabulary is not None:
             self.set_vocabulary(vocabulary)
-        picture = read_image(image)
-        pixels = to_tensor(resize_short_side(picture, *self.resize)).to(self.device)
-        return self.labels([pixels], [(picture.height, picture.width)])[0]
+        original = read_image(image)
+        resized = to_tensor(resize_short_side(original, *self.resize)).to(self.device)
+        return self.labels([resized], [(original.height, original.width)])[0]
 
     def score_proposals(self, images: Tensor | Sequence[Tensor]) -> list[tuple[Tensor, Tensor]]:
-        """Per image the class scores (Q, K) of its proposals and their masks (Q, h, w) in [0, 1]."""
+        """Return the class scores (Q, K) and masks (Q, h, w) in [0, 1] of each image's proposals."""
         classifier, weight, result = self.classifier, self.ensemble_weight, []
         for image, proposals in zip(images, self.propose(images), strict=True):
             regions = None
@@ -201,7 +208,7 @@ class OpenVocabSegmenter(nn.Module):
 
     @torch.no_grad()
     def propose(self, images: Tensor | Sequence[Tensor]) -> list[ImageProposals]:
-        """Branch A, for each image.
+        """Propose masks for each image (branch A).
 
         Raises:
             InputError: no vocabulary is set, or the images are not RGB in [0, 1].
@@ -214,7 +221,7 @@ class OpenVocabSegmenter(nn.Module):
 
     @torch.no_grad()
     def classify_regions(self, image: Tensor, masks: Tensor) -> RegionLogits:
-        """Branch B: CLIP's logits of masked regions, once a vocabulary is set.
+        """Return CLIP's class logits for masked regions (branch B); set a vocabulary first.
 
         Args:
             image: (3, h, w) in [0, 1].

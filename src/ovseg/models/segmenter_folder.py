@@ -27,7 +27,7 @@ EncoderFactory = Callable[[CLIPAdapter], RegionEncoder]
 
 
 class SegmenterParts(NamedTuple):
-    """What a saved segmenter is built from."""
+    """The parts and settings of a saved segmenter."""
 
     proposer: Proposer
     region_encoder: RegionEncoder
@@ -45,11 +45,12 @@ def read_segmenter(name_or_path: str | Path, make_encoder: EncoderFactory | None
     """Read a folder that `write_segmenter` wrote, or `toy`.
 
     Args:
-        make_encoder: makes the region encoder from CLIP; by default the saved one. An encoder of the saved class gets
+        name_or_path: the folder, or `toy`.
+        make_encoder: creates the region encoder from CLIP; by default the saved one. An encoder of the saved class gets
             its saved weights; other settings than the saved ones are logged as a warning.
 
     Raises:
-        InputError: nothing is there, or it does not fit.
+        InputError: there is no segmenter, or a file is damaged or does not fit.
     """
     folder = toy_weights() if str(name_or_path) == "toy" else Path(name_or_path)
     if not (folder / SETTINGS).is_file():
@@ -58,12 +59,12 @@ def read_segmenter(name_or_path: str | Path, make_encoder: EncoderFactory | None
             f"no segmenter in {folder}: {reason}; make one with `ovseg bundle "
             "--proposer PROPOSALS.ckpt --clip ADAPTER.ckpt --out FOLDER`, or use `toy`"
         )
-    if not (folder / "clip" / WEIGHTS).is_file():  # a CLIP folder without weights is otherwise a new CLIP
-        raise InputError(f"no weights of CLIP in {folder / 'clip'}: it has no {WEIGHTS}; fetch the segmenter again")
+    if not (folder / "clip" / WEIGHTS).is_file():  # CLIPAdapter would start from random weights
+        raise InputError(f"{folder / 'clip'} has no weights of CLIP ({WEIGHTS}); fetch the segmenter again")
     proposer, clip = MaskProposer(str(folder / "proposer")), CLIPAdapter(str(folder / "clip"))
     try:
         settings: dict[str, Any] = yaml.safe_load((folder / SETTINGS).read_text(encoding="utf-8"))
-        fill = settings.pop("fill", None)  # of a segmenter saved before region encoders could be chosen
+        fill = settings.pop("fill", None)  # only in segmenters saved before region encoders could be chosen
         saved = settings.pop("region_encoder", {"class_path": class_path(CropEncoder), "init_args": {}})
         options = saved.get("init_args", {}) | ({} if fill is None else {"fill": fill})
         if make_encoder is None:
@@ -84,14 +85,14 @@ def write_segmenter(folder: Path, parts: SegmenterParts) -> None:
     """Write the networks and settings into a new folder or over an earlier segmenter.
 
     Raises:
-        InputError: the folder holds something else, or the proposer cannot be saved.
+        InputError: the folder holds anything other than a segmenter, or the proposer cannot be saved.
     """
     check_segmenter_target(folder)
     proposer, encoder = parts.proposer, parts.region_encoder
     if not isinstance(proposer, MaskProposer):
-        raise InputError(f"a segmenter with {type(proposer).__name__} cannot be saved; give it a MaskProposer")
+        raise InputError(f"a segmenter with {type(proposer).__name__} cannot be saved; use a MaskProposer")
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / SETTINGS).write_text("", encoding="utf-8")  # without settings it is known to be incomplete
+    (folder / SETTINGS).write_text("", encoding="utf-8")  # empty settings mark an incomplete folder
     proposer.save_pretrained(folder / "proposer")
     encoder.clip.save_pretrained(folder / "clip")
     (folder / ENCODER_WEIGHTS).unlink(missing_ok=True)
@@ -103,8 +104,8 @@ def write_segmenter(folder: Path, parts: SegmenterParts) -> None:
 
 
 def no_settings(folder: Path, error: Exception) -> InputError:
-    """What to raise for settings that cannot be used."""
-    return InputError(f"{folder / SETTINGS} holds no settings ({first_line(error)}); bundle it again")
+    """Return the error for settings that cannot be used."""
+    return InputError(f"{folder / SETTINGS} holds no valid settings ({first_line(error)}); bundle it again")
 
 
 def _load_own_weights(encoder: RegionEncoder, path: Path) -> None:
@@ -125,13 +126,13 @@ def _warn_of_other_settings(encoder: RegionEncoder, saved: Mapping[str, Any], fo
 
 
 def _encoder_class(name: str, folder: Path) -> type[RegionEncoder]:
-    """The region encoder of that name among those imported: nothing is imported because a file says so."""
-    kinds: list[type[RegionEncoder]] = RegionEncoder.__subclasses__()
-    for kind in kinds:
-        kinds += kind.__subclasses__()
-        if class_path(kind) == name:
-            return kind
+    """Return the class of a region encoder by name, only if it is already imported: a file may not import code."""
+    classes: list[type[RegionEncoder]] = RegionEncoder.__subclasses__()
+    for encoder_class in classes:
+        classes += encoder_class.__subclasses__()
+        if class_path(encoder_class) == name:
+            return encoder_class
     raise InputError(
-        f"{folder / SETTINGS} asks for the region encoder {name}, which is not imported; in Python, import its module "
+        f"{folder / SETTINGS} needs the region encoder {name}, which is not imported; in Python, import its module "
         f"first; on the command line, give --model.region_encoder {name} and its settings"
     )

@@ -1,4 +1,4 @@
-"""The seam for sources of masks: images in, proposals out."""
+"""The interface of proposers: images in, proposals out."""
 
 from __future__ import annotations
 
@@ -14,13 +14,14 @@ from ovseg.structures import ImageProposals, InputError, Vocabulary
 
 
 class Proposer(nn.Module, ABC):
-    """Proposes masks, and may classify them.
+    """Base of networks and other sources that propose masks and may classify them.
 
-    A subclass implements `propose`, and what else differs from the defaults here.
+    A subclass must implement `propose`. One with class logits also overrides `checked_classifier` and, if it computes
+    them from texts, `set_text_features` and `text_dim`.
     """
 
     text_dim: int | None = None
-    """Width D of the text features that its class logits are made from; None where it makes none from texts."""
+    """Width D of the text features that class logits are computed from; None without such logits."""
 
     @abstractmethod
     def propose(self, images: Tensor | Sequence[Tensor], vocabulary: Vocabulary | None = None) -> list[ImageProposals]:
@@ -32,16 +33,16 @@ class Proposer(nn.Module, ABC):
         """
 
     def set_text_features(self, features: Tensor) -> None:
-        """Take the L2-normalised features of all phrases of the vocabulary, (S, D); ignored unless overridden."""
+        """Set the L2-normalised features (S, D) of the vocabulary's phrases; does nothing unless overridden."""
 
     def checked_classifier(self, classifier: Classifier | None) -> Classifier:
-        """The classifier to use for these proposals: the given one, or the best that they allow.
+        """Return a supported classifier unchanged, and the best one for None.
 
-        `clip` weights CLIP's class scores by the proposals' objectness. Where proposals have no class logits,
-        `ensemble` does so too, objectness and CLIP with exponents that add up to 1.
+        `clip` multiplies CLIP's class scores by the proposals' objectness. For proposals without class logits,
+        `ensemble` is the geometric mean of both, weighted by the ensemble weight.
 
         Raises:
-            InputError: it is unknown, or needs class logits that the proposals do not have.
+            InputError: the classifier is unknown, or needs class logits that the proposals do not have.
         """
         if classifier not in (None, *get_args(Classifier)):
             raise InputError(f"classifier is {classifier!r}; give one of {', '.join(get_args(Classifier))}")
@@ -52,5 +53,5 @@ class Proposer(nn.Module, ABC):
         return classifier or "clip"
 
     def architecture(self) -> Architecture:
-        """What identifies the proposals beside the weights; what a training checkpoint keeps to rebuild the network."""
+        """Return what identifies the proposer besides its weights; training checkpoints store it to rebuild it."""
         return {"class_path": f"{type(self).__module__}.{type(self).__qualname__}"}

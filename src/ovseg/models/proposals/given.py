@@ -1,4 +1,4 @@
-"""Masks that the data bring, in place of a network's proposals."""
+"""A proposer for masks that come with the data."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from ovseg.structures import ImageProposals, InputError, Vocabulary
 
 
 class GivenMasks(Proposer):
-    """Proposes the masks that come with each image of a batch (`--data.masks`).
+    """Propose the masks that come with each image of a batch (`--data.masks`).
 
-    Call `take` with the masks of a batch before its images are proposed for. The proposals have no class logits; their
-    objectness is the masks' score.
+    Before each call of `propose`, pass the masks of its images to `take`. The proposals have no class logits; their
+    objectness is the score of the mask.
     """
 
     def __init__(self) -> None:
@@ -25,27 +25,27 @@ class GivenMasks(Proposer):
         self._scores: list[Tensor] = []
 
     def take(self, masks: Sequence[Tensor], scores: Sequence[Tensor] | None = None) -> None:
-        """Take the masks of the images that `propose` is called with next.
+        """Store the masks of the images in the next call of `propose`.
 
         Args:
-            masks: (M, H, W) bool each, at any resolution.
-            scores: (M,) in [0, 1] each; 1 where not given.
+            masks: (M, H, W) bool for each image, at any resolution.
+            scores: (M,) in [0, 1] for each image; all 1 by default.
         """
         self._masks = list(masks)
-        self._scores = [torch.ones(len(of_image), device=of_image.device) for of_image in masks]
+        self._scores = [torch.ones(len(image_masks), device=image_masks.device) for image_masks in masks]
         if scores is not None:
             self._scores = list(scores)
 
     def propose(self, images: Tensor | Sequence[Tensor], vocabulary: Vocabulary | None = None) -> list[ImageProposals]:
-        """The masks taken, resized to each image; see `Proposer.propose`.
+        """Return the stored masks, resized to each image; see `Proposer.propose`.
 
         Raises:
-            InputError: the masks are those of another number of images.
+            InputError: the numbers of images and of stored masks differ.
         """
         if len(images) != len(self._masks):
             raise InputError(
-                f"GivenMasks has the masks of {len(self._masks)} images, not of {len(images)}; give --data.masks, or "
-                "call take() with the masks of these images"
+                f"GivenMasks has the masks of {len(self._masks)} images, not of {len(images)}; set --data.masks, or "
+                "pass the masks of these images to take()"
             )
         return [
             ImageProposals(_resize(masks, (image.shape[1], image.shape[2])), None, scores.to(image.device))
@@ -54,7 +54,7 @@ class GivenMasks(Proposer):
 
 
 def _resize(masks: Tensor, size: tuple[int, int]) -> Tensor:
-    """Coverage (M, h, w) in [0, 1] of masks (M, H, W) bool."""
+    """Resize masks (M, H, W) bool to their coverage of each pixel, (M, h, w) in [0, 1]."""
     if not len(masks):
         return torch.zeros((0, *size), device=masks.device)
     return F.interpolate(masks[None].float(), size, mode="bilinear", antialias=True, align_corners=False)[0].clamp(0, 1)

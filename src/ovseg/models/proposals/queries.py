@@ -1,4 +1,4 @@
-"""Branch A: a mask proposal network whose queries live in CLIP's text space (paper §3.1)."""
+"""A mask proposal network whose queries are embedded in CLIP's text space: branch A (paper §3.1)."""
 
 from __future__ import annotations
 
@@ -23,28 +23,26 @@ CONFIG, WEIGHTS = "proposer.json", "model.safetensors"
 IMAGE_MEAN = (123.675 / 255, 116.28 / 255, 103.53 / 255)
 IMAGE_STD = (58.395 / 255, 57.12 / 255, 57.375 / 255)
 _AGAIN = "write it again with `ovseg fit --config conf/proposals.yaml` or `ovseg bundle`"
-_WIDEST = 2**16  # of what a file may ask for
+_WIDEST = 2**16  # the largest layer that a file may request
 LOGIT_SCALE = 100.0  # constant in the paper, not CLIP's learned temperature
 
 
 class MaskProposer(Proposer):
-    """Hugging Face's Mask2Former or MaskFormer, its class predictor replaced by embeddings to compare with texts.
+    """Hugging Face's Mask2Former or MaskFormer with query embeddings in CLIP's text space instead of a class predictor.
 
-    A checkpoint of HF's has no such embeddings yet: its proposals carry their objectness, by its own class predictor,
-    in place of class logits, and training makes the embeddings.
+    Checkpoints of Hugging Face's have no such embeddings until they are trained. Until then, proposals have an
+    objectness, computed by the checkpoint's class predictor, instead of class logits.
 
     Args:
-        model: the values of a `Mask2FormerConfig` with its `backbone_config`, for random weights, or of a
-            `MaskFormerConfig` (`model_type: maskformer`) with its `decoder_config` too; or a hub name or a
-            folder of a Mask2Former or MaskFormer checkpoint, a folder that `save_pretrained` wrote,
-            a `.ckpt` of proposal training, or `toy`.
-        text_dim: width D of CLIP's text space; taken from `model` where that has been trained in one.
-        backbone: hub name or folder of pretrained weights for the backbone alone, where `model` is values; a network
-            that is read has a trained one.
-        head_width: hidden units of the MLP from queries to text space; taken from `model` like `text_dim`.
+        model: `.ckpt` of proposal training, folder that `save_pretrained` wrote, `toy`, or hub name or folder of a
+            Mask2Former or MaskFormer checkpoint. For random weights, the values of a `Mask2FormerConfig` including
+            `backbone_config`, or of a `MaskFormerConfig` (`model_type: maskformer`) including `decoder_config` as well.
+        text_dim: width D of CLIP's text space; a `model` trained in one has its own width.
+        backbone: hub name or folder of pretrained weights for the backbone, if `model` consists of config values.
+        head_width: hidden units of the MLP from queries to text space; a `model` trained in one has its own width.
 
     Raises:
-        InputError: the model or its weights cannot be found or do not fit.
+        InputError: the model or its weights cannot be found, or do not fit.
     """
 
     image_mean: Tensor
@@ -69,53 +67,59 @@ class MaskProposer(Proposer):
         encoder = self.model.pixel_level_module.encoder
         if (swin := getattr(encoder, "swin", getattr(encoder, "model", None))) is not None:
             prepare_swin(swin)
-        foreign = self.objectness_head is not None
-        if trained is not None and foreign:
-            load_weights(self, trained["weights"])  # before there are embeddings: it was saved without
+        untrained = self.objectness_head is not None
+        if trained is not None and untrained:
+            load_weights(self, trained["weights"])  # before the embeddings exist, because it was saved without them
         hidden = hidden_size(self.model)
         self.query_head = nn.Sequential(nn.Linear(hidden, head_width), nn.ReLU(), nn.Linear(head_width, text_dim))
-        self.no_object_embedding = nn.Parameter(torch.randn(1, text_dim) * text_dim**-0.5)  # of the length of texts
+        self.no_object_embedding = nn.Parameter(
+            torch.randn(1, text_dim) * text_dim**-0.5
+        )  # about as long as text features
         self.register_buffer("image_mean", torch.tensor(IMAGE_MEAN)[:, None, None], persistent=False)
         self.register_buffer("image_std", torch.tensor(IMAGE_STD)[:, None, None], persistent=False)
         self.register_buffer("text_features", None, persistent=False)
-        if trained is not None and not foreign:
+        if trained is not None and not untrained:
             load_weights(self, trained["weights"], trained["prefix"])
         if isinstance(model, dict) and backbone is not None:
             load_backbone(self.model.pixel_level_module.encoder, backbone)
 
     @property
     def text_dim(self) -> int | None:  # type: ignore[override]
-        """Width of the texts that the queries were made for; None for a network of HF's, whose queries know none."""
+        """Width of the text features that queries are compared with; None for a checkpoint of HF's before training."""
         return None if self.objectness_head is not None else self.no_object_embedding.shape[1]
 
-    def checked_classifier(self, wanted: Classifier | None) -> Classifier:
-        """The way to classify these proposals: as wanted, or the best where nothing is.
+    def checked_classifier(self, classifier: Classifier | None) -> Classifier:
+        """Return a supported classifier unchanged, and the best one for None.
 
         Raises:
-            InputError: it takes embeddings, and they are not trained.
+            InputError: the classifier is unknown, or needs query embeddings that are not trained.
         """
-        if wanted not in (None, *get_args(Classifier)):
-            raise InputError(f"classifier is {wanted!r}; give one of {', '.join(get_args(Classifier))}")
+        if classifier not in (None, *get_args(Classifier)):
+            raise InputError(f"classifier is {classifier!r}; give one of {', '.join(get_args(Classifier))}")
         if self.text_dim is not None:
-            return wanted or "ensemble"
-        if wanted not in (None, "clip"):
+            return classifier or "ensemble"
+        if classifier not in (None, "clip"):
             raise InputError(
-                f"classifier {wanted!r} needs proposals that were trained with CLIP's texts, and these come from a "
+                f"classifier {classifier!r} needs proposals that were trained with CLIP's texts, but these come from a "
                 "checkpoint of Hugging Face's; train it with `ovseg fit --config conf/proposals.yaml "
                 "--model.proposer.model CHECKPOINT`, or use classifier 'clip'"
             )
         return "clip"
 
     def embed_queries(self) -> None:
-        """Let the queries learn texts, in place of the objectness that a checkpoint of HF's has."""
+        """Use query embeddings instead of a checkpoint's class predictor, so that training can learn them."""
         self.objectness_head = None
 
     def set_text_features(self, features: Tensor) -> None:
-        """Classify queries by these L2-normalised text features, (K, D)."""
+        """Set the L2-normalised text features (K, D) that queries are compared with.
+
+        Raises:
+            InputError: the network was trained with text features of another width.
+        """
         if self.text_dim not in (None, features.shape[1]):
             raise InputError(
-                f"the proposal network speaks to texts of width {self.text_dim}, this CLIP has "
-                f"{features.shape[1]}; use the CLIP that it was trained with"
+                f"the proposal network was trained with text features of width {self.text_dim}, but those of this CLIP "
+                f"have width {features.shape[1]}; use the CLIP that it was trained with"
             )
         self.text_features = features.detach().to(self.no_object_embedding)
 
@@ -123,11 +127,11 @@ class MaskProposer(Proposer):
         """Propose masks.
 
         Args:
-            images: (3, h, w) in [0, 1] each; they are normalised, then padded with zeros to the right and bottom to the
-                largest of them and to a multiple of 32.
+            images: (3, h, w) in [0, 1] each. They are normalised, then padded with zeros at the right and bottom to the
+                size of the largest, rounded up to a multiple of 32.
 
         Returns:
-            Proposals of the initial queries (Mask2Former) and after every decoder layer; the last is the answer.
+            The proposals of the initial queries (Mask2Former only) and of every decoder layer; the last are the result.
         """
         output = self.model(self._pad(images), output_hidden_states=True)
         if self.mask_head is None:
@@ -144,12 +148,12 @@ class MaskProposer(Proposer):
         return [self._classify(queries, mask_logits) for queries, mask_logits in zip(states, masks, strict=True)]
 
     def propose(self, images: Tensor | Sequence[Tensor], vocabulary: Vocabulary | None = None) -> list[ImageProposals]:
-        """The masks of the last decoder layer, with class logits where text features are set.
+        """Return the proposals of the last decoder layer, with class logits if text features are set.
 
         Args:
             images: (3, h, w) in [0, 1] each.
-            vocabulary: whose phrases the text features are; a class takes the logit of its best synonym. Without it,
-                every phrase is a class.
+            vocabulary: the classes; each gets the logit of its best synonym. By default, every row of the text features
+                is a class.
         """
         if not len(images):
             return []
@@ -164,7 +168,7 @@ class MaskProposer(Proposer):
         ]
 
     def architecture(self) -> Architecture:
-        """What a training checkpoint keeps beside the weights."""
+        """Return what a training checkpoint stores besides the weights to rebuild the network."""
         values = json.loads(self.model.config.to_json_string(use_diff=True))
         config = shape_of(values, "this network", MASK_NETWORKS, strict=False)
         if self.objectness_head is not None:
@@ -173,22 +177,22 @@ class MaskProposer(Proposer):
         return {"model": config, "text_dim": self.text_dim, "head_width": first.out_features}
 
     def save_pretrained(self, folder: str | Path) -> None:
-        """Write a folder that the constructor reads.
+        """Write a folder that the constructor can read.
 
         Raises:
-            InputError: it holds something else than an earlier network of ours; it stays as it is.
+            InputError: the folder holds anything other than a network saved by this method; it is left unchanged.
         """
         folder = Path(folder)
         check_target(folder, CONFIG)
         folder.mkdir(parents=True, exist_ok=True)
         (folder / CONFIG).write_text(json.dumps(self.architecture(), indent=2) + "\n", encoding="utf-8")
         state = {key: tensor.contiguous() for key, tensor in self.state_dict().items()}
-        if self.objectness_head is not None:  # embeddings that mean nothing yet
+        if self.objectness_head is not None:  # omit the untrained embeddings
             state = {key: tensor for key, tensor in state.items() if not key.startswith(("query_head", "no_object"))}
         save_file(state, folder / WEIGHTS)
 
     def _pad(self, images: Tensor | Sequence[Tensor]) -> Tensor:
-        """(B, 3, h, w), normalised and padded."""
+        """Normalise images and pad them to a batch (B, 3, h, w)."""
         height, width = (-(-max(image.shape[axis] for image in images) // 32) * 32 for axis in (1, 2))
         batch = self.image_mean.new_zeros((len(images), 3, height, width))
         for row, image in zip(batch, images, strict=True):
@@ -196,6 +200,7 @@ class MaskProposer(Proposer):
         return batch
 
     def _classify(self, queries: Tensor, mask_logits: Tensor) -> Proposals:
+        """Add embeddings, and class logits or objectness, to the masks of queries (B, Q, C)."""
         embeddings = self.query_head(queries)  # (B, Q, D)
         if self.objectness_head is not None:
             no_object = self.objectness_head(queries).float().softmax(dim=-1)[..., -1]
@@ -209,15 +214,15 @@ class MaskProposer(Proposer):
 
 
 def _of_classes(logits: Tensor, vocabulary: Vocabulary | None) -> Tensor:
-    """(Q, S + 1) logits of phrases and no object to (Q, K + 1) of classes."""
+    """Reduce logits (Q, S + 1) of phrases and no-object to logits (Q, K + 1) of classes and no-object."""
     if vocabulary is None or len(vocabulary.phrases) == len(vocabulary):
         return logits
-    owners = torch.tensor(vocabulary.class_of_phrase, device=logits.device)
-    return torch.cat([best_synonyms(logits[:, :-1], owners, len(vocabulary)), logits[:, -1:]], dim=1)
+    class_of_phrase = torch.tensor(vocabulary.class_of_phrase, device=logits.device)
+    return torch.cat([best_synonyms(logits[:, :-1], class_of_phrase, len(vocabulary)), logits[:, -1:]], dim=1)
 
 
 def _trained_architecture(model: str) -> Architecture | None:
-    """Architecture, its source, weights file and key prefix of a network of ours; None for a checkpoint of HF's."""
+    """Return the architecture, source, weights file and key prefix of a network saved by ovseg, or None for others."""
     folder = toy_weights("proposer") if model == "toy" else Path(model)
     if folder.suffix == ".ckpt":
         source, prefix, weights = folder, "proposer.", folder
@@ -230,10 +235,10 @@ def _trained_architecture(model: str) -> Architecture | None:
             raise InputError(f"{source} cannot be read ({first_line(error)}); {_AGAIN}") from error
     else:
         return None
-    sound = isinstance(architecture, dict) and isinstance(architecture.get("model"), dict)
-    if not sound or not all(
+    well_formed = isinstance(architecture, dict) and isinstance(architecture.get("model"), dict)
+    if not well_formed or not all(
         type(width := architecture.get(size, 1)) is int and 1 <= width <= _WIDEST
         for size in ("text_dim", "head_width", "classes")
     ):
-        raise InputError(f"{source} describes no proposal network; {_AGAIN}")
+        raise InputError(f"{source} does not describe a proposal network; {_AGAIN}")
     return {**architecture, "source": str(source), "weights": weights, "prefix": prefix}

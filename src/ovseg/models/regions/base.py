@@ -1,4 +1,4 @@
-"""The seam for region encoders: images and masks in, features of the masked regions out."""
+"""The interface of region encoders: images and masks in, features of the masked regions out."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from ovseg.structures import InputError, RegionFeatures, RegionTextBatch
 
 
 class RegionEncoder(nn.Module, ABC):
-    """Embeds masked regions of images in CLIP's joint space.
+    """Base of encoders that embed masked regions of images in CLIP's joint space.
 
-    A subclass implements `forward`; one that can be trained implements `encode_batch`, and one with options of its own
-    returns them from `settings`.
+    A subclass must implement `forward`. To be trainable, it implements `encode_batch`; if its constructor has further
+    arguments, it returns them from `settings`.
 
     Args:
-        clip: encodes the regions, and the texts that they are compared with.
+        clip: encodes the regions and the texts they are compared with.
     """
 
     def __init__(self, clip: CLIPAdapter) -> None:
@@ -36,7 +36,7 @@ class RegionEncoder(nn.Module, ABC):
             masks: (N, h, w) bool each.
 
         Returns:
-            (N, D) features an image; a region without any visible pixel is invalid and all zero.
+            (N, D) features for each image; those of a region without visible pixels are invalid and zero.
         """
 
     def encode_batch(self, batch: RegionTextBatch) -> Tensor:
@@ -46,18 +46,18 @@ class RegionEncoder(nn.Module, ABC):
             (N, D), L2-normalised.
 
         Raises:
-            InputError: this encoder cannot be trained.
+            InputError: the encoder cannot be trained.
         """
         raise InputError(
             f"{type(self).__name__} cannot be trained: it has no `encode_batch`; use another region encoder"
         )
 
     def settings(self) -> dict[str, Any]:
-        """The constructor's arguments but for `clip`, as plain values: a saved segmenter stores them."""
+        """Return the constructor's arguments except `clip` as plain values, which a saved segmenter stores."""
         return {}
 
     def architecture(self) -> Architecture:
-        """What identifies the encoder beside its weights: class, settings and CLIP's architecture."""
+        """Return what identifies the encoder besides its weights: class, settings and CLIP's architecture."""
         return {"class_path": class_path(type(self)), "settings": self.settings(), "clip": self.clip.architecture()}
 
     def own_weights(self) -> dict[str, Tensor]:
@@ -68,6 +68,6 @@ class RegionEncoder(nn.Module, ABC):
 
 
 def class_path(encoder: type[RegionEncoder]) -> str:
-    """The name by which configs and saved segmenters choose a region encoder."""
+    """Return the name by which configs and saved segmenters refer to a region encoder."""
     public = encoder.__module__.startswith("ovseg.models.")
     return f"{'ovseg.models' if public else encoder.__module__}.{encoder.__qualname__}"

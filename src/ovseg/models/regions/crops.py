@@ -1,4 +1,4 @@
-"""The paper's region encoder: every region is cut out and becomes an image for CLIP (§3.3)."""
+"""The paper's region encoder, which crops every region and encodes it as a separate image (§3.3)."""
 
 from __future__ import annotations
 
@@ -19,15 +19,15 @@ FILLS = {"mean": CLIP_MEAN, "zero": (0.0, 0.0, 0.0)}
 
 
 class CropEncoder(RegionEncoder):
-    """Crops each region to its box, fills what the mask leaves out, and encodes the crop as an image of its own.
+    """Crop each region to its bounding box, fill the pixels outside its mask, and encode the crop with CLIP.
 
     Args:
-        clip: with mask prompts in the blank patches, if it has any.
-        fill: colour outside the mask, CLIP's `mean` or `zero`.
-        expand_ratio: scale of the box about its centre.
-        regions_per_batch: crops that go through CLIP at once; all where not given. In training, only the features of
-            each part are kept and its activations are recomputed for the gradients, which equal those of the undivided
-            batch: a step takes a third longer, in the memory of one part.
+        clip: encodes the crops; if it has mask prompts, they replace the blank patches.
+        fill: colour outside the mask: CLIP's mean, or black (`zero`).
+        expand_ratio: factor on the width and height of each box.
+        regions_per_batch: crops that CLIP encodes at once; all by default. In training, activations are recomputed
+            batch by batch for the gradients, which do not change: a step takes a third longer and needs the memory of
+            one such batch.
 
     Raises:
         InputError: an option is out of range.
@@ -50,7 +50,7 @@ class CropEncoder(RegionEncoder):
         self.fill, self.expand_ratio, self.regions_per_batch = fill, expand_ratio, regions_per_batch
 
     def forward(self, images: Sequence[Tensor], masks: Sequence[Tensor]) -> list[RegionFeatures]:
-        """Encode the regions of each image; the crops of all images share the passes through CLIP.
+        """Encode the regions of each image; CLIP encodes the crops of all images together.
 
         See `RegionEncoder.forward`.
         """
@@ -60,18 +60,18 @@ class CropEncoder(RegionEncoder):
         crops, crop_masks, valids, visible = [], [], [], []
         for image, mask in zip(images, masks, strict=True):
             regions, region_masks, valid = crop_regions(image, mask, size, fill, self.expand_ratio)
-            rows = valid.nonzero()[:, 0]  # once, and not at each use of a mask
+            rows = valid.nonzero()[:, 0]  # once, since every use of a boolean mask waits for the device
             crops.append(regions[rows])
             crop_masks.append(region_masks[rows])
             valids.append(valid)
             visible.append(rows)
         encoded = torch.split(self._encode(torch.cat(crops), torch.cat(crop_masks)), [len(rows) for rows in visible])
-        answer = []
-        for valid, rows, of_image in zip(valids, visible, encoded, strict=True):
-            features = of_image.new_zeros((len(valid), of_image.shape[1]))
-            features[rows] = of_image
-            answer.append(RegionFeatures(features, valid))
-        return answer
+        results = []
+        for valid, rows, visible_features in zip(valids, visible, encoded, strict=True):
+            features = visible_features.new_zeros((len(valid), visible_features.shape[1]))
+            features[rows] = visible_features
+            results.append(RegionFeatures(features, valid))
+        return results
 
     def encode_batch(self, batch: RegionTextBatch) -> Tensor:
         """Encode the crops of a training batch, (N, D); see `RegionEncoder.encode_batch`."""
@@ -85,7 +85,7 @@ class CropEncoder(RegionEncoder):
         }
 
     def _encode(self, regions: Tensor, region_masks: Tensor) -> Tensor:
-        """Features (N, D), of all regions at once or part by part."""
+        """Return the features (N, D) of all regions, encoded at once or batch by batch."""
         size = self.regions_per_batch
         if size is None or size >= len(regions):
             return self.clip.encode_regions(regions, region_masks)
