@@ -375,7 +375,7 @@ def test_bundle_refuses_a_clip_without_weights(
     folder = tiny.clip_folder(tmp_path / "clip")
     words = ("bundle", "--proposer", "toy", "--out", tmp_path / "out", "--clip")
     sentence = "would have random weights; "
-    assert f"CLIP {folder} {sentence}its weights are not in that folder" in refusal(capsys, *words, folder)
+    assert f"CLIP {folder} {sentence}use a folder with weights" in refusal(capsys, *words, folder)
     assert f"CLIP ViT-S-32-alt {sentence}add --pretrained" in refusal(capsys, *words, "ViT-S-32-alt")
     assert "CLIP ViT-S-32-alt starts from random weights" in caplog.text
     assert not (tmp_path / "out").exists()

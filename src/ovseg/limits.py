@@ -17,11 +17,13 @@ MAX_NAME = 255  # bytes in a file name, on all common file systems
 SLACK = 2**26  # bytes that a file of any size may unpack to
 
 
-def check_size(width: int, height: int, what: str) -> None:
+def check_size(width: int, height: int, subject: str) -> None:
     """Check the number of pixels against the limit, before they are decoded.
 
     Args:
-        what: the subject of the error sentence, such as a path.
+        width: width in pixels.
+        height: height in pixels.
+        subject: the subject of the error message, such as a path.
 
     Raises:
         InputError: there are more pixels than `OVSEG_MAX_MEGAPIXELS` allows, or its value is not a positive number.
@@ -35,8 +37,8 @@ def check_size(width: int, height: int, what: str) -> None:
         raise InputError(f"{VARIABLE} is {value!r}; give a number of megapixels such as {MAX_MEGAPIXELS:g}")
     if min(width, height) < 0 or width * height > limit * 1e6:
         raise InputError(
-            f"{what} has {width:,} x {height:,} pixels, more than {limit:g} megapixels; resize it, or set {VARIABLE} "
-            "to a higher limit"
+            f"{subject} has {width:,} x {height:,} pixels, more than {limit:g} megapixels; resize it, or set "
+            f"{VARIABLE} to a higher limit"
         )
 
 
@@ -44,7 +46,8 @@ def check_names(names: Iterable[str | None], source: Path) -> None:
     """Check that file names stay inside the folder they are relative to; links inside the folder may point anywhere.
 
     Args:
-        source: the file that contains the names, for the error.
+        names: the file names; None and empty names are refused.
+        source: the file that contains the names, for the error message.
 
     Raises:
         InputError: a name can lead out of the folder, or is too long.
@@ -63,12 +66,12 @@ def check_names(names: Iterable[str | None], source: Path) -> None:
 
 
 def check_unpacked(size: int, packed: int, ratio: int = 1) -> None:
-    """Check that a compressed file does not unpack to far more bytes than honest content would.
+    """Check that a compressed file does not unpack to far more bytes than legitimate content would.
 
     Args:
         size: unpacked bytes, as declared by the file.
         packed: bytes of the file.
-        ratio: highest compression ratio of honest content.
+        ratio: highest compression ratio of legitimate content.
 
     Raises:
         ValueError: `size` is above `ratio * packed + SLACK`.

@@ -129,7 +129,7 @@ class MeanIoU(Metric):
 
 
 class MaskAccuracy(Metric):
-    """Share of ground-truth regions that CLIP classifies correctly: what mask adaptation improves, without proposals.
+    """Share of ground-truth regions that CLIP classifies correctly: measures mask adaptation without proposals.
 
     A region is the whole area of one class in one image, and each region counts once.
 

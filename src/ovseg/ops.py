@@ -49,8 +49,8 @@ def expand_boxes(boxes: Tensor, ratio: float, height: int, width: int) -> Tensor
     Args:
         boxes: (N, 4) x0, y0, x1, y1, ends exclusive.
         ratio: factor on width and height.
-        height: of the image, in pixels.
-        width: of the image, in pixels.
+        height: height of the image, in pixels.
+        width: width of the image, in pixels.
 
     Returns:
         (N, 4) int64.
@@ -117,7 +117,7 @@ def mask_probabilities(mask_logits: Tensor, size: tuple[int, int], stride: int =
     Args:
         mask_logits: (Q, h', w'), at 1 / `stride` of the resolution of the padded input.
         size: (h, w) of the image before padding.
-        stride: of the mask logits, in pixels of the padded input.
+        stride: distance of neighbouring mask logits, in pixels of the padded input.
 
     Returns:
         (Q, h, w) in [0, 1].

@@ -25,8 +25,9 @@ def param_groups(
     Weight decay never applies to norms, embeddings and scalars.
 
     Args:
+        module: the module to train.
         lr: base learning rate.
-        weight_decay: of the parameters that are decayed.
+        weight_decay: weight decay of all other parameters.
         lr_factors: prefix of a parameter's name → factor on `lr`; the longest matching prefix wins.
         decay_biases: apply weight decay to biases and other vectors (the paper does for proposals, not for CLIP).
 

@@ -104,7 +104,7 @@ class SegmentationBatch(NamedTuple):
 
 
 class EvalBatch(NamedTuple):
-    """Images at network resolution, to be predicted at their original size."""
+    """Images at network resolution, whose labels are predicted at the original size."""
 
     images: list[Tensor]  # B × (3, h, w) in [0, 1]
     sizes: list[tuple[int, int]]  # B × (H, W)
@@ -112,7 +112,7 @@ class EvalBatch(NamedTuple):
     labels: list[Tensor]  # B × (H, W), empty without ground truth; int16 or int32 in transfer, int64 on the device
     masks: list[Tensor] | None = None  # B × (M, H, W) bool, masks from files in place of proposals
     mask_scores: list[Tensor] | None = None  # B × (M,), 1 for ground truth
-    faults: tuple[str, ...] = ()  # one sentence for each image that could not be read, which is not among the B
+    faults: tuple[str, ...] = ()  # one sentence for each unreadable image, which is not part of the batch
 
 
 class CaptionBatch(NamedTuple):
@@ -126,10 +126,10 @@ class CaptionBatch(NamedTuple):
     caption_ids: list[list[int]]  # the first caption that contains each noun; -1 for labels
     masks: list[Tensor] | None  # B × (M, H, W) bool, in place of proposals
     mask_scores: list[Tensor] | None = None  # B × (M,), 1 for ground truth
-    labelled: bool = False  # whether noun i is the label of mask i, rather than to be matched to a mask
+    labelled: bool = False  # whether noun i is the label of mask i; otherwise nouns are matched to masks
     shard: int = 0
     ends_shard: bool = False  # whether this is the last batch of its shard
-    faults: tuple[str, ...] = ()  # one sentence for each unreadable image, which is not among the B
+    faults: tuple[str, ...] = ()  # one sentence for each unreadable image, which is not part of the batch
 
 
 class RegionTextBatch(NamedTuple):
@@ -159,7 +159,7 @@ class ImageProposals(NamedTuple):
 
 
 class RegionFeatures(NamedTuple):
-    """What CLIP makes of the N masked regions of one image."""
+    """CLIP's features of the N masked regions of one image."""
 
     features: Tensor  # (N, D), L2-normalised; zero where invalid
     valid: Tensor  # (N,) bool, whether any pixel of the region is visible

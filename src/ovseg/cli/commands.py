@@ -61,12 +61,12 @@ def bundle(
     name, proposer = f"{proposer}", MaskProposer(proposer) if isinstance(proposer, str) else proposer
     adapter = CLIPAdapter(clip, pretrained)
     if not adapter.trained:
-        lack = "its weights are not in that folder" if Path(clip).is_dir() else "add --pretrained, for example openai"
-        raise InputError(f"CLIP {clip} would have random weights; {lack}")
+        remedy = "use a folder with weights" if Path(clip).is_dir() else "add --pretrained, for example openai"
+        raise InputError(f"CLIP {clip} would have random weights; {remedy}")
     if proposer.text_dim not in (None, adapter.dim):
         raise InputError(
-            f"{name} embeds into texts of width {proposer.text_dim}, {clip} has {adapter.dim}; "
-            "join a CLIP and the proposals that were trained with it"
+            f"{name} was trained with text features of width {proposer.text_dim}, but those of {clip} have width "
+            f"{adapter.dim}; join a CLIP and the proposals that were trained with it"
         )
     segmenter = OpenVocabSegmenter(
         proposer,
@@ -124,7 +124,7 @@ def data(action: Literal["check"], benchmark: str, root: Path | None = None, num
     Args:
         action: `check`.
         benchmark: name, for example `ade20k_847`, a file such as conf/data/own.yaml, or the dotted path of a class.
-        root: folder that contains it; by default that of the file, or `datasets`.
+        root: folder that contains the benchmark; by default the one that the file sets, or `datasets`.
         num_workers: number of reading processes.
     """
     from ovseg.data.benchmarks.check import check, load_benchmark
@@ -186,11 +186,10 @@ def run(words: list[str]) -> None:
     if packaged:
         print(notice(packaged), file=sys.stderr)
     function = COMMANDS[verb]
-    plain = list(
-        takewhile(lambda word: not word.startswith("-"), rest)
-    )  # `ovseg import FILE`: leading arguments need no flag
-    pairs = list(zip(signature(function).parameters, plain, strict=False))
-    rest = [*(part for name, word in pairs for part in (f"--{name}", word)), *rest[len(pairs) :]]
+    # leading arguments need no flag: `ovseg import FILE`
+    leading = takewhile(lambda word: not word.startswith("-"), rest)
+    positional = list(zip(signature(function).parameters, leading, strict=False))
+    rest = [*(part for name, word in positional for part in (f"--{name}", word)), *rest[len(positional) :]]
     rest = [re.sub("^--[^=]+", lambda flag: f"--{flag[0][2:].replace('-', '_')}", word) for word in rest]
     first_line = (function.__doc__ or "").splitlines()[0]
     parser = CommandParser(prog=f"ovseg {verb}", description=first_line, exit_on_error=False, allow_abbrev=False)

@@ -42,7 +42,7 @@ class OVSegCLI(LightningCLI):
             words: the verb and its flags.
 
         Raises:
-            jsonargparse.ArgumentError, InputError: the words or files cannot be used. Nothing has been written yet.
+            jsonargparse.ArgumentError, InputError: the flags or files cannot be used. Nothing has been written yet.
         """
         verb, command = words[0], " ".join(shlex.join(["ovseg", *words]).split())
         words, packaged = find_packaged(words)
@@ -83,7 +83,7 @@ class OVSegCLI(LightningCLI):
         return verbs
 
     def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
-        """Parse the words, then check the data, the run folder and the checkpoint before anything is built."""
+        """Parse the command line, then check data, run folder and checkpoint before anything is built."""
         super().parse_arguments(parser, args)
         self.command = self.save_config_kwargs["command"]
         verb = self.config["subcommand"]
@@ -97,7 +97,7 @@ class OVSegCLI(LightningCLI):
             self.config[verb]["weights_only"] = True
 
     def before_fit(self) -> None:
-        """Refuse a batch that cannot be divided before other processes start and wait for this one."""
+        """Divide the batch among processes; refuse one that cannot be divided before other processes wait for it."""
         if isinstance(self.datamodule, ResumableDataModule):
             self.datamodule.divide_batch(self.trainer.world_size, self.trainer.accumulate_grad_batches)
 
@@ -118,10 +118,10 @@ class OVSegCLI(LightningCLI):
 
 
 def _silence_irrelevant_warnings() -> None:
-    """Hide messages about what is intended, or reported elsewhere."""
+    """Hide warnings about intended behaviour and about problems that ovseg reports itself."""
     for message in (
-        "LightningCLI's args parameter",  # the words may differ from sys.argv
-        ".*LeafSpec",  # a name of torch that Lightning still uses
+        "LightningCLI's args parameter",  # `main` may be called with arguments other than sys.argv
+        ".*LeafSpec",  # deprecated in torch, but Lightning still uses it
         ".*exists and is not empty",  # `check_start` decides this
         ".*across ranks is zero",  # no validation images, or none left
         ".*callbacks used to create the checkpoint",  # only `fit` has them

@@ -37,7 +37,7 @@ def main(args: Sequence[str] | None = None) -> None:
     """Run one verb.
 
     Args:
-        args: words after `ovseg`; by default those of the process.
+        args: arguments after `ovseg`; by default those of the process.
 
     Raises:
         SystemExit: with code 2 after one sentence about unusable input, 130 after Ctrl-C and 143 after SIGTERM (as in

@@ -9,10 +9,10 @@ PACKAGE = Path(__file__).parent.parent  # contains `conf`, a link to the reposit
 
 
 def find_packaged(words: Sequence[str]) -> tuple[list[str], list[str]]:
-    """Replace paths in `conf` that the working directory lacks by those that ship with ovseg.
+    """Replace paths under `conf` that do not exist in the working directory by the copies that ship with ovseg.
 
     Args:
-        words: of a command line; `conf/…` is looked up both as a word and after `--flag=`.
+        words: the command line; `conf/…` may be a separate word or follow `--flag=`.
 
     Returns:
         The words with full paths, and the replaced paths as the user wrote them.

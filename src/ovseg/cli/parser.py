@@ -20,7 +20,7 @@ class StrictArgumentParser(OwnedArguments, LightningArgumentParser):
         super().__init__(**{"allow_abbrev": False, **options})
 
     def parse_args(self, args: Any = None, *rest: Any, **options: Any) -> Any:
-        """Parse words, with `None` read as null."""
+        """Parse arguments, with `None` read as null."""
         if isinstance(args, list):
             args = [re.sub(r"^(--[^=]+)=None$", r"\1=null", word) for word in args]
         return super().parse_args(args, *rest, **options)

@@ -1,7 +1,7 @@
-"""One sentence about words and configs that the parser rejects.
+"""Explain in one sentence why the parser rejects a command line or a config.
 
-jsonargparse reports faults as nested exceptions. The innermost sentence is passed on, with the config file, the key and
-the class in front, and with a hint where there is one.
+jsonargparse reports mistakes as nested exceptions. The sentence consists of the config file, the key and the class, the
+innermost message, and a hint if there is one.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from ovseg.structures import InputError
 
 
 class OwnedArguments:
-    """Mixin for a parser: its errors know the class whose arguments it parses."""
+    """Mixin for parsers that attaches the class whose arguments are parsed to their errors."""
 
     owner: type | None = None
 
@@ -63,8 +63,8 @@ def one_sentence(error: ArgumentError, words: Sequence[str], options: Iterable[s
         old = ".".join(part for part in path.split(".") if part != "init_args")
         return f"--{old} is now --{new}; use the new name, in configs as well"
     sentence = sentence.replace(f" {words[0]}.", " ")
-    in_words = isinstance(faults[-1], ArgumentError) and not keys  # of flags, not of values in a config
-    file = "" if in_words else _config_with((unknown or keys)[-1:], words)
+    on_command_line = isinstance(faults[-1], ArgumentError) and not keys  # a flag, not a value in a config
+    file = "" if on_command_line else _config_with((unknown or keys)[-1:], words)
     prefix = [file, ".".join(keys), owner.__name__ if owner and unknown + _missing(sentence) else "", sentence]
     if not keys:
         prefix.insert(1, words[0])
@@ -125,9 +125,9 @@ def _hint(
             else ""
         )
     name = ".".join(unknown)
-    known = list(inspect.signature(owner).parameters) if owner else list(options)
-    known = [option for option in known if option.count(".") == name.count(".")]
-    if close := get_close_matches(name, known, n=1):
+    candidates = list(inspect.signature(owner).parameters) if owner else list(options)
+    candidates = [option for option in candidates if option.count(".") == name.count(".")]
+    if close := get_close_matches(name, candidates, n=1):
         return f"; did you mean --{'.'.join([*keys, *close])}?"
     return "" if keys else f"; `ovseg {verb} --help` lists the flags"
 

@@ -69,7 +69,7 @@ def check_start(verb: str, folder: Path, config: Mapping[str, Any]) -> None:
     """Refuse a missing or damaged checkpoint, and refuse to train over an earlier run.
 
     Raises:
-        InputError: either is the case.
+        InputError: the checkpoint cannot be used, or the folder holds an earlier run.
     """
     checkpoint = config["ckpt_path"]
     if checkpoint and "://" not in checkpoint:

@@ -114,9 +114,9 @@ def create_clip(folder: Path | None, name: str, pretrained: str | None) -> tuple
     except InputError:
         raise
     except Exception as error:  # torch, timm, the hub and open_clip raise many kinds
-        what = f"CLIP {folder or name}" + (f" with weights {pretrained!r}" if pretrained else "")
+        subject = f"CLIP {folder or name}" + (f" with weights {pretrained!r}" if pretrained else "")
         raise InputError(
-            f"{what} could not be loaded ({first_line(error)}); if this machine is offline, download the weights "
+            f"{subject} could not be loaded ({first_line(error)}); if this machine is offline, download the weights "
             "elsewhere and set `pretrained` to their file, or `model` to a folder with open_clip_config.json"
         ) from error
     if file is not None:
@@ -167,9 +167,9 @@ def _load(clip: nn.Module, file: Path) -> None:
     if "positional_embedding" in state and not hasattr(clip, "positional_embedding"):
         state = convert_to_custom_text_state_dict(state)
     for key in ("logit_scale", "logit_bias"):  # stored as a scalar or as a vector of one entry
-        own = getattr(clip, key, None)
-        if key in state and isinstance(own, Tensor) and own.numel() == state[key].numel():
-            state[key] = state[key].reshape(own.shape)
+        parameter = getattr(clip, key, None)
+        if key in state and isinstance(parameter, Tensor) and parameter.numel() == state[key].numel():
+            state[key] = state[key].reshape(parameter.shape)
     with contextlib.suppress(AssertionError, RuntimeError):  # `check_and_load` reports a wrong width properly
         resize_pos_embed(state, clip)
         resize_text_pos_embed(state, clip)

@@ -39,9 +39,16 @@ def cache_key(clip: CLIPAdapter, tokens: Tensor) -> str:
         if not name.startswith(("visual.", "logit_scale", "logit_bias"))
     }
     config = {name: value for name, value in clip.config["model_cfg"].items() if name != "vision_cfg"}
-    facts = [FORMAT, version("open_clip_torch"), config, str(clip.mean.device.type), clip.training, list(tokens.shape)]
+    settings = [
+        FORMAT,
+        version("open_clip_torch"),
+        config,
+        str(clip.mean.device.type),
+        clip.training,
+        list(tokens.shape),
+    ]
     parts = tensor_digests({"tokens": tokens, **tensors})
-    return hashlib.sha256(json.dumps([facts, parts], sort_keys=True).encode()).hexdigest()
+    return hashlib.sha256(json.dumps([settings, parts], sort_keys=True).encode()).hexdigest()
 
 
 def load_or_compute(key: str, compute: Callable[[], Tensor]) -> Tensor:

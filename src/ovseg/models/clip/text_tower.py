@@ -32,7 +32,7 @@ def encode_tokens(clip: nn.Module, tokens: Tensor) -> Tensor:
     tower: Any = getattr(clip, "text", clip)
     prefix = "" if tower is clip else "text."
     _check_vocabulary(tower, tokens)
-    positions = _positions_needed(tower, tokens)  # on the CPU, before a GPU would have to be waited for
+    positions = _positions_needed(tower, tokens)  # on the CPU, to avoid waiting for a GPU
     tokens = tokens.to(next(clip.parameters()).device)
     if positions is None:
         features: Tensor = clip.encode_text(tokens, normalize=True)  # type: ignore[operator]

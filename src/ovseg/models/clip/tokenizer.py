@@ -31,7 +31,7 @@ def create_tokenizer(folder: Path | None, name: str, model: dict[str, Any]) -> A
 
     Args:
         folder: may hold reduced merges, or a tokenizer from transformers.
-        name: of the model, for error messages.
+        name: name of the model, for error messages.
         model: open_clip's `model_cfg`.
 
     Raises:

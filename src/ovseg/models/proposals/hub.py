@@ -68,7 +68,7 @@ def build_network(values: dict[str, Any], classes: int | None = None, source: st
     """Build a network with random weights: Mask2Former initialised as by its authors, MaskFormer as by the release.
 
     Args:
-        values: of a `Mask2FormerConfig`, or of a `MaskFormerConfig` including `model_type`.
+        values: the values of a `Mask2FormerConfig`, or of a `MaskFormerConfig` including `model_type`.
         classes: number of classes K of the objectness head; no head by default.
         source: where the values come from, for the error message.
 
@@ -214,12 +214,12 @@ def _summary(problems: dict[str, list[str]]) -> str:
     return "; ".join(f"{len(keys)} {kind} ({min(keys)}, …)" for kind, keys in problems.items() if keys)
 
 
-def _load_failure(what: str, name: str, option: str, error: Exception) -> str:
+def _load_failure(part: str, name: str, option: str, error: Exception) -> str:
     """Return the message of an `InputError` for a network or backbone that could not be loaded."""
     reason = first_line(error)
     if Path(name).is_dir():
-        return f"{what} in {name} could not be loaded ({reason}); fetch its config.json and model.safetensors again"
+        return f"{part} in {name} could not be loaded ({reason}); fetch its config.json and model.safetensors again"
     return (
-        f"{what} {name!r} could not be loaded ({reason}); if this machine is offline, download config.json and "
+        f"{part} {name!r} could not be loaded ({reason}); if this machine is offline, download config.json and "
         f"model.safetensors elsewhere and set `{option}` to their folder"
     )

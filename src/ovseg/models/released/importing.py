@@ -22,7 +22,9 @@ def import_released(
     fill: Literal["mean", "zero"] = RELEASE_DEFAULTS.fill,
     resize: tuple[int, int] | None = RELEASE_DEFAULTS.resize,
 ) -> OpenVocabSegmenter:
-    """Build a segmenter from a released `.pth`. The arguments are what the shapes of its weights cannot tell.
+    """Build a segmenter from a released `.pth`.
+
+    The arguments other than `path` cannot be inferred from the shapes of the weights.
 
     Args:
         path: the released file, as downloaded.
