@@ -41,7 +41,7 @@ class OwnedArguments:
 
 
 def one_sentence(error: ArgumentError, words: Sequence[str], options: Iterable[str] = ()) -> str:
-    """Return what is wrong with a command line.
+    """Explain in one sentence why a command line is rejected.
 
     Args:
         error: raised by a parser with `OwnedArguments`.
@@ -112,7 +112,7 @@ def _missing(sentence: str) -> list[str]:
 def _hint(
     sentence: str, keys: Sequence[str], unknown: Sequence[str], owner: type | None, verb: str, options: Iterable[str]
 ) -> str:
-    """Return the end of the sentence: the next thing to try."""
+    """Return the end of the sentence, which suggests what to try next."""
     if names := _missing(sentence):
         flags = " and ".join(f"--{'.'.join([*keys, name])}" for name in names)
         return f"; give {flags}" + (" or a --config that has it" if names == ["model"] and not keys else "")

@@ -89,7 +89,7 @@ def check_results(verb: str, folder: Path, command: str) -> None:
     """Refuse to overwrite the results of another command.
 
     Raises:
-        InputError: the folder holds such results.
+        InputError: the folder holds results of another command.
     """
     results = folder / RESULTS.get(verb, "")
     if verb not in RESULTS or not results.is_file():

@@ -54,7 +54,7 @@ _SHAPES = {
 }
 SHAPES = {kind: frozenset(names.split()) for kind, names in _SHAPES.items()}
 
-# values that transformers writes beside the shape and that have no effect here: accepted, and dropped. They include the
+# values that transformers writes besides the shape and that have no effect here: accepted and dropped. They include the
 # backbone_config of MaskFormer's decoder, which builds no backbone
 _IGNORED = """model_type _name_or_path architectures backbone_config chunk_size_feed_forward dtype encoder_stride
     hidden_size id2label is_encoder_decoder label2id num_attention_heads num_hidden_layers num_labels num_layers

@@ -84,7 +84,7 @@ def mean_scores(answers: Sequence[ViewAnswer], size: tuple[int, int]) -> Tensor:
     """Average the scores of every class at every pixel.
 
     Args:
-        answers: of all views of an image.
+        answers: the answers of all views of an image.
         size: (h, w) of the image at network resolution.
 
     Returns:
@@ -96,10 +96,10 @@ def mean_scores(answers: Sequence[ViewAnswer], size: tuple[int, int]) -> Tensor:
 
 
 def mean_labels(answers: Sequence[ViewAnswer], image_size: tuple[int, int], size: tuple[int, int]) -> Tensor:
-    """Return the argmax over classes of `mean_scores` resized bilinearly to `size`, without their memory.
+    """Return the argmax over classes of `mean_scores` resized bilinearly to `size`, without holding them in memory.
 
     Args:
-        answers: of all views of an image.
+        answers: the answers of all views of an image.
         image_size: (h, w) of the image at network resolution.
         size: (H, W) of the result.
 

@@ -158,7 +158,7 @@ class CLIPAdapter(nn.Module):
         return features if features.dtype == torch.float32 else F.normalize(features.float(), dim=-1)
 
     def architecture(self) -> Architecture:
-        """Return what a training checkpoint stores beside the weights to rebuild the network without a hub."""
+        """Return what a training checkpoint stores besides the weights to rebuild the network without a hub."""
         return architecture_of(self.config, self.merges, self.tokenizer, self.clip)
 
     def save_pretrained(self, folder: str | Path) -> None:

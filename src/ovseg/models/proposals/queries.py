@@ -30,8 +30,8 @@ LOGIT_SCALE = 100.0  # constant in the paper, not CLIP's learned temperature
 class MaskProposer(Proposer):
     """Hugging Face's Mask2Former or MaskFormer with query embeddings in CLIP's text space instead of a class predictor.
 
-    Checkpoints of Hugging Face's have no such embeddings until they are trained. Until then, proposals have an
-    objectness, computed by the checkpoint's class predictor, instead of class logits.
+    A checkpoint from Hugging Face has no such embeddings before it is trained here. Until then, its proposals have an
+    objectness, computed by its class predictor, instead of class logits.
 
     Args:
         model: `.ckpt` of proposal training, folder that `save_pretrained` wrote, `toy`, or hub name or folder of a
@@ -85,7 +85,7 @@ class MaskProposer(Proposer):
 
     @property
     def text_dim(self) -> int | None:  # type: ignore[override]
-        """Width of the text features that queries are compared with; None for a checkpoint of HF's before training."""
+        """Width of the text features that queries are compared with; None for an untrained HF checkpoint."""
         return None if self.objectness_head is not None else self.no_object_embedding.shape[1]
 
     def checked_classifier(self, classifier: Classifier | None) -> Classifier:

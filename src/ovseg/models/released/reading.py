@@ -47,7 +47,7 @@ def read_released(path: str | Path, settings: ReleaseSettings = RELEASE_DEFAULTS
     """Read a checkpoint released by the authors of OVSeg: a dict whose `model` is the state dict.
 
     Raises:
-        InputError: the file is missing, damaged, or not such a checkpoint.
+        InputError: the file is missing, damaged, or not a released checkpoint.
     """
     content = read_state(path)
     weights: State = content.get("model", content.get("state_dict", content))
