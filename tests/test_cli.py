@@ -358,7 +358,7 @@ def test_an_answer_never_replaces_an_image(tmp_path: Path, capsys: pytest.Captur
     [
         ("--ensemble_weight", "7", "ensemble_weight is 7.0; give a number from 0 to 1"),
         ("--mask_threshold", "-1", "mask_threshold is -1.0; give a number from 0 to 1"),
-        ("--short_side", "0", "resize is (0, 0); give the short and the longest long side in pixels"),
+        ("--short_side", "0", "resize is (0, 0); give the short side and the upper limit of the long side in pixels"),
     ],
 )
 def test_bundle_refuses_settings_that_mean_nothing(
