@@ -269,7 +269,7 @@ def test_prompts_can_be_added_to_a_fine_tuned_clip(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("mode", ["prompt", "both"])
 def test_training_prompts_needs_prompts(tmp_path: Path, mode: Any) -> None:
-    with pytest.raises(InputError, match=f"train: {mode} needs mask prompts .* set prompt_depth"):
+    with pytest.raises(InputError, match=f"train: {mode} needs mask prompts, .* set prompt_depth"):
         AdapterTask(tiny.clip(tmp_path), mode)
 
 
