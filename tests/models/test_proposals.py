@@ -181,7 +181,9 @@ def test_weights_that_do_not_fit_are_refused(tmp_path: Path) -> None:
 
 
 def test_texts_of_another_width_are_refused() -> None:
-    with pytest.raises(InputError, match="texts of width 32, this CLIP has 512; use the CLIP that"):
+    with pytest.raises(
+        InputError, match="text features of width 32, but those of this CLIP have width 512; use the CLIP that"
+    ):
         tiny.proposer().set_text_features(torch.zeros(3, 512))
 
 
