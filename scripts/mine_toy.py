@@ -67,9 +67,9 @@ def judge(pairs: Pairs) -> list[str]:
     """Compare nouns with the true classes of their regions, which are those of most of their pixels."""
     true = CocoMasks(TRUE_MASKS)
     judged = [verdict(pair, true(Path(pair.file_name), pair.size, pair.image_id)) for pair in pairs]
-    there = [right for right, named in judged if named]
-    share, share_there = (f"{100 * sum(part) / len(part):.1f}" for part in ([right for right, _ in judged], there))
-    return [f"{len(pairs):,}", str(len(pairs.column("noun").unique())), share, share_there]
+    in_scene = [right for right, present in judged if present]
+    shares = (f"{100 * sum(part) / len(part):.1f}" for part in ([right for right, _ in judged], in_scene))
+    return [f"{len(pairs):,}", str(len(pairs.column("noun").unique())), *shares]
 
 
 def verdict(pair: RegionTextPair, scene: ImageMasks) -> tuple[bool, bool]:
@@ -94,11 +94,11 @@ def main() -> None:
     ablate_toy.make_pairs()
     without_small_margins()
     ablate_toy.in_parallel(ablate_toy.mine, list(MINED), list(MINED.values()))
-    answers = iter(
+    accuracies = iter(
         ablate_toy.in_parallel(accuracy, *zip(*((row, seed) for row in ROWS for seed in SEEDS), strict=True))
     )
     scores = {"plain CLIP": [ablate_toy.report("toy", "plain", ORACLE)]}
-    scores |= {row: [next(answers) for _ in SEEDS] for row in ROWS}
+    scores |= {row: [next(accuracies) for _ in SEEDS] for row in ROWS}
     lines = [f"| | {' | '.join([*QUALITY, *SCORES.values()])} |", "| --- |" + " --- |" * len([*QUALITY, *SCORES])]
     for row, seeds in scores.items():
         quality = judge(pairs_of(row)) if row in ROWS else [""] * len(QUALITY)

@@ -1,7 +1,7 @@
-"""Writes docs/api.md and the table of imports in docs/architecture.md: python scripts/reference_docs.py
+"""Write docs/api.md and the table of imports in docs/architecture.md: `python scripts/reference_docs.py`.
 
-Public are the names in a module's `__all__`; a module without one publishes all functions and classes it defines whose
-names do not begin with an underscore.
+The public names of a module are those in its `__all__`; without one, they are all functions and classes it defines
+whose names do not begin with an underscore.
 """
 
 from __future__ import annotations
@@ -40,13 +40,13 @@ Function = ast.FunctionDef | ast.AsyncFunctionDef
 
 
 def pages() -> dict[Path, str]:
-    """The text of every page that is generated, or holds a generated part."""
+    """Return the text of every page that is generated in whole or in part."""
     architecture = ARCHITECTURE.read_text(encoding="utf-8")
     return {API: api_page(), ARCHITECTURE: IMPORTS.sub(lambda _: imports_table(), architecture)}
 
 
 def imports_table() -> str:
-    """What each part of the package may import, from `ARROWS` in tests/test_imports.py, and what the part is."""
+    """Return a table of the parts: what each may import (`ARROWS` in tests/test_imports.py), and what it is."""
     tests = ast.parse((ROOT / "tests" / "test_imports.py").read_text(encoding="utf-8"))
     arrows: dict[str, str] = next(
         ast.literal_eval(node.value)
@@ -64,7 +64,7 @@ def imports_table() -> str:
 
 
 def api_page() -> str:
-    """The whole of docs/api.md."""
+    """Return the content of docs/api.md."""
     modules = [import_module(name) for name in MODULES]
     contents = [
         f"- [`{module.__name__}`](#{module.__name__.replace('.', '')}): {summary(module)}" for module in modules
@@ -93,7 +93,7 @@ def api_page() -> str:
 
 
 def public(module: ModuleType) -> list[str]:
-    """The public names of a module, in the order of its `__all__` or of its source."""
+    """Return the public names of a module, in the order of its `__all__` or of its source."""
     if hasattr(module, "__all__"):
         return list(module.__all__)
     return [
@@ -102,7 +102,7 @@ def public(module: ModuleType) -> list[str]:
 
 
 def describe(module: ModuleType, name: str) -> Iterator[str]:
-    """The parts of the page about one public name."""
+    """Yield the parts of the page about one public name."""
     value = getattr(module, name)
     yield f"### {name}"
     if is_constant(module, name):
@@ -117,7 +117,7 @@ def describe(module: ModuleType, name: str) -> Iterator[str]:
 
 
 def describe_class(cls: type) -> Iterator[str]:
-    """Constructor, docstring and documented methods of a class; of a NamedTuple or dataclass its fields."""
+    """Yield the constructor, docstring and documented methods of a class; for a NamedTuple or dataclass, its fields."""
     node = definition(cls)
     bases = ", ".join(ast.unparse(base) for base in node.bases)
     header = f"class {cls.__name__}{f'({bases})' if bases else ''}"
@@ -148,7 +148,7 @@ def describe_class(cls: type) -> Iterator[str]:
 
 
 def signature(node: Any, name: str | None = None, returns: bool = True) -> str:
-    """A function's signature as its source has it, without `self`; one argument a line where it is long."""
+    """Return a function's signature as in the source, without `self`; a long one has one argument per line."""
     spec = node.args
     positional = [*spec.posonlyargs, *spec.args]
     defaults = [None] * (len(positional) - len(spec.defaults)) + spec.defaults
@@ -169,14 +169,14 @@ def signature(node: Any, name: str | None = None, returns: bool = True) -> str:
 
 
 def argument(node: ast.arg, default: ast.expr | None = None) -> str:
-    """`name: annotation = default`."""
+    """Return `name: annotation = default`."""
     annotation = f": {ast.unparse(node.annotation)}" if node.annotation else ""
     equals = " = " if annotation else "="
     return f"{node.arg}{annotation}{f'{equals}{ast.unparse(default)}' if default else ''}"
 
 
 def render(text: str) -> Iterator[str]:
-    """A docstring in Google's style as Markdown; nothing for an empty one."""
+    """Yield a Google-style docstring as Markdown; nothing if it is empty."""
     if not text:
         return
     head, *rest = re.split(r"^(Args|Returns|Yields|Raises):\n", text, flags=re.MULTILINE)
@@ -191,7 +191,7 @@ def render(text: str) -> Iterator[str]:
 
 
 def entries(body: str) -> str:
-    """`name: text` lines with indented continuations as a list."""
+    """Return lines `name: text`, with indented continuations, as a list."""
     lines: list[str] = []
     for line in body.splitlines():
         if match := re.match(r"([*\w][\w*, .]*): (.*)", line):
@@ -202,7 +202,7 @@ def entries(body: str) -> str:
 
 
 def constant(module: ModuleType, name: str) -> str:
-    """The assignment of a constant with its comment, shortened where it is long."""
+    """Return the assignment of a constant with its comment, shortened if it is long."""
     for candidate in [module, *(import_module(node.module) for node in imports_of(module, name))]:
         text = inspect.getsource(candidate)
         if match := re.search(rf"^{name}\b[^\n]*", text, re.MULTILINE):
@@ -220,13 +220,13 @@ def imports_of(module: ModuleType, name: str) -> list[Any]:
 
 
 def is_constant(module: ModuleType, name: str) -> bool:
-    """Whether a name is neither a function nor a class."""
+    """Return whether a name is neither a function nor a class."""
     value = getattr(module, name)
     return not (inspect.isclass(value) or inspect.isroutine(value))
 
 
 def summary(module: ModuleType) -> str:
-    """The first sentence of a module's docstring."""
+    """Return the first sentence of a module's docstring."""
     return (module.__doc__ or "").strip().splitlines()[0]
 
 
@@ -235,13 +235,13 @@ def code(text: str) -> str:
 
 
 def definition(value: Any) -> Any:
-    """The syntax tree of a function or class."""
+    """Return the syntax tree of a function or class."""
     return ast.parse(source(value)).body[0]
 
 
 @cache
 def source(value: Any) -> str:
-    """The source of a function or class, without the wrappers of its decorators."""
+    """Return the source of a function or class, without the wrappers of its decorators."""
     return textwrap.dedent(inspect.getsource(inspect.unwrap(value)))
 
 

@@ -38,8 +38,8 @@ def draw(adapted: str, out: str) -> None:
         masks = segmenters[0].propose([image])[0].mask_probs
         row[0].imshow(scene.image)
         row[1].imshow(palette(len(masks))[masks.argmax(dim=0).numpy()])
-        answers = [segmenter.labels([image])[0].numpy() for segmenter in segmenters]
-        for axis, labels in zip(row[2:], [*answers, scene.labels.astype(np.int64)], strict=True):
+        predictions = [segmenter.labels([image])[0].numpy() for segmenter in segmenters]
+        for axis, labels in zip(row[2:], [*predictions, scene.labels.astype(np.int64)], strict=True):
             axis.imshow(palette(len(vocabulary))[labels])
             axis.set_xlabel(_words(labels, vocabulary.names), fontsize=7)
         for axis, title in zip(row, TITLES, strict=True):

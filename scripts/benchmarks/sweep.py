@@ -25,7 +25,7 @@ class DrawnMasks(OpenVocabSegmenter):
     drawn: Tensor  # (Q, h, w)
 
     def propose(self, images: Tensor | list[Tensor]) -> list[ImageProposals]:  # type: ignore[override]
-        return [found._replace(mask_probs=self.drawn) for found in super().propose(images)]
+        return [proposals._replace(mask_probs=self.drawn) for proposals in super().propose(images)]
 
 
 @torch.no_grad()
