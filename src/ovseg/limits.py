@@ -105,4 +105,4 @@ def read_gzip(path: Path) -> str:
             raise ValueError(f"it unpacks to more than {SLACK:,} bytes")
         return content.decode()
     except (OSError, EOFError, ValueError, zlib.error) as error:
-        raise InputError(f"{path} cannot be read ({error}); fetch or save it again") from error
+        raise InputError(f"{path} cannot be read ({error}); download or save it again") from error

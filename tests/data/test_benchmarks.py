@@ -43,7 +43,9 @@ def test_ade20k_150(tmp_path: Path) -> None:
     assert next(iter(data.test_dataloader())).images[0].shape == (3, 6, 9)
     assert data.vocabulary.names[149] == "flag" and data.vocabulary.ignore_index == _
     layouts.ade20k_150(tmp_path, [[151, 1, 2], [150, 1, 0]])
-    with pytest.raises(InputError, match=r"validation.ADE_val_00000001\.png has the value 151, no class of ade20k_150"):
+    with pytest.raises(
+        InputError, match=r"validation.ADE_val_00000001\.png has the value 151, which is not a class of ade20k_150"
+    ):
         ADE20K150DataModule(str(tmp_path))
 
 
@@ -132,7 +134,7 @@ def test_coco_stuff(tmp_path: Path) -> None:
     for value in (11, 182):
         layouts.coco_stuff(tmp_path, [[0, 12, 181], [255, value, 0]])
         with pytest.raises(
-            InputError, match=f"has the value {value}, no class of coco_stuff_171; use .* as downloaded"
+            InputError, match=f"has the value {value}, which is not a class of coco_stuff_171; use .* as downloaded"
         ):
             COCOStuff171DataModule(str(tmp_path))
 

@@ -35,7 +35,7 @@ def test_a_vocabulary_of_one_word(tmp_path: Path) -> None:
 
 
 def test_a_value_outside_the_vocabulary_is_named(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match=r"labels.x\.png has the value 4, no class of wall, sky, tree"):
+    with pytest.raises(InputError, match=r"labels.x\.png has the value 4, which is not a class of wall, sky, tree"):
         own(tmp_path, [[0, 4]])
 
 
@@ -89,7 +89,7 @@ def test_classes_that_are_scored_as_one_have_one_value(tmp_path: Path) -> None:
     data = SegmentationBenchmark(str(tmp_path / "images"), str(tmp_path / "labels"), "pascal_voc_20b")
     assert next(iter(data.test_dataloader())).labels[0].tolist() == [[0, 20]]
     write_pair(tmp_path / "images", tmp_path / "labels", "x", np.array([[0, 21]]))
-    with pytest.raises(InputError, match="has the value 21, no class of pascal_voc_20b"):
+    with pytest.raises(InputError, match="has the value 21, which is not a class of pascal_voc_20b"):
         SegmentationBenchmark(str(tmp_path / "images"), str(tmp_path / "labels"), "pascal_voc_20b")
 
 

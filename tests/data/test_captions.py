@@ -116,7 +116,7 @@ def test_masks_from_a_coco_file_replace_proposals(folder: Path) -> None:
     Image.fromarray(np.zeros((30, 20, 3), np.uint8)).save(folder / "3.png")
     first, second = prepared_data(folder, masks=folder / "masks.json").predict_dataloader()
     assert first.images == [] and second.faults == ()
-    assert "3.png is 20 x 30 pixels, its masks 30 x 20" in first.faults[0]
+    assert "3.png is 20 x 30 pixels but its masks are 30 x 20" in first.faults[0]
 
 
 def test_masks_may_be_a_list_of_results(folder: Path) -> None:

@@ -102,7 +102,7 @@ def test_every_fault_is_listed(tmp_path: Path, capsys: Capture) -> None:
     assert len(faults) == 3
     assert faults[0].startswith(f"{jpeg} cannot be used (")
     assert faults[1].startswith(f"{tmp_path}/labels/004.png is 6 x 5 pixels but {tmp_path}/images/004.jpg is 6 x 4")
-    assert faults[2].startswith(f"{tmp_path}/labels/007.png has the value 9, no class of sky, sea")
+    assert faults[2].startswith(f"{tmp_path}/labels/007.png has the value 9, which is not a class of sky, sea")
     assert err.splitlines()[-1].startswith("ovseg: 3 of 110 images or their labels cannot be used, see above; replace")
 
 
@@ -110,7 +110,7 @@ def test_wrong_arguments_are_refused(tmp_path: Path, capsys: Capture) -> None:
     assert "required: action, benchmark; give --action and --benchmark" in refusal(capsys, "data")
     assert "required: benchmark; give --benchmark" in refusal(capsys, "data", "check")
     assert "action: Expected a Literal['check']. Got value: look" in refusal(capsys, "data", "look", "ade20k_150")
-    assert "there is no benchmark 'ade20k'; take one of ade20k_150, " in refusal(capsys, "data", "check", "ade20k")
+    assert "there is no benchmark 'ade20k'; choose one of ade20k_150, " in refusal(capsys, "data", "check", "ade20k")
     empty_root = refusal(capsys, "data", "check", "ade20k_150", "--root", tmp_path)
     assert empty_root.startswith(
         f"ade20k_150 has no images ({tmp_path}/ADEChallengeData2016/images/validation) and no labels"

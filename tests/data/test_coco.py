@@ -86,7 +86,9 @@ def test_validation_needs_no_training_images(tmp_path: Path) -> None:
 
 def test_detectron2_labels_are_read_from_their_own_folder_only(tmp_path: Path) -> None:
     write_coco(tmp_path, values=(0, 11, 170, 255))
-    with pytest.raises(InputError, match=r"\.png has the value 11, no class of coco_stuff_171; use .* as downloaded"):
+    with pytest.raises(
+        InputError, match=r"\.png has the value 11, which is not a class of coco_stuff_171; use .* as downloaded"
+    ):
         datamodule(tmp_path)
     (tmp_path / "stuffthingmaps").rename(tmp_path / "stuffthingmaps_detectron2")
     labels = next(iter(datamodule(tmp_path).val_dataloader())).labels[0]

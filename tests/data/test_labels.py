@@ -53,7 +53,7 @@ def test_sixteen_bit_labels_ignore_65535(tmp_path: Path) -> None:
     assert labels.ignore_index == WIDE_IGNORE_INDEX
     assert labels(labels.images[0], (2, 2)).tolist() == [[255, 846], [WIDE_IGNORE_INDEX, 0]]
     save(path, [[847, 0], [1, 2]], np.uint16)
-    with pytest.raises(InputError, match=r"x\.png has the value 847, no class of words"):
+    with pytest.raises(InputError, match=r"x\.png has the value 847, which is not a class of words"):
         read(path, coding_of(words(847), "words"), (2, 2))
 
 
@@ -120,7 +120,7 @@ def test_images_that_are_no_labels_are_refused(mode: str, fault: str, tmp_path: 
 @pytest.mark.parametrize("value", [-1, 70000])
 def test_values_out_of_range_are_refused(value: int, tmp_path: Path) -> None:
     path = save(tmp_path / "x.tiff", [[1, value]], np.int32)
-    with pytest.raises(InputError, match=rf"x\.tiff has the value {value}, no class"):
+    with pytest.raises(InputError, match=rf"x\.tiff has the value {value}, which is not a class"):
         read(path, coding_of(words(300), "words"))
 
 
@@ -137,7 +137,7 @@ def test_label_sizes_are_compared_with_upright_images(tmp_path: Path) -> None:
     labels = LabelFiles(dict.fromkeys(images, label), coding_of(words(2), "words"), "words")
     assert [labels.fault(image) for image in images] == [None] * 4
     Image.new("RGB", (3, 2)).save(tmp_path / "rotated.jpg", exif=exif)
-    assert labels.fault(images[3]) == f"{label} is 3 x 2 pixels but {images[3]} is 2 x 3; give the image's labels"
+    assert labels.fault(images[3]) == f"{label} is 3 x 2 pixels but {images[3]} is 2 x 3; give the labels of this image"
 
 
 def test_faults_of_the_first_files_are_reported_together(tmp_path: Path) -> None:

@@ -123,7 +123,9 @@ def test_masks_of_another_size_are_refused(tmp_path: Path) -> None:
     Image.new("RGB", (4, 2)).save(tmp_path / "a.jpg")
     masks = write_instances(tmp_path / "masks.json", ["a.jpg"], [result(0, CORNER)])
     (batch,) = ImagesDataModule(str(tmp_path), "cat", masks=masks).predict_dataloader()
-    assert batch.images == [] and "a.jpg is 4 x 2 pixels, its masks 3 x 2; give the masks file" in batch.faults[0]
+    assert (
+        batch.images == [] and "a.jpg is 4 x 2 pixels but its masks are 3 x 2; give the masks file" in batch.faults[0]
+    )
 
 
 def test_masks_of_no_image_or_of_two_are_refused_before_work_starts(tmp_path: Path) -> None:
@@ -132,7 +134,7 @@ def test_masks_of_no_image_or_of_two_are_refused_before_work_starts(tmp_path: Pa
         Image.new("RGB", (3, 2)).save(tmp_path / place)
     masks = write_instances(tmp_path / "masks.json", ["one/a.jpg", "two/a.jpg", "c.jpg"], [result(0, CORNER)])
     with pytest.raises(
-        InputError, match=r"masks\.json has masks for none of the 1 images, the first is .*b\.jpg; give"
+        InputError, match=r"masks\.json has masks for none of the 1 images \(the first is .*b\.jpg\); give"
     ):
         ImagesDataModule(str(tmp_path), "cat", masks=masks)
     with pytest.raises(InputError, match=r"masks\.json lists 2 images called a\.jpg; give them different names"):

@@ -102,7 +102,7 @@ def test_a_new_benchmark_is_checked_and_tested(
         assert getattr(import_module(module), name).__name__ == "DiceDataModule"
         assert printed["init_args"]["root"] == (str(dice) if data == config else "datasets")
     layouts.grey(dice / "dice" / "faces" / "b.png", [[4, 1, 1], [1, 1, 1]])  # the data is built before the model
-    assert "faces/b.png has the value 4, no class of dice" in refusal(capsys, *test, "--data", config)
+    assert "faces/b.png has the value 4, which is not a class of dice" in refusal(capsys, *test, "--data", config)
 
 
 @pytest.mark.usefixtures("in_package")
@@ -111,7 +111,7 @@ def test_a_new_file_of_the_package_is_in_every_list(capsys: pytest.CaptureFixtur
         find_benchmarks()
     )
     assert "DiceDataModule" in data_package.__all__ and "DiceDataModule" in dir(data_package)
-    assert "take one of ade20k_150, ade20k_847, coco_stuff_171, dice, " in refusal(capsys, "data", "check", "dime")
+    assert "choose one of ade20k_150, ade20k_847, coco_stuff_171, dice, " in refusal(capsys, "data", "check", "dime")
     row = "| `conf/data/dice.yaml` | 3 | 2 | unpack dice.zip into the root folder |"
     assert row in table_script()["with_table"]("<!-- benchmarks -->\n<!-- /benchmarks -->").splitlines()
 

@@ -122,8 +122,8 @@ def test_pickled_code_is_refused_and_never_run(
         ("empty", r"does not fit this CLIP: \d+ missing"),
         ("number", r"holds no state dict of a CLIP; use"),
         ("list", r"holds no state dict of a CLIP; use"),
-        ("text", r"is not a readable weights file .*; fetch or save it again"),
-        ("half", r"is not a readable weights file .*; fetch or save it again"),
+        ("text", r"is not a readable weights file .*; download or save it again"),
+        ("half", r"is not a readable weights file .*; download or save it again"),
     ],
 )
 def test_weights_that_do_not_fit_are_refused(names: Path, tmp_path: Path, change: str, reason: str) -> None:

@@ -8,7 +8,7 @@ from ovseg.models import CLIPAdapter
 
 
 class CLIPCompiler(L.Callback):
-    """Compile the image tower of every CLIP in the task, whichever verb runs.
+    """Compile the image tower of every CLIP in the task, for every verb.
 
     The tower is compiled at its first use. Features, weights and their names stay the same.
     """

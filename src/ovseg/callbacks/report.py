@@ -49,7 +49,9 @@ class ReportWriter(Callback):
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         if not isinstance(pl_module, SegmentationTask):
-            raise InputError(f"a test scores a SegmentationTask, not a {type(pl_module).__name__}; see conf/test.yaml")
+            raise InputError(
+                f"`ovseg test` needs a SegmentationTask, not a {type(pl_module).__name__}; see conf/test.yaml"
+            )
 
     def on_test_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self.names: list[str] = []
@@ -144,9 +146,8 @@ def _examples(trainer: L.Trainer, task: SegmentationTask, findings: Findings) ->
             labels = batch.labels[0].long()
             with trainer.precision_plugin.test_step_context():
                 prediction = task.answer(batch.images[0].to(task.device), labels.to(task.device)).labels.cpu()
-            image = read_image(score.name).resize(
-                (labels.shape[1], labels.shape[0])
-            )  # some benchmarks score reduced images
+            # some benchmarks score reduced images
+            image = read_image(score.name).resize((labels.shape[1], labels.shape[0]))
             pictures = [_picture(image, label_map, names) for label_map in (labels, prediction)]
             yield Example(f"{group}: {Path(score.name).name}", score.iou, pictures)
 

@@ -61,7 +61,9 @@ class SegmentationWriter(BasePredictionWriter):
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         if not isinstance(pl_module, SegmentationTask):
-            raise InputError(f"a SegmentationTask segments, not a {type(pl_module).__name__}; see conf/segment.yaml")
+            raise InputError(
+                f"`ovseg segment` needs a SegmentationTask, not a {type(pl_module).__name__}; see conf/segment.yaml"
+            )
         data: ImagesDataModule = trainer.datamodule  # type: ignore[attr-defined]
         images = data.paths
         inputs = {path.resolve() for path in images}

@@ -14,7 +14,7 @@ from ovseg.checkpoint.files import Architecture
 
 
 def tensor_digest(tensor: Tensor) -> str:
-    """Return the SHA-256 of dtype, shape and bytes; processors have instructions for it."""
+    """Return the SHA-256 of dtype, shape and bytes, a hash that most processors accelerate."""
     digest = hashlib.sha256(f"{tensor.dtype} {list(tensor.shape)} ".encode())
     digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())  # type: ignore[arg-type]
     return digest.hexdigest()

@@ -39,9 +39,7 @@ def toy_weights(part: str = "") -> Path:
 @contextmanager
 def quiet(logger: str) -> Iterator[None]:
     """Silence a library's log, except critical messages, while a network is built."""
-    target = (
-        logging.getLogger() if logger == "open_clip" else logging.getLogger(logger)
-    )  # open_clip uses the root logger
+    target = logging.getLogger(None if logger == "open_clip" else logger)  # open_clip uses the root logger
     level = target.level
     target.setLevel(logging.CRITICAL)  # errors are raised, and should be reported once
     try:
@@ -107,7 +105,7 @@ def read_state(path: str | Path) -> dict[str, Any]:
         ) from error
     except Exception as error:  # torch and safetensors raise many different errors for damaged files
         raise InputError(
-            f"{path} is not a readable weights file ({first_line(error)}); fetch or save it again"
+            f"{path} is not a readable weights file ({first_line(error)}); download or save it again"
         ) from error
     if not isinstance(content, dict):
         raise InputError(f"{path} contains a {type(content).__name__}, not a state dict; save the state dict alone")
@@ -157,7 +155,7 @@ def load_weights(module: nn.Module, path: str | Path, prefix: str = "") -> None:
     content = read_state(path)
     state = content.get("state_dict", content)
     if not isinstance(state, dict) or not all(isinstance(key, str) for key in state):
-        raise InputError(f"{path} contains no state dict; fetch or save it again")
+        raise InputError(f"{path} contains no state dict; download or save it again")
     check_and_load(module, under(state, prefix), path)
 
 

@@ -29,8 +29,8 @@ class COCOStuffDataModule(ResumableDataModule):
     """Images `train2017/*.jpg` (or `images/train2017`) with labels `stuffthingmaps/train2017/*.png`.
 
     Label values are COCO-Stuff ids minus 1, as downloaded, or class indices if the vocabulary has no `dataset_ids`.
-    Labels in a folder `stuffthingmaps_detectron2` are read as class indices. Such prepared labels are refused in the
-    original folder `stuffthingmaps`; values that COCO-Stuff does not use give them away.
+    Labels in a folder `stuffthingmaps_detectron2` are read as class indices. Such converted labels are refused in
+    `stuffthingmaps` itself, because they contain values that COCO-Stuff does not use.
 
     Args:
         root: the folder `coco`.
@@ -38,8 +38,8 @@ class COCOStuffDataModule(ResumableDataModule):
         transform: augmentation of the training images.
         total_batch_size: images per optimizer step, over all processes and accumulated batches.
         num_workers: processes that read images.
-        seed: seed of the order and augmentation; the run's seed if not given.
-        val_split: folder of the validation images, or the number of training images, the last by name, to hold back.
+        seed: seed of the order and augmentation; defaults to the seed of the run.
+        val_split: folder of the validation images, or the number of training images to hold back, the last by name.
         val_short_side: short side of validation images in pixels; their long side is at most four times as long.
 
     Raises:

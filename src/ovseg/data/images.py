@@ -55,7 +55,7 @@ class EvalImages(Dataset[EvalBatch]):
 
     Args:
         paths: the image files.
-        resize: short and long side in pixels; images keep their own size if not given.
+        resize: short and long side in pixels; None keeps the size of each image.
         read_labels: (image file, (H, W) of the image) → (H, W) integers; `EvalBatch.labels` is empty without it.
         read_masks: (image file, (H, W) of the image) → its masks; `EvalBatch.masks` is None without it.
     """
@@ -115,7 +115,7 @@ class ImagesDataModule(LightningDataModule):
         images: files and folders.
         vocabulary: see `ovseg.data.vocabulary.read_vocabulary`. Every pixel gets one of the words; a single word is
             joined by `others`, as in the release's demo.
-        resize: short and long side in pixels; the segmenter's own if not given.
+        resize: short and long side in pixels; defaults to the segmenter's.
         num_workers: processes that read images.
         masks: regions in place of proposals: a COCO instances file, a JSON list of results with run lengths (SAM's, for
             example), or label maps.

@@ -24,7 +24,7 @@ from ovseg.structures import IGNORE_INDEX, WIDE_IGNORE_INDEX, InputError, Vocabu
 
 _INVALID = 2**16  # index into the lookup table for values outside 0 to 65535
 _SAMPLE = 50  # pairs of files that are read before work starts
-_THREADS = 8  # that read them in parallel, because network folders are slow to respond
+_THREADS = 8  # threads that read the sample, because network folders are slow to respond
 _SHOWN = 3  # faults that one message spells out
 
 
@@ -148,7 +148,7 @@ class LabelFiles:
             (H, W) class indices with `ignore_index`, int16, or int32 if 255 is a class.
 
         Raises:
-            InputError: the label file is not a label map, has another size, or has a value that is no class.
+            InputError: the label file is not a label map, has another size, or has a value that is not a class.
         """
         path = self.files[image]
         values = self.coding.read(path)
@@ -161,13 +161,14 @@ class LabelFiles:
         indices: NDArray[np.signedinteger[Any]] = self.table.take(keys, mode="clip")
         if (indices < 0).any():
             raise InputError(
-                f"{path} has the value {values[indices < 0][0]}, no class of {self.vocabulary}; use the label files "
-                "as downloaded, with the vocabulary and label_offset that they were made for"
+                f"{path} has the value {values[indices < 0][0]}, which is not a class of {self.vocabulary}; use the "
+                "label files as downloaded, with the vocabulary and label_offset that they were made for"
             )
         if indices.shape != size:
             height, width = indices.shape
             raise InputError(
-                f"{path} is {width} x {height} pixels but {image} is {size[1]} x {size[0]}; give the image's labels"
+                f"{path} is {width} x {height} pixels but {image} is {size[1]} x {size[0]}; give the labels of this "
+                "image"
             )
         return torch.from_numpy(indices)
 

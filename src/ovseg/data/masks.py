@@ -113,7 +113,7 @@ def _check_matches(reader: MaskReader, images: Sequence[Path], source: Path) -> 
             raise InputError(f"{other} and {image} would get the same masks from {source}; rename one of them")
     if not owners:
         raise InputError(
-            f"{source} has masks for none of the {len(images):,} images, the first is {images[0]}; "
+            f"{source} has masks for none of the {len(images):,} images (the first is {images[0]}); "
             "give the masks of these images under their file names"
         )
     if missing := len(images) - len(owners):
@@ -221,7 +221,7 @@ class CocoMasks(MaskReader):
         masks = [] if key is None else self.masks.get(key, [])
         if other := next((mask.size for mask in masks if mask.size != size), None):
             raise InputError(
-                f"{image} is {size[1]} x {size[0]} pixels, its masks {other[1]} x {other[0]}; "
+                f"{image} is {size[1]} x {size[0]} pixels but its masks are {other[1]} x {other[0]}; "
                 "give the masks file that belongs to these images"
             )
         scores = torch.tensor([mask.score for mask in masks])

@@ -63,8 +63,8 @@ def by_list(split: Path, images: Path, labels: Path, suffix: str, source: str) -
     files = {images / f"{stem}.jpg": labels / f"{stem}{suffix}" for stem in stems}
     if not files:
         raise InputError(f"{split} lists no images; {source}")
-    if alone := [label for image, label in files.items() if not image.is_file()]:
-        raise _missing_partner("image", images, alone, len(files), source)
+    if unpaired := [label for image, label in files.items() if not image.is_file()]:
+        raise _missing_partner("image", images, unpaired, len(files), source)
     require_labels(files, labels, source)
     return files
 
@@ -80,13 +80,13 @@ def require_labels(files: Mapping[Path, Path], labels: Path, source: str) -> Non
     Raises:
         InputError: a label file does not exist.
     """
-    if alone := [image for image, label in files.items() if not label.is_file()]:
-        raise _missing_partner("label", labels, alone, len(files), source)
+    if unpaired := [image for image, label in files.items() if not label.is_file()]:
+        raise _missing_partner("label", labels, unpaired, len(files), source)
 
 
-def _missing_partner(kind: str, folder: Path, alone: list[Path], total: int, source: str) -> InputError:
-    more = f" and {len(alone) - _SHOWN} more" if len(alone) > _SHOWN else ""
+def _missing_partner(kind: str, folder: Path, unpaired: list[Path], total: int, source: str) -> InputError:
+    more = f" and {len(unpaired) - _SHOWN} more" if len(unpaired) > _SHOWN else ""
     return InputError(
-        f"{len(alone)} of {total} files have no {kind} in {folder}: {', '.join(map(str, alone[:_SHOWN]))}{more}; "
+        f"{len(unpaired)} of {total} files have no {kind} in {folder}: {', '.join(map(str, unpaired[:_SHOWN]))}{more}; "
         f"{source or 'add the missing files'}"
     )

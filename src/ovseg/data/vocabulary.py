@@ -53,7 +53,7 @@ def read_vocabulary(spec: str, synonyms: bool = False) -> Vocabulary:
         "_" in spec or "/" in spec or any(n.startswith(f"{spec}_") for n in builtin_vocabularies())
     ):
         raise InputError(
-            f"there is no vocabulary '{spec}'; take one of {', '.join(builtin_vocabularies())}, "
+            f"there is no vocabulary '{spec}'; choose one of {', '.join(builtin_vocabularies())}, "
             "a .json or .txt file that exists, or type the names: 'cat, sofa'"
         )
     names = [name.strip() for name in spec.split(",")]
@@ -103,7 +103,7 @@ def _warn_of_shared_phrases(source: str, vocabulary: Vocabulary) -> None:
     for name, phrases in zip(vocabulary.names, vocabulary.synonyms, strict=True):
         for phrase in {" ".join(phrase.casefold().split()): None for phrase in phrases}:
             owners.setdefault(phrase, []).append(name)
-    shared = [f"{phrase!r} in {' and '.join(map(repr, of))}" for phrase, of in owners.items() if len(of) > 1]
+    shared = [f"{phrase!r} in {' and '.join(map(repr, names))}" for phrase, names in owners.items() if len(names) > 1]
     if shared:
         more = f" and {len(shared) - _SHOWN} more" if len(shared) > _SHOWN else ""
         _LOG.warning("vocabulary %s has the same phrase in two classes: %s%s", source, "; ".join(shared[:_SHOWN]), more)
@@ -114,7 +114,7 @@ def _read_json(spec: str) -> Mapping[str, Any]:
     packaged = resources.files("ovseg.data") / "vocabularies" / f"{spec}.json"
     file = packaged if packaged.is_file() else Path(spec)
     if not file.is_file():
-        raise InputError(f"{spec} does not exist; take one of {', '.join(builtin_vocabularies())}, or type the names")
+        raise InputError(f"{spec} does not exist; choose one of {', '.join(builtin_vocabularies())}, or type the names")
     try:
         content = json.loads(file.read_text(encoding="utf-8"))
     except (ValueError, RecursionError) as error:

@@ -49,7 +49,7 @@ class ReducedImages(EvalImages):
     Args:
         labels: label files of the images.
         resize: short and long side in pixels for the network, applied to the reduced image.
-        masks: of the images, at their full size.
+        masks: masks of the images, at their full size.
         short_side: the longest short side in pixels that is not reduced.
     """
 
@@ -91,7 +91,7 @@ def reduced_size(size: tuple[int, int], short_side: int) -> tuple[int, int]:
 def _nearest(old: int, new: int) -> Tensor:
     """Return the index, among `old` pixels, of the nearest neighbour of each of `new` pixels.
 
-    The arithmetic is OpenCV's, which decides about quotients that are whole numbers.
+    The arithmetic is OpenCV's; another order of operations rounds whole quotients differently.
     """
     return (torch.arange(new, dtype=torch.float64) * (1 / (new / old))).floor().long().clamp(max=old - 1)
 
@@ -99,14 +99,14 @@ def _nearest(old: int, new: int) -> Tensor:
 class ADE20K847DataModule(Benchmark):
     """Full ADE20K of 2021, 2,000 images in nested folders. The colours of `*_seg.png` encode object ids.
 
-    Objects outside the vocabulary of 847 are unlabelled. `index_ade20k.pkl` is not read, because a pickle can run any
-    code.
+    Objects outside the vocabulary of 847 are unlabelled. `index_ade20k.pkl` is not read, because a pickle can run
+    arbitrary code.
 
     Args:
         root: the folder that holds the data sets, or this benchmark's folder.
         vocabulary: other names of the same classes in the same order, see `ovseg.data.vocabulary.read_vocabulary`.
         synonyms: whether to use the built-in list's synonyms as well.
-        resize: short and long side in pixels; the segmenter's own if not given.
+        resize: short and long side in pixels; defaults to the segmenter's.
         num_workers: processes that read images and labels.
         masks: regions in place of proposals, see `Benchmark`; they are reduced together with the images.
         protocol: `release` first reduces images and labels whose short side exceeds 512, see `ReducedImages`; `full`

@@ -21,7 +21,7 @@ from ovseg.structures import EvalBatch, InputError, Vocabulary
 class Layout(NamedTuple):
     """The files of a benchmark. If several places are possible, the first that exists is used."""
 
-    name: str  # on the command line, and of its config conf/data/<name>.yaml
+    name: str  # on the command line, and in conf/data/<name>.yaml
     total: int  # published number of images; there may be more
     homes: tuple[str, ...]  # folders below the root that may hold the benchmark
     images: tuple[str, ...]  # places of the images, below the home
@@ -45,7 +45,7 @@ class EvalDataModule(LabelsDataModule):
         labels: label files of the images; labels keep the images' own size.
         vocabulary: the classes.
         locations: part → folder or file, for messages to the user; for example `images` → the folder of the images.
-        resize: short and long side in pixels; the segmenter's own if not given.
+        resize: short and long side in pixels; defaults to the segmenter's.
         num_workers: processes that read images and labels.
         masks: regions in place of proposals, see `ovseg.data.masks.open_masks`.
     """
@@ -94,10 +94,10 @@ class Benchmark(EvalDataModule, ABC):
         root: the folder that holds the data sets, or this benchmark's folder.
         vocabulary: other names of the same classes in the same order, see `ovseg.data.vocabulary.read_vocabulary`.
         synonyms: whether to use the built-in list's synonyms as well.
-        resize: short and long side in pixels; the segmenter's own if not given.
+        resize: short and long side in pixels; defaults to the segmenter's.
         num_workers: processes that read images and labels.
         masks: regions in place of proposals: a COCO instances file, a JSON list of results with run lengths (SAM's, for
-            example), or label maps. Images are matched by file name; those without masks are left without regions.
+            example), or label maps. Images are matched by file name; those without masks get no regions.
 
     Raises:
         InputError: at once, if files are missing, any of 50 files spread over the benchmark cannot be read, the names

@@ -1,4 +1,4 @@
-"""Check of a benchmark: reads every image and label file and reports what is wrong with which."""
+"""Check a benchmark: read every image and label file, and report the faults of each."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def load_benchmark(spec: str, root: Path | None = None) -> EvalDataModule:
 
     Args:
         spec: its name, a YAML file such as conf/data/own.yaml, or the dotted path of its class.
-        root: the folder that holds it; the file's or the class's own if not given.
+        root: the folder that holds it; defaults to that of the file or class.
 
     Raises:
         InputError: there is no such benchmark, or its files cannot be used.
@@ -36,7 +36,7 @@ def load_benchmark(spec: str, root: Path | None = None) -> EvalDataModule:
     is_class = all(part.isidentifier() for part in spec.split(".")) and spec.rpartition(".")[2][:1].isupper()
     if not is_class and not Path(spec).is_file():
         raise InputError(
-            f"there is no benchmark {spec!r}; take one of {', '.join(benchmarks)}, or give a YAML file or a class"
+            f"there is no benchmark {spec!r}; choose one of {', '.join(benchmarks)}, or give a YAML file or a class"
         )
     parser = jsonargparse.ArgumentParser(exit_on_error=False, allow_abbrev=False)
     parser.add_subclass_arguments(EvalDataModule, "data", required=True)

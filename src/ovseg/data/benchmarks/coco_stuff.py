@@ -14,8 +14,8 @@ from ovseg.data.vocabulary import read_vocabulary
 class COCOStuff171DataModule(Benchmark):
     """COCO-Stuff 171, 5,000 images. Labels are ids minus 1, with gaps; 255 means unlabelled.
 
-    Labels in a folder `stuffthingmaps_detectron2` are read as class indices. Such prepared labels are refused in the
-    original folder `stuffthingmaps`; values that COCO-Stuff does not use give them away.
+    Labels in a folder `stuffthingmaps_detectron2` are read as class indices. Such converted labels are refused in
+    `stuffthingmaps` itself, because they contain values that COCO-Stuff does not use.
     """
 
     layout = Layout(

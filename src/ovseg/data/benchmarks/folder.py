@@ -24,7 +24,7 @@ class SegmentationBenchmark(EvalDataModule):
         label_offset: the value of class 0 (of id 1 if the vocabulary lists `dataset_ids`); smaller values are
             unlabelled.
         label_suffix: what follows the image's stem in the name of its label file.
-        resize: short and long side in pixels; the segmenter's own if not given.
+        resize: short and long side in pixels; defaults to the segmenter's.
         num_workers: processes that read images and labels.
         masks: regions in place of proposals: a COCO instances file, a JSON list of results with run lengths (SAM's, for
             example), or label maps; for ground truth give the folder of `labels` and its vocabulary.

@@ -21,7 +21,7 @@ def read_coco_captions(path: Path) -> tuple[dict[int, str], list[dict[str, Any]]
         The file name of each image by image id, and the annotations sorted by id.
 
     Raises:
-        InputError: the file is missing, is not JSON, is no captions file, or names images outside the image folder.
+        InputError: the file is missing, is not JSON, is not a captions file, or names images outside the image folder.
     """
     advice = "give a file such as annotations/captions_train2017.json"
     content = read_json(path, advice)
@@ -51,7 +51,7 @@ def check_images(folder: Path, names: list[str]) -> None:
 
 
 def _fault(content: Any) -> str | None:
-    """Return why parsed JSON is no COCO captions file, None if it is one."""
+    """Return why parsed JSON is not a COCO captions file, or None if it is one."""
     if not isinstance(content, dict) or not content.get("images") or not content.get("annotations"):
         return "it has no images or no annotations"
     if not all(isinstance(image, dict) and isinstance(image.get("file_name"), str) for image in content["images"]):

@@ -33,7 +33,7 @@ class RegionTransform:
         size: side of the regions in pixels; defaults to the resolution of the CLIP that is trained.
         resize: `inference` resizes like `crop_regions`: bicubic without antialiasing, with CLIP's mean colour outside
             the mask. `release` resizes bytes with Pillow's antialiased bicubic filter and fills with (124, 116, 103).
-            `inference` treats regions alike in training and inference and takes half the time; the toy CLIP learns
+            `inference` gives training the same regions as inference and takes half the time; the toy CLIP learns
             equally well from both (docs/toy.md).
 
     Raises:
@@ -62,9 +62,7 @@ class RegionTransform:
         """
         top, left, height, width = RandomResizedCrop.get_params(crop, list(SCALE), list(RATIO))
         rows, columns = slice(top, top + height), slice(left, left + width)
-        if (
-            not mask[0, rows, columns].numpy().any()
-        ):  # of a long thin box the crop is the centre, where the mask can be empty
+        if not mask[0, rows, columns].numpy().any():  # a thin box is cropped to its centre, which can miss the mask
             rows = columns = slice(None)
         window = mask[0, rows, columns]
         if self.resize == "release":
