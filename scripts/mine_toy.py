@@ -17,7 +17,8 @@ import torch
 from ablate_toy import CAPTIONS, ORACLE, OUT, SEEDS, TRUE, TRUE_MASKS
 
 from ovseg import rle
-from ovseg.data.masks import CocoMasks, ImageMasks
+from ovseg.data.mask_reader import ImageMasks
+from ovseg.data.masks import CocoMasks
 from ovseg.data.pairs import Pairs, read_pairs
 from ovseg.data.toy import NOUNS
 from ovseg.structures import RegionTextPair

@@ -187,6 +187,13 @@ def test_the_error_for_a_missing_store_names_the_command(tmp_path: Path) -> None
         folder.mkdir(exist_ok=True)
 
 
+def test_a_store_begun_before_region_encoders_were_recorded_is_refused(tmp_path: Path) -> None:
+    """The user cannot restore settings that only the older version had."""
+    PairStore(tmp_path / "pairs", {"clip": "a", "clip_batch": 256}).begin(1)
+    with pytest.raises(InputError, match="was begun by an older version of ovseg, which records other settings"):
+        PairStore(tmp_path / "pairs", {"clip": "a", "region_encoder": "ovseg.models.CropEncoder"})
+
+
 def test_folders_that_are_no_store_are_refused(tmp_path: Path) -> None:
     write_pairs(tmp_path / "empty", [])
     with pytest.raises(InputError, match="contains no pairs"):

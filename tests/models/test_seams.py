@@ -160,6 +160,12 @@ def test_another_factory_of_the_saved_class_takes_its_weights(tmp_path: Path, ca
     assert "saved with other settings of CropEncoder: using fill 'zero', not 'mean'" in caplog.text
 
 
+def test_a_region_encoder_without_forward_is_refused(tmp_path: Path) -> None:
+    tiny.segmenter(tmp_path / "clip").save_pretrained(tmp_path / "saved")
+    with pytest.raises(InputError, match="the region encoder cannot be built: Can't instantiate abstract class"):
+        OpenVocabSegmenter.from_pretrained(tmp_path / "saved", RegionEncoder)
+
+
 def test_clip_is_saved_once(tmp_path: Path) -> None:
     class TwoScales(ScaledCrops):
         def __init__(self, clip: CLIPAdapter) -> None:

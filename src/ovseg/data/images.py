@@ -12,7 +12,8 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from ovseg.data.base import eval_loader
-from ovseg.data.masks import ImageMasks, LabelMaps, open_masks
+from ovseg.data.mask_reader import ImageMasks
+from ovseg.data.masks import LabelMaps, open_masks
 from ovseg.data.vocabulary import read_vocabulary
 from ovseg.images import IMAGE_SUFFIXES, read_image, resize_short_side, to_tensor
 from ovseg.structures import EvalBatch, InputError, Vocabulary

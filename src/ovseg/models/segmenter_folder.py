@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping
-from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -69,12 +68,16 @@ def read_segmenter(name_or_path: str | Path, make_encoder: EncoderFactory | None
         options = saved.get("init_args", {}) | ({} if fill is None else {"fill": fill})
         if make_encoder is None:
             saved_class: Callable[..., RegionEncoder] = _encoder_class(saved["class_path"], folder)
-            make_encoder = partial(saved_class, **options)
-        region_encoder = make_encoder(clip)
+            region_encoder = saved_class(clip, **options)
     except InputError:
         raise
     except (yaml.YAMLError, AttributeError, LookupError, TypeError, ValueError, RecursionError) as error:
         raise no_settings(folder, error) from error
+    if make_encoder is not None:
+        try:
+            region_encoder = make_encoder(clip)
+        except TypeError as error:
+            raise InputError(f"the region encoder cannot be built: {first_line(error)}; choose another") from error
     if class_path(type(region_encoder)) == saved["class_path"]:
         _load_own_weights(region_encoder, folder / ENCODER_WEIGHTS)
         _warn_of_other_settings(region_encoder, options, folder)

@@ -15,7 +15,8 @@ from torch import Tensor
 from ovseg.data.benchmarks.base import Benchmark, Layout
 from ovseg.data.images import EvalImages, EvalSample
 from ovseg.data.labels import Coding, LabelFiles, read_ade20k_full
-from ovseg.data.masks import LabelMaps, MaskReader
+from ovseg.data.mask_reader import MaskReader
+from ovseg.data.masks import LabelMaps
 from ovseg.data.partners import by_stem, require_labels
 from ovseg.data.vocabulary import read_dataset_ids
 from ovseg.structures import InputError

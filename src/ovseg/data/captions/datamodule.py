@@ -22,7 +22,8 @@ from ovseg.data.captions.images import CaptionedImage, CaptionedImages
 from ovseg.data.captions.nouns import SpacyNounExtractor
 from ovseg.data.captions.shards import ShardBatches, Shards
 from ovseg.data.loading import no_collate
-from ovseg.data.masks import LabelMaps, MaskReader, open_masks
+from ovseg.data.mask_reader import MaskReader
+from ovseg.data.masks import LabelMaps, open_masks
 from ovseg.stopping import outlive_signals
 from ovseg.structures import CaptionBatch, InputError
 

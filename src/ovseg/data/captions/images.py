@@ -15,7 +15,7 @@ from ovseg.images import read_image, resize_short_side, to_tensor
 from ovseg.structures import CaptionBatch, InputError
 
 if TYPE_CHECKING:
-    from ovseg.data.masks import ImageMasks, MaskReader
+    from ovseg.data.mask_reader import ImageMasks, MaskReader
 
 LONG_SIDE = 4  # limit of the long side, in short sides: 640 / 2560 and 512 / 2048 in the paper
 LABEL = -1  # caption id of a noun that comes from a label

@@ -63,6 +63,11 @@ class PairStore:
                     f"{self.folder} contains pairs of an older version of ovseg; delete the folder or choose another "
                     "--out"
                 )
+        elif "region_encoder" in self.settings and "region_encoder" not in manifest["settings"]:
+            raise InputError(
+                f"{self.folder} was begun by an older version of ovseg, which records other settings; choose another "
+                "--out, or delete the folder"
+            )
         elif differences := _differences(manifest["settings"], json.loads(json.dumps(self.settings))):
             raise InputError(
                 f"{self.folder} already contains pairs with different settings: {', '.join(differences)}; "
