@@ -170,7 +170,7 @@ def test_wrong_parts_are_refused(mine: Mine, tmp_path: Path, capsys: pytest.Capt
     words = mine(tmp_path / "pairs")
     captions = words[words.index("--data.captions") + 1]
     masks = Path(captions).with_name("regions_train2017.json")
-    assert "regions come from --model.proposer and --data.masks at once" in refusal(
+    assert "--model.proposer and --data.masks are both set; set one of them to null" in refusal(
         capsys, *words, "--data.masks", masks
     )
     out = ["--out", tmp_path / "other"]
