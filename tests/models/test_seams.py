@@ -16,6 +16,7 @@ from ovseg.models import CLIPAdapter, CropEncoder, GivenMasks, MaskProposer, Ope
 from ovseg.models.ensemble import RegionLogits, class_scores
 from ovseg.ops import crop_regions, mask_probabilities
 from ovseg.structures import ImageProposals, InputError, RegionFeatures, RegionTextBatch, Vocabulary
+from ovseg.tasks import MiningTask
 from tests import tiny
 
 IMAGES = tiny.images((64, 64), (64, 96))
@@ -164,6 +165,15 @@ def test_a_region_encoder_without_forward_is_refused(tmp_path: Path) -> None:
     tiny.segmenter(tmp_path / "clip").save_pretrained(tmp_path / "saved")
     with pytest.raises(InputError, match="the region encoder cannot be built: Can't instantiate abstract class"):
         OpenVocabSegmenter.from_pretrained(tmp_path / "saved", RegionEncoder)
+
+
+def test_pairs_depend_on_the_weights_of_a_region_encoder(tmp_path: Path) -> None:
+    """A store that one encoder began is not continued by another one."""
+    task = MiningTask(tiny.clip(tmp_path), region_encoder=ScaledCrops)
+    before = task.settings()
+    assert task.settings() == before
+    nn.init.constant_(task.region_encoder.scale, 2)  # type: ignore[arg-type]
+    assert task.settings() != before
 
 
 def test_clip_is_saved_once(tmp_path: Path) -> None:

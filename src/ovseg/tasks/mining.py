@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ovseg import rle
-from ovseg.checkpoint import network_digest
+from ovseg.checkpoint import network_digest, tensor_digests
 from ovseg.models import CLIPAdapter, CropEncoder, GivenMasks, MaskProposer, Proposer, RegionEncoder, TextEncoder
 from ovseg.models.regions.base import class_path
 from ovseg.ops import band_values, masks_to_boxes
@@ -69,10 +69,12 @@ class MiningTask(L.LightningModule):
 
     def settings(self) -> dict[str, str | int | float | None]:
         """Return everything that pairs depend on besides the batches; networks as digests of their weights."""
+        weights = tensor_digests(self.region_encoder.own_weights())
         return {
             "clip": network_digest(self.clip, self.clip.architecture()),
             "region_encoder": class_path(type(self.region_encoder)),
             **{f"region_encoder.{name}": value for name, value in self.region_encoder.settings().items()},
+            **{f"region_encoder.{name}": digest for name, digest in weights.items()},
             "proposer": None if self.proposer is None else network_digest(self.proposer, self.proposer.architecture()),
             "mask_threshold": None if self.proposer is None else self.mask_threshold,
             "templates": " | ".join(self.text.templates),
