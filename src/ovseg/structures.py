@@ -141,6 +141,15 @@ class RegionTextBatch(NamedTuple):
     text_ids: Tensor  # (N,) int64, index of each text in the datamodule's `texts`, the same in all processes
 
 
+class ImageTextBatch(NamedTuple):
+    """Whole images with their regions, each with its text, for region encoders that see whole images."""
+
+    images: list[Tensor]  # B × (3, H, W) in [0, 1]
+    masks: list[Tensor]  # B × (N_b, H, W) bool
+    texts: list[str]  # N, those of the first image's regions first
+    text_ids: Tensor  # (N,) int64, see `RegionTextBatch`
+
+
 class Proposals(NamedTuple):
     """The output of one decoder layer of a proposal network, see `ovseg.models.MaskProposer`."""
 

@@ -140,6 +140,7 @@ class OpenVocabSegmenter(nn.Module):
         self.text_features = self.text(vocabulary.phrases)
         self.proposer.set_text_features(self.text_features)
         self.class_of_phrase = torch.tensor(vocabulary.class_of_phrase, device=self.text_features.device)
+        self.region_encoder.set_text_features(self.text_features, self.class_of_phrase)
         self.vocabulary = vocabulary
 
     @torch.no_grad()

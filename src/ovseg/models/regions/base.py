@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 from torch import Tensor, nn
 
 from ovseg.checkpoint import Architecture
 from ovseg.models.clip.adapter import CLIPAdapter
-from ovseg.structures import InputError, RegionFeatures, RegionTextBatch
+from ovseg.structures import ImageTextBatch, InputError, RegionFeatures, RegionTextBatch
 
 
 class RegionEncoder(nn.Module, ABC):
@@ -22,6 +22,8 @@ class RegionEncoder(nn.Module, ABC):
     Args:
         clip: encodes the regions and the texts they are compared with.
     """
+
+    whole_images: ClassVar[bool] = False  # whether `encode_batch` takes an `ImageTextBatch`
 
     def __init__(self, clip: CLIPAdapter) -> None:
         super().__init__()
@@ -39,8 +41,19 @@ class RegionEncoder(nn.Module, ABC):
             (N, D) features for each image; those of a region without visible pixels are invalid and zero.
         """
 
-    def encode_batch(self, batch: RegionTextBatch) -> Tensor:
+    def set_text_features(self, text_features: Tensor, class_of_phrase: Tensor) -> None:
+        """Receive the vocabulary for which regions are encoded; the base class ignores it.
+
+        Args:
+            text_features: (S, D), L2-normalised, one row per phrase.
+            class_of_phrase: (S,) index of each phrase's class.
+        """
+
+    def encode_batch(self, batch: RegionTextBatch | ImageTextBatch) -> Tensor:
         """Encode the regions of a training batch, with gradients.
+
+        Args:
+            batch: an `ImageTextBatch` if `whole_images`, else a `RegionTextBatch`.
 
         Returns:
             (N, D), L2-normalised.

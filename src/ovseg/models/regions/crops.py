@@ -13,7 +13,7 @@ from torch.utils.checkpoint import checkpoint
 from ovseg.models.clip.adapter import CLIPAdapter
 from ovseg.models.regions.base import RegionEncoder
 from ovseg.ops import CLIP_MEAN, crop_regions
-from ovseg.structures import InputError, RegionFeatures, RegionTextBatch
+from ovseg.structures import ImageTextBatch, InputError, RegionFeatures, RegionTextBatch
 
 FILLS = {"mean": CLIP_MEAN, "zero": (0.0, 0.0, 0.0)}
 
@@ -73,8 +73,9 @@ class CropEncoder(RegionEncoder):
             results.append(RegionFeatures(features, valid))
         return results
 
-    def encode_batch(self, batch: RegionTextBatch) -> Tensor:
+    def encode_batch(self, batch: RegionTextBatch | ImageTextBatch) -> Tensor:
         """Encode the crops of a training batch, (N, D); see `RegionEncoder.encode_batch`."""
+        assert isinstance(batch, RegionTextBatch)
         return self._encode(batch.regions, batch.region_masks)
 
     def settings(self) -> dict[str, Any]:
