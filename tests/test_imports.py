@@ -47,8 +47,16 @@ ARROWS = {
 # the only files that may import a dependency
 DOORS = {
     "spacy": {"data/captions/nouns.py"},
-    "open_clip": {f"models/clip/{name}.py" for name in ("adapter", "config", "files", "tokenizer", "towers")},
-    "timm": {"models/clip/config.py", "models/clip/towers.py", "models/proposals/deeplab_resnet.py"},
+    "open_clip": {
+        f"models/clip/{name}.py"
+        for name in ("adapter", "config", "files", "open_clip_tower", "timm_tower", "tokenizer", "towers")
+    },
+    "timm": {
+        "models/clip/config.py",
+        "models/clip/timm_tower.py",
+        "models/clip/towers.py",
+        "models/proposals/deeplab_resnet.py",
+    },
     "transformers": {
         "losses.py",
         "models/clip/tokenizer.py",

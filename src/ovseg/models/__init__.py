@@ -4,7 +4,7 @@ from ovseg.models.clip.adapter import CLIPAdapter
 from ovseg.models.clip.mask_prompt import MaskPrompt, MaskPromptedViT
 from ovseg.models.clip.text import PROMPT_TEMPLATES, TextEncoder
 from ovseg.models.proposals import GivenMasks, MaskProposer, Proposer
-from ovseg.models.regions import CropEncoder, RegionEncoder
+from ovseg.models.regions import CropEncoder, MeanPoolEncoder, RegionEncoder, SinglePassEncoder
 from ovseg.models.released.importing import import_released
 from ovseg.models.segmenter import OpenVocabSegmenter
 
@@ -16,9 +16,11 @@ __all__ = [
     "MaskPrompt",
     "MaskPromptedViT",
     "MaskProposer",
+    "MeanPoolEncoder",
     "OpenVocabSegmenter",
     "Proposer",
     "RegionEncoder",
+    "SinglePassEncoder",
     "TextEncoder",
     "import_released",
 ]

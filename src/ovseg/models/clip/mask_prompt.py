@@ -8,7 +8,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from ovseg.models.clip.towers import Tower, check_pooled, resize_grid, split_tower
+from ovseg.models.clip.grid import resize_grid
+from ovseg.models.clip.towers import Tower, check_pooled, split_tower
 from ovseg.ops import patch_coverage
 from ovseg.structures import InputError
 

@@ -2,5 +2,7 @@
 
 from ovseg.models.regions.base import RegionEncoder
 from ovseg.models.regions.crops import CropEncoder
+from ovseg.models.regions.mean_pool import MeanPoolEncoder
+from ovseg.models.regions.single_pass import SinglePassEncoder
 
-__all__ = ["CropEncoder", "RegionEncoder"]
+__all__ = ["CropEncoder", "MeanPoolEncoder", "RegionEncoder", "SinglePassEncoder"]
