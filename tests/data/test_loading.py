@@ -248,7 +248,14 @@ def test_seeded_restores_the_generator() -> None:
 
 def test_modules_that_workers_import_do_not_import_lightning() -> None:
     """Workers started by `forkserver` or `spawn` import the modules of the data set and the collate function."""
-    modules = ("loading", "pairs.regions", "captions.images", "toy.cutting", "toy.labelled_scenes")
+    modules = (
+        "loading",
+        "pairs.regions",
+        "pairs.whole_images",
+        "captions.images",
+        "toy.cutting",
+        "toy.labelled_scenes",
+    )
     code = (
         "".join(f"import ovseg.data.{module}; " for module in modules) + "import sys; print('lightning' in sys.modules)"
     )

@@ -12,6 +12,7 @@ from ovseg.data.loading import ResumableLoader, no_collate, run_seed
 from ovseg.data.pairs import Pairs, read_pairs
 from ovseg.data.pairs.region_transform import RegionTransform
 from ovseg.data.pairs.regions import RegionTexts
+from ovseg.data.pairs.whole_images import SHORT_SIDE, ImageTexts
 from ovseg.data.resumable import ResumableDataModule
 from ovseg.structures import EvalBatch, InputError, Vocabulary
 
@@ -24,7 +25,8 @@ class PairSampling:
         min_similarity: drop pairs with a lower similarity.
         max_per_noun: keep at most this many pairs per noun, the most similar ones.
         by_image: put the pairs of an image into the same batch, or into consecutive ones if they do not fit, so that
-            each batch decodes an image once. If false, pairs are drawn independently, which reads more slowly.
+            each batch decodes an image once. If false, pairs are drawn independently, which reads more slowly. Region
+            encoders that see whole images always get the pairs of an image together.
 
     Raises:
         InputError: `max_per_noun` is below 1.
@@ -42,7 +44,7 @@ class PairSampling:
 class RegionTextDataModule(ResumableDataModule):
     """Shuffled region-text pairs from a store; their regions are cut from the original images and augmented.
 
-    A task tells it CLIP's resolution through `configure`.
+    A task tells it CLIP's resolution through `configure`, and whether its region encoder sees whole images.
 
     Args:
         pairs: the store that `ovseg mine` wrote, or the table of the released pairs (`coco_proposal_1cap.csv`).
@@ -95,7 +97,7 @@ class RegionTextDataModule(ResumableDataModule):
         Raises:
             InputError: there are no pairs.
         """
-        self.dataset = RegionTexts(self._read(), self.images, self.transform, self.seed)
+        self.dataset: RegionTexts | ImageTexts = RegionTexts(self._read(), self.images, self.transform, self.seed)
         if self.val is not None:
             self.val.setup(stage)
 
@@ -118,17 +120,36 @@ class RegionTextDataModule(ResumableDataModule):
         """The vocabulary of the validation data, None without any."""
         return None if self.val is None else self.val.vocabulary
 
-    def configure(self, size: int) -> None:
-        """Set the side of the regions, in pixels, to CLIP's resolution; `transform.size` overrides it.
+    def configure(self, size: int, whole_images: bool = False) -> None:
+        """Adapt to the region encoder, after `setup`.
 
-        Call it after `setup`.
+        Args:
+            size: CLIP's resolution, the side of the regions in pixels; `transform.size` overrides it.
+            whole_images: whether the encoder sees whole images.
+
+        Raises:
+            InputError: whole images are needed, but the pairs are crops or are to be resized like crops.
         """
-        if self.transform.size is None:
-            self.dataset.size = size
+        if not whole_images:
+            if self.transform.size is None and isinstance(self.dataset, RegionTexts):
+                self.dataset.size = size
+            return
+        if "released" in self.dataset.pairs.provenance:
+            raise InputError(
+                f"{self.pairs} lists crops, but the region encoder sees whole images; mine pairs with `ovseg mine`, or "
+                "use ovseg.models.CropEncoder"
+            )
+        if self.transform.resize != "inference":
+            raise InputError(
+                f"transform.resize is {self.transform.resize!r}, which applies to crops, but the region encoder sees "
+                "whole images; remove it"
+            )
+        self.dataset = ImageTexts(self.dataset.pairs, self.images, self.transform.size or SHORT_SIDE, self.seed)
 
     def train_dataloader(self) -> ResumableLoader:
-        """Return the resumable loader of `RegionTextBatch`es."""
-        images = self.dataset.pairs.image_indices() if self.sampling.by_image else None
+        """Return the resumable loader of `RegionTextBatch`es, or of `ImageTextBatch`es for whole images."""
+        grouped = self.sampling.by_image or isinstance(self.dataset, ImageTexts)
+        images = self.dataset.pairs.image_indices() if grouped else None
         return self.resumable(self.dataset, self.seed, self.num_workers, no_collate, images)
 
     def val_dataloader(self) -> DataLoader[EvalBatch] | list[DataLoader[EvalBatch]]:

@@ -30,11 +30,12 @@ class RegionTransform:
     """Apply the paper's random resized crop to a region and its mask.
 
     Args:
-        size: side of the regions in pixels; defaults to the resolution of the CLIP that is trained.
+        size: side of the regions in pixels; defaults to the resolution of the CLIP that is trained. For region encoders
+            that see whole images: the short side to which larger images are reduced, by default 640.
         resize: `inference` resizes like `crop_regions`: bicubic without antialiasing, with CLIP's mean colour outside
             the mask. `release` resizes bytes with Pillow's antialiased bicubic filter and fills with (124, 116, 103).
             `inference` gives training the same regions as inference and takes half the time; the toy CLIP learns
-            equally well from both (docs/toy.md).
+            equally well from both (docs/toy.md). Whole images have no fill, and only take `inference`.
 
     Raises:
         InputError: `size` is below 1, or `resize` is neither of the two.

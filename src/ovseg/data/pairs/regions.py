@@ -79,14 +79,27 @@ class RegionTexts(Dataset[RegionText]):
         if not pair.counts:  # a released pair: the crop is an image file of its own
             crop = to_tensor(image)
             return crop, mask_by_colour(crop)[None]
-        path = self.images / pair.file_name
-        if (image.height, image.width) != pair.size:
-            raise InputError(
-                f"{path} is {image.width} x {image.height} pixels but was mined at {pair.size[1]} x {pair.size[0]}; "
-                "restore the image or mine again"
-            )
-        try:
-            mask = rle.decode_box(pair.counts, pair.size, pair.box)
-        except ValueError as error:
-            raise InputError(f"the mask of {pair.noun!r} in {path} is damaged ({error}); mine again") from error
+        mask = mask_in_box(pair, image, self.images / pair.file_name, pair.box)
         return to_tensor(image.crop(pair.box)), mask[None]
+
+
+def mask_in_box(pair: RegionTextPair, image: Image.Image, path: Path, box: tuple[int, int, int, int]) -> Tensor:
+    """Return the mask of a pair inside a box, (h, w) bool.
+
+    Args:
+        image: the pair's image, at the size at which it was mined.
+        path: the file of the image, for errors.
+        box: x0, y0, x1, y1, ends exclusive.
+
+    Raises:
+        InputError: the image has another size, or the mask is damaged.
+    """
+    if (image.height, image.width) != pair.size:
+        raise InputError(
+            f"{path} is {image.width} x {image.height} pixels but was mined at {pair.size[1]} x {pair.size[0]}; "
+            "restore the image or mine again"
+        )
+    try:
+        return rle.decode_box(pair.counts, pair.size, box)
+    except ValueError as error:
+        raise InputError(f"the mask of {pair.noun!r} in {path} is damaged ({error}); mine again") from error
