@@ -18,7 +18,7 @@ from ovseg.models import CLIPAdapter, CropEncoder, RegionEncoder, TextEncoder
 from ovseg.models.ensemble import RegionLogits
 from ovseg.models.phrases import PhraseFeatures
 from ovseg.optim import WarmupCosineLR, param_groups
-from ovseg.structures import EvalBatch, InputError, RegionTextBatch, Vocabulary
+from ovseg.structures import EvalBatch, ImageTextBatch, InputError, RegionTextBatch, Vocabulary
 from ovseg.tasks.segments import name_segments
 
 SECOND_CLIP = "region_encoder.clip."
@@ -36,18 +36,18 @@ class AdapterTask(L.LightningModule):
 
     Args:
         clip: the network to adapt.
-        train: the weights to train. `prompt`: the mask prompts only, which leaves CLIP unchanged; `visual`: the image
-            tower and the temperature; `both`: prompts, image tower and temperature; `all`: the text tower too, to train
-            a CLIP from scratch.
+        train: the weights to train. `prompt`: the mask prompts, or the region encoder's own parameters (prompt keys,
+            learned masks), which leaves CLIP unchanged; `visual`: the image tower and the temperature; `both`: prompts,
+            image tower and temperature; `all`: CLIP as a whole, from scratch.
         lr: learning rate of CLIP's weights.
-        prompt_lr: learning rate of the mask prompts, which have no weight decay.
+        prompt_lr: learning rate of the prompts, which have no weight decay.
         weight_decay: weight decay of CLIP's weights, except norms, embeddings, biases and the temperature.
         warmup_steps: steps of linear warm-up before the cosine decay.
         loss: class of the loss; any module with `forward(logits, target)`, whose shapes `RegionTextLoss` documents.
         region_encoder: class of the region encoder, constructed with `clip`.
 
     Raises:
-        InputError: mask prompts are to be trained but `clip` has none, or a number is out of range.
+        InputError: prompts are to be trained but there are none, or a number is out of range.
     """
 
     monitor: ClassVar[str] = "val/mask_accuracy"  # selects the best checkpoint
@@ -64,12 +64,11 @@ class AdapterTask(L.LightningModule):
         region_encoder: Callable[[CLIPAdapter], RegionEncoder] = CropEncoder,
     ) -> None:
         super().__init__()
-        if train in ("prompt", "both") and clip.visual.prompt is None:
-            raise InputError(
-                f"train: {train} needs mask prompts, but this CLIP has none; set prompt_depth, for example to 3"
-            )
         self.clip = clip
         self.region_encoder = region_encoder(clip)
+        prompts = self.region_encoder.prompt_parameters()
+        if train in ("prompt", "both") and not prompts:
+            raise InputError(f"train: {train} needs {self.region_encoder.prompts_missing}")
         # CLIP is registered twice in this module, but saved only once
         self.register_state_dict_post_hook(_drop_second_clip)  # type: ignore[no-untyped-call]
         self.register_load_state_dict_post_hook(_expect_no_second_clip)  # type: ignore[no-untyped-call]
@@ -80,13 +79,16 @@ class AdapterTask(L.LightningModule):
         clip.requires_grad_(train == "all")
         clip.visual.requires_grad_(train != "prompt")
         clip.logit_scale.requires_grad_(train != "prompt")
-        if clip.visual.prompt is not None:
-            clip.visual.prompt.requires_grad_(train in ("prompt", "both"))
+        if clip.visual.prompt is not None:  # unused by encoders of whole images
+            clip.visual.prompt.requires_grad_(False)
+        for parameter in prompts:
+            parameter.requires_grad_(train in ("prompt", "both"))
 
     def setup(self, stage: str) -> None:
         data = self.trainer.datamodule  # type: ignore[attr-defined]
         if hasattr(data, "configure"):  # datamodules with batches in memory need no configuration
-            data.configure(size=self.clip.image_size)
+            options = {"whole_images": True} if self.region_encoder.whole_images else {}
+            data.configure(size=self.clip.image_size, **options)
         self.vocabulary: Vocabulary | None = getattr(data, "vocabulary", None)
         self.phrases: PhraseFeatures | None = None
         if self.vocabulary is not None:
@@ -95,10 +97,21 @@ class AdapterTask(L.LightningModule):
     def on_fit_start(self) -> None:
         self.text.clear()  # weights may have been loaded from a checkpoint in the meantime
 
-    def training_step(self, batch: RegionTextBatch, batch_index: int) -> Tensor:
+    def training_step(self, batch: RegionTextBatch | ImageTextBatch, batch_index: int) -> Tensor:
         """Return the loss over the regions and texts of all processes."""
         all_texts = self._texts_of_all_processes(batch)  # first, while the host need not wait for the device
-        region_features = self.region_encoder.encode_batch(batch)
+        loss, accuracy = self.contrast(self.region_encoder.encode_batch(batch), all_texts)
+        log = {"train/loss": loss, "train/accuracy": accuracy}
+        self.log_dict(log, prog_bar=True, batch_size=len(all_texts))
+        return loss
+
+    def contrast(self, region_features: Tensor, all_texts: list[str]) -> tuple[Tensor, Tensor]:
+        """Return the contrastive loss, and the share of regions that are most similar to their own text.
+
+        Args:
+            region_features: (N, D) of this process.
+            all_texts: texts of the regions of all processes, in rank order.
+        """
         texts, text_of_region = _unique(all_texts)
         target = torch.tensor(text_of_region, device=self.device)
         text_features = self.clip.encode_text(texts) if self.text_trained else self._cached(texts)
@@ -111,9 +124,7 @@ class AdapterTask(L.LightningModule):
             logits = scale * all_features @ text_features.float().T  # (N, U)
         loss: Tensor = self.loss(logits, target)
         accuracy = (logits.argmax(dim=1) == target).float().mean()
-        log = {"train/loss": loss, "train/accuracy": accuracy}
-        self.log_dict(log, prog_bar=True, batch_size=len(all_texts))
-        return loss
+        return loss, accuracy
 
     def on_validation_start(self) -> None:
         if self.vocabulary is None:
@@ -142,7 +153,7 @@ class AdapterTask(L.LightningModule):
         assert self.phrases is not None  # set in on_validation_start
         return self.phrases.classify(self.region_encoder([image], [masks])[0])
 
-    def _texts_of_all_processes(self, batch: RegionTextBatch) -> list[str]:
+    def _texts_of_all_processes(self, batch: RegionTextBatch | ImageTextBatch) -> list[str]:
         """Return the texts of all processes in rank order; every process has the list of all texts of the data."""
         if self.trainer.world_size == 1:
             return batch.texts
@@ -162,9 +173,7 @@ class AdapterTask(L.LightningModule):
             self.clip.logit_scale.data.clamp_(max=math.log(100))
 
     def configure_optimizers(self) -> Any:
-        prompts = (
-            [] if (prompt := self.clip.visual.prompt) is None else [p for p in prompt.parameters() if p.requires_grad]
-        )
+        prompts = [parameter for parameter in self.region_encoder.prompt_parameters() if parameter.requires_grad]
         groups = [{"params": prompts, "lr": self.prompt_lr, "weight_decay": 0.0}] if prompts else []
         prompt_set = set(prompts)
         for group in param_groups(self.region_encoder, self.lr, self.weight_decay, decay_biases=False):

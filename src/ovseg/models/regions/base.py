@@ -24,6 +24,7 @@ class RegionEncoder(nn.Module, ABC):
     """
 
     whole_images: ClassVar[bool] = False  # whether `encode_batch` takes an `ImageTextBatch`
+    prompts_missing: ClassVar[str] = "parameters of the region encoder, but it has none; use train: visual"
 
     def __init__(self, clip: CLIPAdapter) -> None:
         super().__init__()
@@ -64,6 +65,14 @@ class RegionEncoder(nn.Module, ABC):
         raise InputError(
             f"{type(self).__name__} cannot be trained: it has no `encode_batch`; use another region encoder"
         )
+
+    def prompt_parameters(self) -> list[nn.Parameter]:
+        """Return the parameters that are trained while CLIP's weights are frozen: by default those that are not CLIP's.
+
+        If there are none, `prompts_missing` ends the sentence that says so.
+        """
+        clip = set(self.clip.parameters())
+        return [parameter for parameter in self.parameters() if parameter not in clip]
 
     def settings(self) -> dict[str, Any]:
         """Return the constructor's arguments except `clip` as plain values, which a saved segmenter stores."""

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import Any, Literal
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from ovseg.models.clip.adapter import CLIPAdapter
@@ -32,6 +32,8 @@ class CropEncoder(RegionEncoder):
     Raises:
         InputError: an option is out of range.
     """
+
+    prompts_missing = "mask prompts, but this CLIP has none; set prompt_depth, for example to 3"
 
     def __init__(
         self,
@@ -75,8 +77,16 @@ class CropEncoder(RegionEncoder):
 
     def encode_batch(self, batch: RegionTextBatch | ImageTextBatch) -> Tensor:
         """Encode the crops of a training batch, (N, D); see `RegionEncoder.encode_batch`."""
-        assert isinstance(batch, RegionTextBatch)
+        if not isinstance(batch, RegionTextBatch):
+            raise InputError(
+                f"{type(self).__name__} trains on regions, but the data brings whole images; use other data"
+            )
         return self._encode(batch.regions, batch.region_masks)
+
+    def prompt_parameters(self) -> list[nn.Parameter]:
+        """Return CLIP's mask prompts."""
+        prompt = self.clip.visual.prompt
+        return super().prompt_parameters() + ([] if prompt is None else list(prompt.parameters()))
 
     def settings(self) -> dict[str, Any]:
         return {

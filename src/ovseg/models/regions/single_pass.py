@@ -43,6 +43,11 @@ class SinglePassEncoder(WholeImageEncoder):
         InputError: the image tower is not supported, or an option is out of range.
     """
 
+    prompts_missing = (
+        "prompt keys or a learned mask, but this region encoder has neither; set region_encoder.prompt_keys, for "
+        "example to 4"
+    )
+
     def __init__(
         self,
         clip: CLIPAdapter,

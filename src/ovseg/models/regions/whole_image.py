@@ -83,7 +83,10 @@ class WholeImageEncoder(RegionEncoder):
 
     def encode_batch(self, batch: RegionTextBatch | ImageTextBatch) -> Tensor:
         """Encode the regions of a training batch, (N, D); see `RegionEncoder.encode_batch`."""
-        assert isinstance(batch, ImageTextBatch)
+        if not isinstance(batch, ImageTextBatch):
+            raise InputError(
+                f"{type(self).__name__} trains on whole images, but the data brings regions; use RegionTextDataModule"
+            )
         return torch.cat([regions.features for regions in self(batch.images, batch.masks)])
 
     def settings(self) -> dict[str, Any]:
