@@ -13,6 +13,7 @@ from torch import Tensor
 
 from ovseg.bands import band_values as band_values
 from ovseg.bands import labels_in_bands as labels_in_bands
+from ovseg.cropping import RegionCutter
 
 Classifier = Literal["ensemble", "clip", "proposals"]
 RGB = tuple[float, float, float]
@@ -30,15 +31,14 @@ def masks_to_boxes(masks: Tensor) -> Tensor:
     Returns:
         (N, 4) int64: x0, y0, x1, y1, ends exclusive; zeros for an empty mask.
     """
+    if not masks.numel():
+        return torch.zeros((len(masks), 4), dtype=torch.int64, device=masks.device)
     edges = []
-    for occupied in (masks.any(dim=1), masks.any(dim=2)):  # columns (N, W), then rows (N, H)
-        length = occupied.shape[1]
-        if not length:
-            edges.append(occupied.new_zeros((len(masks), 2), dtype=torch.int64))
-            continue
-        first = occupied.int().argmax(dim=1)
-        last = length - occupied.flip(1).int().argmax(dim=1)
-        edges.append(torch.stack([first, last], dim=1) * occupied.any(dim=1, keepdim=True))
+    for side in (1, 2):
+        occupied = masks.view(torch.uint8).amax(dim=side)  # columns (N, W), then rows (N, H); faster than `any`
+        first = occupied.argmax(dim=1)
+        last = occupied.shape[1] - occupied.flip(1).argmax(dim=1)
+        edges.append(torch.stack([first, last], dim=1) * occupied.amax(dim=1, keepdim=True))
     columns, rows = edges
     return torch.stack([columns[:, 0], rows[:, 0], columns[:, 1], rows[:, 1]], dim=1)
 
@@ -82,19 +82,15 @@ def crop_regions(
         regions (N, 3, size, size), region_masks (N, size, size) bool and valid (N,) bool. Every mask keeps its row.
         An empty mask, or one whose scaled box contains no pixel, is invalid, and its region consists of `fill`.
     """
-    colour = torch.stack([image.new_full((1, 1), channel) for channel in fill])
-    regions = colour.expand(len(masks), 3, size, size).clone()
-    region_masks = torch.zeros((len(masks), size, size), dtype=torch.bool, device=image.device)
     boxes = expand_boxes(masks_to_boxes(masks), expand_ratio, *image.shape[1:])
-    valid = (boxes[:, 2:] > boxes[:, :2]).all(dim=1)
-    for index, (x0, y0, x1, y1) in enumerate(boxes.tolist()):  # one transfer from the device for all boxes
-        if x0 >= x1 or y0 >= y1:
-            continue
-        mask = masks[index, y0:y1, x0:x1]
-        region = torch.where(mask, image[:, y0:y1, x0:x1], colour)
-        regions[index] = F.interpolate(region[None], (size, size), mode="bicubic", align_corners=False)[0]
-        region_masks[index] = F.interpolate(mask[None, None].float(), (size, size), mode="nearest")[0, 0] > 0
-    return regions, region_masks, valid
+    corners: list[list[int]] = boxes.tolist()  # one transfer from the device for all boxes
+    cutter = RegionCutter(image, masks, boxes, corners, fill_colour(image, fill))
+    return *cutter.cut(0, len(masks), size), (boxes[:, 2:] > boxes[:, :2]).all(dim=1)
+
+
+def fill_colour(image: Tensor, fill: RGB) -> Tensor:
+    """Return a fill colour as (3, 1, 1) on the device of the image, without waiting for it."""
+    return torch.stack([image.new_full((1, 1), channel) for channel in fill])
 
 
 def patch_coverage(region_masks: Tensor, patch_size: int) -> Tensor:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+import torch.nn.functional as F
 
 from ovseg.ops import CLIP_MEAN, crop_regions, expand_boxes, masks_to_boxes
 from tests.parity import goldens
@@ -59,6 +60,32 @@ def test_thin_images(shape: tuple[int, int]) -> None:
     assert valid.all() and region_masks.all() and bool(regions.isfinite().all())
     if shape == (1, 1):
         torch.testing.assert_close(regions[0], image.expand(3, 4, 4))
+
+
+@pytest.mark.parametrize(("at_once", "ratio"), [(2**24, 1.0), (2000, 1.3), (1, 0.8)])
+def test_regions_equal_those_that_torch_resizes_one_by_one(
+    at_once: int, ratio: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Boxes of all shapes, cut together, in parts, and alone."""
+    monkeypatch.setattr("ovseg.cropping.band_values", lambda device: 48 * at_once)
+    generator = torch.Generator().manual_seed(0)
+    image, masks = torch.rand(3, 50, 70, generator=generator), torch.zeros(40, 50, 70, dtype=torch.bool)
+    for mask in masks[1:]:
+        x0, y0 = (int(torch.randint(0, side - 1, (), generator=generator)) for side in (70, 50))
+        height, width = torch.randint(1, 70, (2,), generator=generator).tolist()
+        part = mask[y0 : y0 + height, x0 : x0 + width]
+        part[:] = torch.rand(part.shape, generator=generator) < 0.7
+    regions, region_masks, valid = crop_regions(image, masks, 24, BLACK, ratio)
+    for index, (x0, y0, x1, y1) in enumerate(expand_boxes(masks_to_boxes(masks), ratio, 50, 70).tolist()):
+        assert bool(valid[index]) == (x1 > x0 and y1 > y0)
+        if valid[index]:
+            box = masks[index, y0:y1, x0:x1]
+            pixels = (image[:, y0:y1, x0:x1] * box)[None]
+            expected = F.interpolate(pixels, (24, 24), mode="bicubic")[0]
+            torch.testing.assert_close(regions[index], expected, rtol=0, atol=1e-5)
+            assert torch.equal(region_masks[index], F.interpolate(box[None, None].float(), (24, 24))[0, 0] > 0)
+        else:
+            assert not regions[index].any() and not region_masks[index].any()
 
 
 def test_no_masks() -> None:
