@@ -1,0 +1,108 @@
+"""Distillation: the student approaches the teacher's features, which are those of crops."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from ovseg.models import CLIPAdapter, CropEncoder, GivenMasks, SinglePassEncoder
+from ovseg.structures import ImageTextBatch, InputError
+from ovseg.tasks import DistillationTask
+from tests import tiny
+from tests.tasks.data import Batches, Losses, trainer
+from tests.tasks.test_single_pass_training import ALL_TEXTS, batch, single_pass
+
+
+@pytest.fixture
+def teacher(tmp_path: Path) -> str:
+    """A folder with the student's CLIP (`student`) and one whose image tower was changed (`teacher`)."""
+    torch.manual_seed(0)
+    clip = CLIPAdapter(tiny.clip_folder(tmp_path / "random"), prompt_depth=1)
+    clip.save_pretrained(tmp_path / "student")
+    for parameter in clip.visual.parameters():
+        parameter.data.add_(0.1 * torch.randn_like(parameter))
+    clip.save_pretrained(tmp_path / "teacher")
+    return str(tmp_path / "teacher")
+
+
+def task(teacher: str, train: Any = "visual", **options: Any) -> DistillationTask:
+    clip = CLIPAdapter(str(Path(teacher).parent / "student"))
+    return DistillationTask(teacher, clip=clip, train=train, lr=2e-3, warmup_steps=1, **options)
+
+
+def test_the_student_approaches_the_teacher(teacher: str) -> None:
+    model, losses, data = task(teacher, region_encoder=single_pass()), Losses(), batch()
+    with torch.no_grad():
+        targets = torch.cat([each.features for each in CropEncoder(CLIPAdapter(teacher))(data.images, data.masks)])
+        student = torch.cat([each.features for each in model.region_encoder(data.images, data.masks)])
+    expected = (1 - (targets * student).sum(dim=1)).mean()
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    trainer(25, losses).fit(model, Batches([data], texts=ALL_TEXTS))
+    assert losses.values[0] == pytest.approx(float(expected), abs=1e-5)
+    assert losses.values[-1] < 0.5 * losses.values[0]
+    assert not [name for name in before if "teacher" in name or "_frozen" in name]
+    assert not any(parameter.requires_grad for network in model._frozen[:1] for parameter in network.parameters())
+    text = [name for name in before if ".visual." not in name and "logit" not in name]
+    assert all(torch.equal(before[name], model.state_dict()[name]) for name in text)
+
+
+def test_masks_are_the_proposals_and_the_contrastive_loss_is_added(teacher: str) -> None:
+    """The image passes once, with the regions of the pairs before the proposals."""
+    data = batch()
+    proposed = [torch.rand(4, *mask.shape[1:], generator=torch.Generator().manual_seed(1)) > 0.6 for mask in data.masks]
+    proposed[0][2] = False  # invalid, so left out
+
+    class Fixed(GivenMasks):
+        def propose(self, images: Any, vocabulary: Any = None) -> Any:
+            self.take(proposed, [torch.ones(4), torch.ones(4)])
+            return super().propose(images, vocabulary)
+
+    model = task(teacher, region_encoder=single_pass(), contrastive_weight=0.5, proposer=Fixed())
+    losses, distances = Losses(), []
+    with torch.no_grad():
+        targets = CropEncoder(CLIPAdapter(teacher))(data.images, proposed)
+        regions = model.region_encoder(data.images, proposed)
+        for region, target in zip(regions, targets, strict=True):
+            distances.append(1 - (region.features * target.features).sum(dim=1)[target.valid])
+    trainer(1, losses).fit(model, Batches([data], texts=ALL_TEXTS))
+    assert torch.cat(distances).shape == (7,)
+    metrics = model.trainer.callback_metrics
+    assert float(metrics["train/distance"]) == pytest.approx(float(torch.cat(distances).mean()), abs=1e-5)
+    contrast_only = losses.values[0] - float(metrics["train/distance"])
+    plain = task(teacher, region_encoder=single_pass(), contrastive_weight=1.0, proposer=Fixed())
+    again = Losses()
+    trainer(1, again).fit(plain, Batches([data], texts=ALL_TEXTS))
+    assert again.values[0] - float(metrics["train/distance"]) == pytest.approx(2 * contrast_only, rel=1e-4)
+    assert contrast_only > 0.1
+
+
+def test_without_any_proposal_the_loss_is_zero(teacher: str) -> None:
+    data, losses = batch(), Losses()
+    nothing = ImageTextBatch(data.images, [mask & False for mask in data.masks], data.texts, data.text_ids)
+    model = task(teacher, region_encoder=single_pass())
+    trainer(2, losses).fit(model, Batches([nothing], texts=ALL_TEXTS))
+    assert losses.values == [0.0, 0.0]
+    assert all(bool(parameter.isfinite().all()) for parameter in model.parameters())
+
+
+def test_what_cannot_be_distilled_is_refused(teacher: str, tmp_path: Path) -> None:
+    torch.manual_seed(5)
+    other = CLIPAdapter(tiny.clip_folder(tmp_path / "random"))
+    other.save_pretrained(tmp_path / "other")
+    with pytest.raises(
+        InputError, match=r"other is not an adapted version of the CLIP that is trained.*give a checkpoint"
+    ):
+        DistillationTask(str(tmp_path / "other"), clip=CLIPAdapter(str(tmp_path / "student")), train="visual")
+    wide = tiny.CLIP["text_cfg"] | {"layers": 2}
+    CLIPAdapter(tiny.clip_folder(tmp_path / "wide", text_cfg=wide)).save_pretrained(tmp_path / "two")
+    with pytest.raises(InputError, match="two is not an adapted version of the CLIP"):
+        DistillationTask(str(tmp_path / "two"), clip=CLIPAdapter(str(tmp_path / "student")), train="visual")
+    with pytest.raises(InputError, match="CropEncoder sees crops, but distillation"):
+        task(teacher, region_encoder=CropEncoder)
+    with pytest.raises(InputError, match="contrastive_weight is -1"):
+        task(teacher, contrastive_weight=-1)
+    with pytest.raises(InputError, match="train: prompt needs prompt keys"):
+        task(teacher, train="prompt", region_encoder=SinglePassEncoder)
