@@ -4,13 +4,14 @@ from ovseg.models.clip.adapter import CLIPAdapter
 from ovseg.models.clip.mask_prompt import MaskPrompt, MaskPromptedViT
 from ovseg.models.clip.text import PROMPT_TEMPLATES, TextEncoder
 from ovseg.models.proposals import GivenMasks, MaskProposer, Proposer
-from ovseg.models.regions import CropEncoder, MeanPoolEncoder, RegionEncoder, SinglePassEncoder
+from ovseg.models.regions import CascadeEncoder, CropEncoder, MeanPoolEncoder, RegionEncoder, SinglePassEncoder
 from ovseg.models.released.importing import import_released
 from ovseg.models.segmenter import OpenVocabSegmenter
 
 __all__ = [
     "PROMPT_TEMPLATES",
     "CLIPAdapter",
+    "CascadeEncoder",
     "CropEncoder",
     "GivenMasks",
     "MaskPrompt",

@@ -46,7 +46,8 @@ def read_segmenter(name_or_path: str | Path, make_encoder: EncoderFactory | None
     Args:
         name_or_path: the folder, or `toy`.
         make_encoder: creates the region encoder from CLIP; by default the saved one. An encoder of the saved class gets
-            its saved weights; other settings than the saved ones are logged as a warning.
+            its saved weights; other settings than the saved ones are logged as a warning. An encoder of another class
+            may `inherit` from the saved one.
 
     Raises:
         InputError: there is no segmenter, or a file is damaged or does not fit.
@@ -66,21 +67,25 @@ def read_segmenter(name_or_path: str | Path, make_encoder: EncoderFactory | None
         fill = settings.pop("fill", None)  # only in segmenters saved before region encoders could be chosen
         saved = settings.pop("region_encoder", {"class_path": class_path(CropEncoder), "init_args": {}})
         options = saved.get("init_args", {}) | ({} if fill is None else {"fill": fill})
-        if make_encoder is None:
-            saved_class: Callable[..., RegionEncoder] = _encoder_class(saved["class_path"], folder)
-            region_encoder = saved_class(clip, **options)
-    except InputError:
-        raise
+        name = str(saved["class_path"])
     except (yaml.YAMLError, AttributeError, LookupError, TypeError, ValueError, RecursionError) as error:
         raise no_settings(folder, error) from error
-    if make_encoder is not None:
-        try:
-            region_encoder = make_encoder(clip)
-        except TypeError as error:
-            raise InputError(f"the region encoder cannot be built: {first_line(error)}; choose another") from error
-    if class_path(type(region_encoder)) == saved["class_path"]:
+    if make_encoder is None:
+        if (saved_encoder := _saved_encoder(name, options, clip, folder)) is None:
+            raise InputError(
+                f"{folder / SETTINGS} needs the region encoder {name}, which is not imported; in Python, import its "
+                f"module first; on the command line, give --model.region_encoder {name} and its settings"
+            )
+        return SegmenterParts(proposer, saved_encoder, settings)
+    try:
+        region_encoder = make_encoder(clip)
+    except TypeError as error:
+        raise InputError(f"the region encoder cannot be built: {first_line(error)}; choose another") from error
+    if class_path(type(region_encoder)) == name:
         _load_own_weights(region_encoder, folder / ENCODER_WEIGHTS)
         _warn_of_other_settings(region_encoder, options, folder)
+    elif (saved_encoder := _saved_encoder(name, options, clip, folder)) is not None:
+        region_encoder.inherit(saved_encoder)
     return SegmenterParts(proposer, region_encoder, settings)
 
 
@@ -111,6 +116,21 @@ def no_settings(folder: Path, error: Exception) -> InputError:
     return InputError(f"{folder / SETTINGS} holds no valid settings ({first_line(error)}); bundle it again")
 
 
+def _saved_encoder(name: str, options: dict[str, Any], clip: CLIPAdapter, folder: Path) -> RegionEncoder | None:
+    """Build the saved region encoder with its weights; return None if its class is not imported."""
+    saved_class: Callable[..., RegionEncoder] | None = _encoder_class(name)
+    if saved_class is None:
+        return None
+    try:
+        encoder = saved_class(clip, **options)
+    except InputError:
+        raise
+    except (AttributeError, LookupError, TypeError, ValueError) as error:
+        raise no_settings(folder, error) from error
+    _load_own_weights(encoder, folder / ENCODER_WEIGHTS)
+    return encoder
+
+
 def _load_own_weights(encoder: RegionEncoder, path: Path) -> None:
     weights, own = read_state(path) if path.is_file() else {}, encoder.own_weights()
     if weights or own:
@@ -128,14 +148,11 @@ def _warn_of_other_settings(encoder: RegionEncoder, saved: Mapping[str, Any], fo
         )
 
 
-def _encoder_class(name: str, folder: Path) -> type[RegionEncoder]:
+def _encoder_class(name: str) -> type[RegionEncoder] | None:
     """Return the class of a region encoder by name, only if it is already imported: a file may not import code."""
     classes: list[type[RegionEncoder]] = RegionEncoder.__subclasses__()
     for encoder_class in classes:
         classes += encoder_class.__subclasses__()
         if class_path(encoder_class) == name:
             return encoder_class
-    raise InputError(
-        f"{folder / SETTINGS} needs the region encoder {name}, which is not imported; in Python, import its module "
-        f"first; on the command line, give --model.region_encoder {name} and its settings"
-    )
+    return None

@@ -78,6 +78,13 @@ class RegionEncoder(nn.Module, ABC):
         """Return the constructor's arguments except `clip` as plain values, which a saved segmenter stores."""
         return {}
 
+    def inherit(self, saved: RegionEncoder) -> None:
+        """Receive the saved encoder of another class that this one replaces; the base class ignores it.
+
+        Args:
+            saved: the encoder of a saved segmenter, with the same `clip`.
+        """
+
     def architecture(self) -> Architecture:
         """Return what identifies the encoder besides its weights: class, settings and CLIP's architecture."""
         return {"class_path": class_path(type(self)), "settings": self.settings(), "clip": self.clip.architecture()}

@@ -67,7 +67,7 @@ class WholeImageEncoder(RegionEncoder):
         """
         results: list[RegionFeatures] = [self._empty(image) for image in images]
         tower = self.clip.visual.tower
-        grids = [self._grid(tower, image) for image in images]
+        grids = [self.grid_of(image) for image in images]
         for indices in self._groups(grids, [len(part) for part in masks]):
             grid = grids[indices[0]]
             pixels = torch.stack([self._pixels(images[index], grid, tower.patch_size) for index in indices])
@@ -95,10 +95,10 @@ class WholeImageEncoder(RegionEncoder):
     def _empty(self, image: Tensor) -> RegionFeatures:
         return RegionFeatures(image.new_zeros((0, self.clip.dim)), image.new_zeros(0, dtype=torch.bool))
 
-    def _grid(self, tower: Tower, image: Tensor) -> Grid:
+    def grid_of(self, image: Tensor) -> Grid:
         """Return the rows and columns of patches for an image (3, h, w)."""
         height, width = image.shape[1:]
-        short = round(self.clip_short_side / tower.patch_size)
+        short = round(self.clip_short_side / self.clip.visual.patch_size)
         long = min(round(short * max(height, width) / min(height, width)), MAX_ASPECT * short)
         return (short, long) if height < width else (long, short)
 
