@@ -258,7 +258,7 @@ def test_a_very_long_image_is_squeezed() -> None:
         [image(1, 4000), image(4000, 1)], [full()[:, :1, :1].expand(1, 1, 4000), torch.ones(1, 4000, 1) > 0]
     )
     assert all(bool(regions.features.isfinite().all()) for regions in lines)
-    assert encoder._grid(encoder.clip.visual.tower, image(1, 4000)) == (2, 16)
+    assert encoder.grid_of(image(1, 4000)) == (2, 16)
 
 
 @pytest.mark.parametrize(
