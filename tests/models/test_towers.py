@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from functools import partial
 from typing import Any
 
 import open_clip
@@ -14,6 +15,7 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from ovseg.models import CLIPAdapter, MaskPromptedViT
+from ovseg.models.clip.grid import Block, Grid
 from ovseg.models.clip.towers import split_tower
 from ovseg.structures import InputError
 from tests import tiny
@@ -119,15 +121,22 @@ def test_the_adapter_equals_open_clip() -> None:
 
 
 @torch.no_grad()
-def test_prompts_replace_blank_patches_only(config: dict[str, Any]) -> None:
+def test_prompts_replace_blank_patches_only(config: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
     model = MaskPromptedViT(random_tower(config), 3).eval()
     assert model.prompt is not None
     inputs: list[Tensor] = []  # of each block
     outputs: list[Tensor] = []  # of each block
-    blocks = model.visual.trunk.blocks if hasattr(model.visual, "trunk") else model.visual.transformer.resblocks
-    for block in blocks:
-        block.register_forward_pre_hook(lambda _module, args: inputs.append(args[0]))
-        block.register_forward_hook(lambda _module, _args, output: outputs.append(output))
+    blocks = type(model.tower).blocks
+
+    def recorded(block: Block, tokens: Tensor) -> Tensor:
+        inputs.append(tokens)
+        outputs.append(block(tokens))
+        return outputs[-1]
+
+    def record(tower: Any, grid: Grid) -> list[Block]:
+        return [partial(recorded, block) for block in blocks(tower, grid)]
+
+    monkeypatch.setattr(type(model.tower), "blocks", record)
     prefix, patch = model.tower.prefix, model.patch_size
     blank = ~half().view(2, 32 // patch, patch, 32 // patch, patch).any(4).any(2).flatten(1)
     blank = torch.cat([torch.zeros(2, prefix, dtype=torch.bool), blank], dim=1)  # (N, prefix + L)

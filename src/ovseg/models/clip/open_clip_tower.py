@@ -41,7 +41,8 @@ class OpenClipTower:
 
     def blocks(self, grid: Grid) -> list[Block]:
         """Return the blocks in order, for tokens on this grid."""
-        return list(self.visual.transformer.resblocks)
+        blocks = self.visual.transformer.resblocks
+        return [partial(_run, block) if type(block) is ResidualAttentionBlock else block for block in blocks]
 
     def pool(self, tokens: Tensor) -> Tensor:
         """Pool the output of the last block into features (N, D)."""
@@ -95,21 +96,38 @@ class OpenClipTower:
         return features
 
 
+def _run(block: ResidualAttentionBlock, tokens: Tensor) -> Tensor:
+    """Run a block with fused attention, which `nn.MultiheadAttention` does not use in evaluation mode."""
+    query, key, value = _project(block, tokens)
+    return _finish(block, tokens, F.scaled_dot_product_attention(query, key, value))
+
+
 def _biased(block: ResidualAttentionBlock, tokens: Tensor, bias: Tensor, last: bool = False) -> Tensor:
-    """Run a block whose last R tokens attend with a bias, see `BiasedBlock`."""
-    attention = block.attn
+    """Run a block whose last R tokens attend with a bias, see `BiasedBlock`.
+
+    open_clip's own `forward` ignores other keys and values, and adds a boolean mask as zeros and ones.
+    """
     own = tokens.shape[1] - bias.shape[2]
-    normed = block.ln_1(tokens)
-    # open_clip's own attention ignores other keys and takes a boolean mask for numbers
-    qkv = F.linear(normed, attention.in_proj_weight, attention.in_proj_bias)
-    split = qkv.reshape(*tokens.shape[:2], 3, attention.num_heads, -1)
-    query, key, value = split.permute(2, 0, 3, 1, 4)  # (B, heads, T, d)
+    query, key, value = _project(block, tokens)
     mixed = F.scaled_dot_product_attention(query[:, :, own:], key, value, bias)
     if last:
         tokens = tokens[:, own:]
     elif own:
         first = F.scaled_dot_product_attention(query[:, :, :own], key[:, :, :own], value[:, :, :own])
         mixed = torch.cat([first, mixed], dim=2)
-    tokens = tokens + block.ls_1(attention.out_proj(mixed.transpose(1, 2).flatten(2)))
+    return _finish(block, tokens, mixed)
+
+
+def _project(block: ResidualAttentionBlock, tokens: Tensor) -> tuple[Tensor, ...]:
+    """Return queries, keys and values (B, heads, T, d) of tokens (B, T, C)."""
+    attention = block.attn
+    projected = F.linear(block.ln_1(tokens), attention.in_proj_weight, attention.in_proj_bias)
+    split = projected.reshape(*tokens.shape[:2], 3, attention.num_heads, attention.head_dim)
+    return split.permute(2, 0, 3, 1, 4).unbind()
+
+
+def _finish(block: ResidualAttentionBlock, tokens: Tensor, mixed: Tensor) -> Tensor:
+    """Return the output (B, T, C) of a block from its input and the attended values (B, heads, T, d)."""
+    tokens = tokens + block.ls_1(block.attn.out_proj(mixed.transpose(1, 2).flatten(2)))
     result: Tensor = tokens + block.ls_2(block.mlp(block.ln_2(tokens)))
     return result

@@ -147,7 +147,9 @@ def _pool_latent(pool: AttentionPoolLatent, tokens: Tensor, bias: Tensor) -> Ten
     """
     heads, rows = pool.num_heads, bias.shape[2]
     query = pool.q_norm(pool.q(pool.latent).reshape(1, heads, 1, -1))  # (1, heads, 1, d)
-    key, value = pool.kv(tokens).reshape(*tokens.shape[:2], 2, heads, -1).permute(2, 0, 3, 1, 4)  # (B, heads, T, d)
+    key, value = (
+        pool.kv(tokens).reshape(*tokens.shape[:2], 2, heads, pool.head_dim).permute(2, 0, 3, 1, 4)
+    )  # (B, heads, T, d)
     mixed = F.scaled_dot_product_attention(query.expand(len(tokens), -1, rows, -1), pool.k_norm(key), value, bias)
     pooled: Tensor = pool.proj_drop(pool.proj(mixed.transpose(1, 2).flatten(2)))
     if pool.mlp is not None:

@@ -47,12 +47,18 @@ def hard_support(coverage: Tensor) -> Tensor:
     return (coverage >= 0.5 * largest) & (largest > 0)
 
 
-def blank_patches(masks: Tensor, grid: Grid) -> Tensor:
-    """Return the area of each mask's bounding box that the mask leaves blank, (N,) in patches."""
+def blank_patches(masks: Tensor, coverage: Tensor) -> Tensor:
+    """Return the area of each mask's bounding box that the mask leaves blank, (N,) in patches.
+
+    Args:
+        masks: (N, h, w) bool.
+        coverage: (N, L), their `patch_coverages`.
+    """
     boxes = masks_to_boxes(masks)
     area = (boxes[:, 2:] - boxes[:, :2]).prod(dim=1)
-    patches = grid[0] * grid[1] / (masks.shape[1] * masks.shape[2])  # per pixel
-    return (area - masks.sum(dim=(1, 2))) * patches
+    pixels = masks.shape[1] * masks.shape[2] / coverage.shape[1]  # per patch
+    visible = (coverage.sum(dim=1) * pixels).round()  # a sum over the masks themselves takes far longer
+    return (area - visible).clamp(min=0) / pixels
 
 
 def stack_padded(parts: list[Tensor]) -> Tensor:

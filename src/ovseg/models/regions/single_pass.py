@@ -76,6 +76,7 @@ class SinglePassEncoder(WholeImageEncoder):
         layers, device = depth - branch_block + 1, clip.mean.device
         self.prompt_keys: nn.Parameter | None = None
         if prompt_keys:
+            self.needs_blank = True
             self.prompt_keys = nn.Parameter(0.02 * torch.randn(layers, prompt_keys, tower.width, device=device))
         self.mask_scale: nn.Parameter | None = None
         if mask == "learned":
@@ -115,7 +116,7 @@ class SinglePassEncoder(WholeImageEncoder):
             difference = self.mask_scale[layer].exp()[:, None, None] * (share - 1)[:, None]  # (B, heads, Q, L)
             patches = group.coverage.shape[2]
             bias = bias + F.pad(difference, (own - patches, bias.shape[3] - own)).to(bias.dtype)
-        if self.prompt_keys is not None:
+        if self.prompt_keys is not None and group.blank is not None:
             prompts = self.prompt_keys[layer].to(tokens.dtype).expand(len(tokens), -1, -1)
             bias = _with_prompts(bias, own, group.blank, prompts.shape[1])
         sequence = block(torch.cat([tokens, prompts, regions], dim=1), bias, last)

@@ -28,7 +28,7 @@ class ImageGroup(NamedTuple):
     pixels: Tensor  # (B, 3, rows · patch size, columns · patch size), normalised for CLIP
     grid: Grid
     coverage: Tensor  # (B, Q, L) in [0, 1], zero for padding
-    blank: Tensor  # (B, Q) blank patches in the box of each region
+    blank: Tensor | None  # (B, Q) blank patches in the box of each region, if the encoder needs them
 
 
 class WholeImageEncoder(RegionEncoder):
@@ -44,6 +44,7 @@ class WholeImageEncoder(RegionEncoder):
     """
 
     whole_images = True
+    needs_blank = False  # whether to measure the blank patches of regions
 
     def __init__(self, clip: CLIPAdapter, clip_short_side: int = 384) -> None:
         super().__init__(clip)
@@ -71,8 +72,11 @@ class WholeImageEncoder(RegionEncoder):
         for indices in self._groups(grids, [len(part) for part in masks]):
             grid = grids[indices[0]]
             pixels = torch.stack([self._pixels(images[index], grid, tower.patch_size) for index in indices])
-            coverage = stack_padded([patch_coverages(masks[index], grid) for index in indices])
-            blank = stack_padded([blank_patches(masks[index], grid) for index in indices])
+            coverages = [patch_coverages(masks[index], grid) for index in indices]
+            coverage, blank = stack_padded(coverages), None
+            if self.needs_blank:
+                blanks = [blank_patches(masks[index], own) for index, own in zip(indices, coverages, strict=True)]
+                blank = stack_padded(blanks)
             features = F.normalize(self.encode_group(tower, ImageGroup(pixels, grid, coverage, blank)).float(), dim=-1)
             valid = coverage.amax(dim=2) > 0
             features = torch.where(valid[..., None], features, 0.0)
