@@ -47,14 +47,15 @@ def bundle(
 
     Args:
         proposer: `.ckpt` of proposal training, or a folder or name that a `MaskProposer` loads from.
-        clip: `.ckpt` of adapter training, or a folder or name that a CLIP loads from.
+        clip: `.ckpt` of adapter training, with its region encoder, or a folder or name that a CLIP loads from.
         out: folder to write.
         ensemble_weight: exponent of CLIP's scores, in [0, 1].
         mask_threshold: probability above which a pixel belongs to a proposal's region.
         short_side: length in pixels to which short sides are resized; long sides are limited to four times that.
         pretrained: weights to load if `clip` is one of open_clip's names, for example `openai`.
     """
-    from ovseg.models import CLIPAdapter, CropEncoder, MaskProposer, OpenVocabSegmenter
+    from ovseg.models import CLIPAdapter, MaskProposer, OpenVocabSegmenter
+    from ovseg.models.regions.saved import saved_encoder
     from ovseg.models.segmenter_folder import check_segmenter_target
 
     check_segmenter_target(out)
@@ -70,7 +71,7 @@ def bundle(
         )
     segmenter = OpenVocabSegmenter(
         proposer,
-        CropEncoder(adapter),
+        saved_encoder(adapter),
         ensemble_weight=ensemble_weight,
         mask_threshold=mask_threshold,
         resize=(short_side, 4 * short_side),

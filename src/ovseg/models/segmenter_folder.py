@@ -18,6 +18,7 @@ from ovseg.models.proposals.queries import CONFIG as PROPOSER
 from ovseg.models.proposals.queries import MaskProposer
 from ovseg.models.regions.base import RegionEncoder, class_path
 from ovseg.models.regions.crops import CropEncoder
+from ovseg.models.regions.saved import differences, encoder_class
 from ovseg.structures import InputError
 
 SETTINGS = "segmenter.yaml"
@@ -118,7 +119,7 @@ def no_settings(folder: Path, error: Exception) -> InputError:
 
 def _saved_encoder(name: str, options: dict[str, Any], clip: CLIPAdapter, folder: Path) -> RegionEncoder | None:
     """Build the saved region encoder with its weights; return None if its class is not imported."""
-    saved_class: Callable[..., RegionEncoder] | None = _encoder_class(name)
+    saved_class: Callable[..., RegionEncoder] | None = encoder_class(name)
     if saved_class is None:
         return None
     try:
@@ -140,19 +141,7 @@ def _load_own_weights(encoder: RegionEncoder, path: Path) -> None:
 
 def _warn_of_other_settings(encoder: RegionEncoder, saved: Mapping[str, Any], folder: Path) -> None:
     """Warn that a region encoder has other settings than those that the segmenter was saved with."""
-    current = encoder.settings()
-    other = [f"{name} {current.get(name)!r}, not {saved[name]!r}" for name in saved if current.get(name) != saved[name]]
-    if other:
+    if other := differences(encoder.settings(), saved):
         logging.getLogger(__name__).warning(
-            "%s was saved with other settings of %s: using %s", folder, type(encoder).__name__, "; ".join(other)
+            "%s was saved with other settings of %s: using %s", folder, type(encoder).__name__, other
         )
-
-
-def _encoder_class(name: str) -> type[RegionEncoder] | None:
-    """Return the class of a region encoder by name, only if it is already imported: a file may not import code."""
-    classes: list[type[RegionEncoder]] = RegionEncoder.__subclasses__()
-    for encoder_class in classes:
-        classes += encoder_class.__subclasses__()
-        if class_path(encoder_class) == name:
-            return encoder_class
-    return None

@@ -17,11 +17,10 @@ from ovseg.metrics import MaskAccuracy
 from ovseg.models import CLIPAdapter, CropEncoder, RegionEncoder, TextEncoder
 from ovseg.models.ensemble import RegionLogits
 from ovseg.models.phrases import PhraseFeatures
+from ovseg.models.regions.saved import NAME, build_encoder, description
 from ovseg.optim import WarmupCosineLR, param_groups
 from ovseg.structures import EvalBatch, ImageTextBatch, InputError, RegionTextBatch, Vocabulary
 from ovseg.tasks.segments import name_segments
-
-SECOND_CLIP = "region_encoder.clip."
 
 
 class AdapterTask(L.LightningModule):
@@ -44,7 +43,8 @@ class AdapterTask(L.LightningModule):
         weight_decay: weight decay of CLIP's weights, except norms, embeddings, biases and the temperature.
         warmup_steps: steps of linear warm-up before the cosine decay.
         loss: class of the loss; any module with `forward(logits, target)`, whose shapes `RegionTextLoss` documents.
-        region_encoder: class of the region encoder, constructed with `clip`.
+        region_encoder: class of the region encoder, constructed with `clip`. If `clip` is a `.ckpt` that was trained in
+            this class, the encoder continues with its own weights from there.
 
     Raises:
         InputError: prompts are to be trained but there are none, or a number is out of range.
@@ -65,7 +65,7 @@ class AdapterTask(L.LightningModule):
     ) -> None:
         super().__init__()
         self.clip = clip
-        self.region_encoder = region_encoder(clip)
+        self.region_encoder = build_encoder(clip, region_encoder)
         prompts = self.region_encoder.prompt_parameters()
         if train in ("prompt", "both") and not prompts:
             raise InputError(f"train: {train} needs {self.region_encoder.prompts_missing}")
@@ -186,18 +186,21 @@ class AdapterTask(L.LightningModule):
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        checkpoint[ARCHITECTURES] = {"clip": self.clip.architecture()}
+        checkpoint[ARCHITECTURES] = {"clip": self.clip.architecture(), NAME: description(self.region_encoder)}
 
 
 def _drop_second_clip(task: nn.Module, state: dict[str, Any], prefix: str, metadata: Any) -> None:
     """Remove the region encoder's CLIP from a state dict, as a hook; it is the task's `clip`."""
-    for key in [key for key in state if key.startswith(f"{prefix}{SECOND_CLIP}")]:
-        del state[key]
+    own = task.region_encoder.own_weights()  # type: ignore[operator, union-attr]
+    for key in [key for key in state if key.startswith(f"{prefix}{NAME}.")]:
+        if key.removeprefix(f"{prefix}{NAME}.") not in own:
+            del state[key]
 
 
 def _expect_no_second_clip(task: nn.Module, keys: Any) -> None:
     """Accept state dicts without the region encoder's CLIP, as a hook."""
-    keys.missing_keys[:] = [key for key in keys.missing_keys if not key.startswith(SECOND_CLIP)]
+    own = {f"{NAME}.{key}" for key in task.region_encoder.own_weights()}  # type: ignore[operator, union-attr]
+    keys.missing_keys[:] = [key for key in keys.missing_keys if not key.startswith(f"{NAME}.") or key in own]
 
 
 def _unique(texts: list[str]) -> tuple[list[str], list[int]]:

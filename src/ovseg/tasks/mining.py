@@ -15,6 +15,7 @@ from ovseg import rle
 from ovseg.checkpoint import network_digest, tensor_digests
 from ovseg.models import CLIPAdapter, CropEncoder, GivenMasks, MaskProposer, Proposer, RegionEncoder, TextEncoder
 from ovseg.models.regions.base import class_path
+from ovseg.models.regions.saved import build_encoder
 from ovseg.ops import band_values, masks_to_boxes
 from ovseg.structures import CaptionBatch, ImageProposals, InputError, RegionTextPair
 from ovseg.tasks.pair_filters import PairFilters
@@ -61,7 +62,7 @@ class MiningTask(L.LightningModule):
         super().__init__()
         if not 0 <= mask_threshold <= 1:
             raise InputError(f"mask_threshold is {mask_threshold}; give a number from 0 to 1")
-        self.region_encoder = region_encoder(clip)
+        self.region_encoder = build_encoder(clip, region_encoder)
         proposer = MaskProposer(proposer) if isinstance(proposer, str) else proposer
         self.proposer = None if isinstance(proposer, GivenMasks) else proposer
         self.mask_threshold, self.filters = mask_threshold, filters

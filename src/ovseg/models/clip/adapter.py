@@ -62,7 +62,7 @@ class CLIPAdapter(nn.Module):
         shared_prompt: bool = False,
     ) -> None:
         super().__init__()
-        checkpoint = model if Path(model).suffix == ".ckpt" else None
+        self.checkpoint = checkpoint = model if Path(model).suffix == ".ckpt" else None  # see `regions.saved`
         with resolve_folder(model) as folder:
             if pretrained and (folder or model.startswith("hf-hub:")):
                 raise InputError(
