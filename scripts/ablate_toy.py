@@ -144,19 +144,23 @@ def adapt(adaptation: Adaptation, flags: Flags, seed: int) -> str:
     for pairs, train in adaptation:
         name += f"-{train}-{pairs}" + "".join(str(flag).rpartition(".")[2] for flag in flags)
         folder = OUT / "clips" / name
-        if not (folder / "done").is_file():
-            words = ["fit", "--config", "conf/toy/adapter.yaml", "--seed_everything", seed]
-            words += ["--trainer.max_epochs", -1, "--trainer.max_steps", STEPS, "--trainer.default_root_dir", folder]
-            words += ["--model.train", train, "--model.lr", FINE_TUNING_LR, "--model.clip.model", clip]
-            words += ["--model.clip.prompt_depth", "null" if train == "visual" else 3]
-            words += ["--data.pairs", OUT / pairs, "--data.images", WORLD / "train2017", "--data.val", "null"]
-            words += ["--data.num_workers", 0, "--data.sampling.min_similarity", min_similarity(pairs), *flags]
-            if (folder / "last.ckpt").is_file():  # left by an interrupted run
-                words += ["--ckpt_path", folder / "last.ckpt"]
-            run(*words)
-            (folder / "done").touch()
-        clip = str(folder / "last.ckpt")
+        depth = "null" if train == "visual" else 3
+        clip = fit(folder, clip, pairs, seed, ("--model.train", train, "--model.clip.prompt_depth", depth, *flags))
     return clip
+
+
+def fit(folder: Path, clip: str, pairs: str, seed: int, flags: Flags) -> str:
+    """Train on a store of pairs, unless that is done, and return the checkpoint; an interrupted run resumes."""
+    checkpoint = folder / "last.ckpt"
+    if not (folder / "done").is_file():
+        words: list[object] = ["fit", "--config", "conf/toy/adapter.yaml", "--seed_everything", seed]
+        words += ["--trainer.max_epochs", -1, "--trainer.max_steps", STEPS, "--trainer.default_root_dir", folder]
+        words += ["--model.lr", FINE_TUNING_LR, "--model.clip.model", clip]
+        words += ["--data.pairs", OUT / pairs, "--data.images", WORLD / "train2017", "--data.val", "null"]
+        words += ["--data.num_workers", 0, "--data.sampling.min_similarity", min_similarity(pairs), *flags]
+        run(*words, *(("--ckpt_path", checkpoint) if checkpoint.is_file() else ()))
+        (folder / "done").touch()
+    return str(checkpoint)
 
 
 def report(segmenter: str, name: str, flags: Sequence[str]) -> dict[str, float]:

@@ -1,0 +1,300 @@
+"""Compare ways to encode regions on the toy world: `./scripts/ablate_toy.sh regions`.
+
+A cell is a region encoder, a recipe of adaptation and a seed. World, pairs and number of steps are those of
+ablate_toy.py, and all cells share the proposals of the shipped segmenter. The recipe of the single pass was chosen on
+the scenes of seed CHOSEN_ON; the tables show those of seed REPORTED_ON, on which nothing was chosen. Finished cells are
+not repeated.
+"""
+
+from __future__ import annotations
+
+import csv
+import functools
+import json
+import statistics
+import sys
+import time
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import ablate_toy
+import torch
+from ablate_toy import OUT, SEEDS, Flags
+from torch import Tensor
+
+import ovseg.models
+from ovseg.checkpoint import read_state
+from ovseg.data import SegmentationBenchmark, read_vocabulary
+from ovseg.metrics import MaskAccuracy, MeanIoU
+from ovseg.models import CLIPAdapter, OpenVocabSegmenter, RegionEncoder
+from ovseg.models.ensemble import RegionLogits, class_scores
+from ovseg.ops import semantic_labels
+from ovseg.structures import ImageProposals
+from ovseg.tasks.segments import segment_masks
+
+FOLDER = OUT / "regions"
+CHOSEN_ON, REPORTED_ON = 77, 41  # seeds of benchmark scenes
+SCENES = {CHOSEN_ON: 60, REPORTED_ON: 300}
+SMALL = 16 * 8**2  # pixels: a segment of a smaller area than 16 of the 256 patches of a scene is small
+TIMED, REPEATS = 40, 5  # scenes whose proposals are encoded to measure the time, and how often
+PAIRS_WEIGHT = 0.1  # of the contrastive loss, beside distillation
+MASKS, BLOCKS = ("hard", "soft", "learned"), (1, 2, 3, 4)
+UNTRAINED = "untrained"
+CROP_RECIPES = {"prompt": ablate_toy.PROMPTS, "visual": ablate_toy.FINE_TUNED, "both": (("mined", "both"),)}
+# distilled from crops adapted by `both` → weight of the contrastive loss, and what is trained
+DISTILLED = {
+    "distilled": (0.0, "visual"),
+    "distilled with pairs": (PAIRS_WEIGHT, "visual"),
+    "distilled with pairs, both": (PAIRS_WEIGHT, "both"),
+}
+COLUMNS = {
+    "mask_accuracy": "mask accuracy, all",
+    "mask_accuracy_seen": "seen",
+    "mask_accuracy_unseen": "unseen",
+    "mask_accuracy_small": "small",
+    "mask_accuracy_large": "large",
+    "miou_union": "mIoU, all",
+    "miou_union_seen": "seen",
+    "miou_union_unseen": "unseen",
+}
+
+Scores = dict[str, dict[str, float]]  # seed of the scenes → metric → per cent
+Rows = dict[str, tuple["Encoder", str]]  # row of a table → encoder and recipe
+
+
+class Encoder(NamedTuple):
+    """A region encoder: a class of `ovseg.models` and its settings."""
+
+    kind: str
+    options: tuple[tuple[str, object], ...] = ()
+
+    @property
+    def name(self) -> str:
+        return "-".join([self.kind, *(f"{key}={value}" for key, value in self.options)])
+
+    @property
+    def flags(self) -> Flags:
+        """The flags with which a task builds the encoder."""
+        words: list[object] = ["--model.region_encoder", f"ovseg.models.{self.kind}"]
+        for key, value in self.options:
+            words += [f"--model.region_encoder.{key}", value]
+        return tuple(words)
+
+    def build(self, checkpoint: str) -> RegionEncoder:
+        """Return the encoder with the CLIP and the weights of a checkpoint, or untrained for `toy`."""
+        encoder: RegionEncoder = getattr(ovseg.models, self.kind)(CLIPAdapter(checkpoint), **dict(self.options))
+        if checkpoint != "toy" and (own := encoder.own_weights()):
+            state: dict[str, Tensor] = read_state(checkpoint)["state_dict"]
+            encoder.load_state_dict({key: state[f"region_encoder.{key}"] for key in own}, strict=False)
+        return encoder.eval()
+
+
+class Cell(NamedTuple):
+    """An encoder, how CLIP is adapted for it, and the seed of the adaptation."""
+
+    encoder: Encoder
+    recipe: str
+    seed: int
+
+    @property
+    def name(self) -> str:
+        return f"{self.encoder.name}-{self.recipe}-seed{self.seed}".replace(", ", "-").replace(" ", "-")
+
+
+class Scene(NamedTuple):
+    """A benchmark scene with everything that does not depend on the region encoder."""
+
+    image: Tensor  # (3, h, w) in [0, 1]
+    labels: Tensor  # (h, w)
+    classes: Tensor  # (S,) of the ground-truth segments
+    segments: Tensor  # (S, h, w) bool
+    proposals: ImageProposals
+
+
+CROPS = Encoder("CropEncoder")
+MEAN_POOL = Encoder("MeanPoolEncoder", (("clip_short_side", 128),))
+
+
+def single_pass(recipe: str, mask: str = "hard", block: int = 1, keys: str = "self") -> Encoder:
+    """Return the single pass at the resolution of the scenes, with prompt keys if the recipe trains them."""
+    options: list[tuple[str, object]] = [("clip_short_side", 128), ("branch_block", block), ("mask", mask)]
+    options += [("keys", keys)] if keys != "self" else []
+    options += [("prompt_keys", 4)] if recipe == "prompt" or recipe.endswith("both") else []
+    return Encoder("SinglePassEncoder", tuple(options))
+
+
+def cells(encoder: Encoder, recipe: str, seeds: Sequence[int] = SEEDS) -> list[Cell]:
+    """Return the cells of a row: one for each seed, or one if nothing is trained."""
+    return [Cell(encoder, recipe, seed) for seed in (seeds[:1] if recipe == UNTRAINED else seeds)]
+
+
+def train(cell: Cell) -> str:
+    """Adapt CLIP through the cell's encoder, unless that is done, and return the result: `toy` or a checkpoint."""
+    if cell.recipe == UNTRAINED:
+        return "toy"
+    if cell.encoder == CROPS:  # shared with ablate_toy.py
+        return ablate_toy.adapt(CROP_RECIPES[cell.recipe], (), cell.seed)
+    if cell.recipe in DISTILLED:
+        weight, trained = DISTILLED[cell.recipe]
+        teacher = ablate_toy.adapt(CROP_RECIPES["both"], (), cell.seed)
+        task: Flags = ("--model", "ovseg.tasks.DistillationTask", "--model.teacher", teacher, "--model.proposer", "toy")
+        task += ("--model.contrastive_weight", weight, "--model.lr", ablate_toy.FINE_TUNING_LR)
+        task += ("--model.warmup_steps", 10, "--model.clip.model", "toy")
+    else:
+        task, trained = (), cell.recipe
+    flags: Flags = (*task, "--model.train", trained, "--model.clip.prompt_depth", "null", *cell.encoder.flags)
+    return ablate_toy.fit(FOLDER / "clips" / cell.name, "toy", "mined", cell.seed, flags)
+
+
+def score(cell: Cell) -> Scores:
+    """Return the metrics of a cell, from its file if it is finished."""
+    file = FOLDER / "scores" / f"{cell.name}.json"
+    if not file.is_file():
+        encoder = cell.encoder.build(train(cell))
+        scores = {str(seed): evaluate(encoder, seed) for seed in SCENES}
+        file.parent.mkdir(parents=True, exist_ok=True)
+        partial = file.with_suffix(".partial")
+        partial.write_text(json.dumps(scores, indent=1))
+        partial.replace(file)
+    result: Scores = json.loads(file.read_text())
+    return result
+
+
+@functools.cache
+def toy_segmenter() -> OpenVocabSegmenter:
+    """Return the shipped segmenter with the vocabulary of the benchmark scenes."""
+    segmenter = OpenVocabSegmenter.from_pretrained("toy")
+    segmenter.set_vocabulary(read_vocabulary("toy"))
+    return segmenter
+
+
+@functools.cache
+def scenes(seed: int) -> list[Scene]:
+    """Return the benchmark scenes of a world, with their ground-truth segments and proposals."""
+    world, segmenter, result = FOLDER / f"world{seed}", toy_segmenter(), []
+    data = SegmentationBenchmark(str(world / "val2017"), str(world / "stuffthingmaps" / "val2017"), "toy")
+    data.configure(segmenter.resize)
+    for index in range(len(data.dataset)):
+        batch = data.dataset[index]
+        image, labels = batch.images[0], batch.labels[0].long()
+        classes, segments = segment_masks(labels, (image.shape[1], image.shape[2]), data.vocabulary.ignore_index)
+        result.append(Scene(image, labels, classes, segments, segmenter.propose([image])[0]))
+    return result
+
+
+@torch.no_grad()
+def evaluate(encoder: RegionEncoder, seed: int) -> dict[str, float]:
+    """Return metrics of `ovseg test` in per cent, and the mask accuracy of small and of large segments."""
+    segmenter, vocabulary = toy_segmenter(), read_vocabulary("toy")
+    segmenter.region_encoder = encoder
+    miou = MeanIoU(vocabulary.names, seen=vocabulary.seen)
+    accuracies = {part: MaskAccuracy(len(vocabulary), vocabulary.seen) for part in ("", "_small", "_large")}
+    for scene in scenes(seed):
+        probs, count = scene.proposals.mask_probs, len(scene.classes)
+        masks = torch.cat([scene.segments, probs > segmenter.mask_threshold])
+        logits, valid = segmenter.classify_regions(scene.image, masks)
+        small = scene.segments.flatten(1).sum(dim=1) < SMALL
+        for part, rows in (("", small | ~small), ("_small", small), ("_large", ~small)):
+            accuracies[part].update(logits[:count].argmax(dim=1)[rows], scene.classes[rows])
+        regions = RegionLogits(logits[count:], valid[count:])
+        scores = class_scores(scene.proposals, regions, segmenter.classifier, segmenter.ensemble_weight)
+        miou.update(semantic_labels(scores, probs, (scene.labels.shape[0], scene.labels.shape[1])), scene.labels)
+    result = {name: value for name, value in miou.compute().items() if name.startswith("miou_union")}
+    for part, accuracy in accuracies.items():
+        result |= {f"{name}{part}": value for name, value in accuracy.compute().items()}
+    return {name: 100 * float(value) for name, value in result.items()}
+
+
+def milliseconds(encoders: list[Encoder]) -> dict[str, float]:
+    """Return the median time in which one thread encodes the proposals of a scene, by the names of the encoders."""
+    file = FOLDER / "milliseconds.json"
+    if not file.is_file():
+        torch.set_num_threads(1)
+        built = {encoder.name: encoder.build("toy") for encoder in encoders}
+        times: dict[str, list[float]] = {name: [] for name in built}
+        for scene in scenes(CHOSEN_ON)[:TIMED] * REPEATS:
+            masks = scene.proposals.mask_probs > toy_segmenter().mask_threshold
+            for name, encoder in built.items():  # in turns, since the machine's speed may change
+                start = time.perf_counter()
+                with torch.no_grad():
+                    encoder([scene.image], [masks])
+                times[name].append(1000 * (time.perf_counter() - start))
+        file.write_text(json.dumps({name: statistics.median(values) for name, values in times.items()}, indent=1))
+    result: dict[str, float] = json.loads(file.read_text())
+    return result
+
+
+def make_tables() -> dict[str, Rows]:
+    """Return the rows of each table by its title."""
+    recipes: Rows = {f"crops, {recipe}": (CROPS, recipe) for recipe in (UNTRAINED, *CROP_RECIPES)}
+    recipes |= {f"mean pooling, {recipe}": (MEAN_POOL, recipe) for recipe in (UNTRAINED, "visual")}
+    for keys, title, trained in (
+        ("patches", "patches' keys", ("prompt", "visual", "distilled")),
+        ("self", "self key", ("prompt", "visual", "both", *DISTILLED)),
+    ):
+        recipes |= {f"{title}, {recipe}": (single_pass(recipe, keys=keys), recipe) for recipe in (UNTRAINED, *trained)}
+    recipes |= {
+        f"self key, learned mask, {recipe}": (single_pass(recipe, "learned"), recipe)
+        for recipe in ("prompt", "both", "distilled with pairs, both")
+    }
+    return {
+        "recipe": recipes,
+        **{recipe: product_of(recipe) for recipe in (UNTRAINED, "visual", "prompt", "distilled")},
+    }
+
+
+def product_of(recipe: str) -> Rows:
+    """Return the rows of every mask and branch block for one recipe."""
+    # only prompt tuning trains the scales of a learned mask
+    masks = {"prompt": MASKS, "distilled": MASKS[:1]}.get(recipe, MASKS[:2])
+    return {
+        f"{recipe}, {mask}, block {block}": (single_pass(recipe, mask, block), recipe)
+        for mask in masks
+        for block in BLOCKS
+    }
+
+
+def publish(title: str, rows: Rows, scores: dict[Cell, Scores], times: dict[str, float]) -> str:
+    """Return a Markdown table of the means and ranges over seeds on the scenes of the report."""
+    lines = [f"| {title} | {' | '.join(COLUMNS.values())} | ms an image |", "| --- |" + " --- |" * (len(COLUMNS) + 1)]
+    for row, (encoder, recipe) in rows.items():
+        seeds = [scores[cell][str(REPORTED_ON)] for cell in cells(encoder, recipe) if cell in scores]
+        values = [ablate_toy.cell([seed[column] for seed in seeds]) for column in COLUMNS]
+        lines.append(f"| {row} | {' | '.join(values)} | {times[encoder.name]:.1f} |")
+    return "\n".join(lines) + "\n"
+
+
+def main() -> None:
+    tables = make_tables()
+    ablate_toy.make_pairs()
+    for seed, count in SCENES.items():
+        ablate_toy.run("toy", "--out", FOLDER / f"world{seed}", "--scenes", 1, "--val_scenes", count, "--seed", seed)
+    encoders = list(dict.fromkeys(encoder for table in tables.values() for encoder, _ in table.values()))
+    for encoder in encoders:  # refuse a wrong setting before hours of training
+        encoder.build("toy")
+    # the recipes with all seeds, after the teachers; then the product of masks and branch blocks with one seed
+    teachers = cells(CROPS, "both")
+    main_cells = [cell for row in tables["recipe"].values() for cell in cells(*row)]
+    product = [cell for table in tables.values() for row in table.values() for cell in cells(*row, SEEDS[:1])]
+    jobs = list(dict.fromkeys([*main_cells, *product]))
+    ablate_toy.in_parallel(score, teachers)
+    ablate_toy.in_parallel(score, jobs)
+    scores = {cell: score(cell) for cell in jobs}
+    times = milliseconds(encoders)
+    text = "\n".join(publish(title, table, scores, times) for title, table in tables.items())
+    (FOLDER / "regions.md").write_text(text)
+    with (FOLDER / "regions.csv").open("w", newline="") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(["encoder", "recipe", "seed", "scenes", "metric", "value"])
+        for cell, worlds in scores.items():
+            for world, metrics in worlds.items():
+                key = [cell.encoder.name, cell.recipe, cell.seed, world]
+                writer.writerows([*key, metric, f"{value:.2f}"] for metric, value in metrics.items())
+    print(text)
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except KeyboardInterrupt:
+        sys.exit("stopped; rerun the command to resume")

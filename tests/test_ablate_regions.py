@@ -1,0 +1,61 @@
+"""The script that compares region encoders measures what `ovseg test` measures, and plans every cell once."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.stages import CONF, REPOSITORY, ovseg
+
+SCRIPTS = REPOSITORY / "scripts"
+
+
+@pytest.fixture
+def script(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
+    monkeypatch.syspath_prepend(str(SCRIPTS))
+    spec = importlib.util.spec_from_file_location("ablate_regions", SCRIPTS / "ablate_regions.py")
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    monkeypatch.setitem(sys.modules, "ablate_regions", module)
+    spec.loader.exec_module(module)
+    yield module
+    sys.modules.pop("ablate_toy", None)
+
+
+def test_an_evaluation_in_process_equals_ovseg_test(
+    script: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(script, "FOLDER", tmp_path)
+    world = tmp_path / "world5"
+    ovseg("toy", "--out", world, "--scenes", 1, "--val_scenes", 6, "--seed", 5)
+    labels = world / "stuffthingmaps" / "val2017"
+    words = ["--data.images", world / "val2017", "--data.labels", labels, "--trainer.default_root_dir", tmp_path]
+    ovseg("test", "--config", CONF / "toy" / "test.yaml", *words)
+    expected = json.loads((tmp_path / "report.json").read_text())["metrics"]
+
+    metrics = script.evaluate(script.CROPS.build("toy"), 5)
+
+    for name in ("miou_union", "miou_union_seen", "miou_union_unseen", "mask_accuracy", "mask_accuracy_seen"):
+        assert metrics[name] == pytest.approx(100 * expected[name], abs=1e-3), name
+    small, large = metrics["mask_accuracy_small"], metrics["mask_accuracy_large"]
+    assert min(small, large) <= metrics["mask_accuracy"] <= max(small, large)
+
+
+def test_every_cell_is_planned_once_and_can_be_built(script: Any) -> None:
+    tables = script.make_tables()
+    rows = [row for table in tables.values() for row in table.values()]
+    names = {cell.name for row in rows for cell in script.cells(*row)}
+    assert len(names) == len({cell for row in rows for cell in script.cells(*row)})
+    for encoder, recipe in rows:
+        settings = encoder.build("toy").settings()
+        assert dict(encoder.options).items() <= settings.items()
+        assert (
+            bool(settings.get("prompt_keys")) == (recipe == "prompt" or recipe.endswith("both"))
+            or encoder.kind != "SinglePassEncoder"
+        )
