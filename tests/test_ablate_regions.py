@@ -52,8 +52,9 @@ def test_every_cell_is_planned_once_and_can_be_built(script: Any) -> None:
     rows = [row for table in tables.values() for row in table.values()]
     names = {cell.name for row in rows for cell in script.cells(*row)}
     assert len(names) == len({cell for row in rows for cell in script.cells(*row)})
+    settings_of = {encoder: encoder.build("toy").settings() for encoder, _ in rows}
     for encoder, recipe in rows:
-        settings = encoder.build("toy").settings()
+        settings = settings_of[encoder]
         assert dict(encoder.options).items() <= settings.items()
         assert (
             bool(settings.get("prompt_keys")) == (recipe == "prompt" or recipe.endswith("both"))
