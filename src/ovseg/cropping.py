@@ -8,7 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ovseg.bands import band_values
+TABLE_VALUES = 2**20  # pixels times channels of the boxes that are resized at once: on a CPU, they fit its cache
+TABLE_VALUES_OF_GPU = 2**24
 
 
 class RegionCutter:
@@ -68,7 +69,8 @@ class RegionCutter:
 
     def _parts(self, first: int, last: int) -> Iterator[tuple[int, int]]:
         """Divide a range of regions so that the boxes of a part fit into fast memory."""
-        limit = band_values(self.masks.device) // 16 // len(self.turned)  # in pixels
+        values = TABLE_VALUES if self.masks.device.type == "cpu" else TABLE_VALUES_OF_GPU
+        limit = values // len(self.turned)  # in pixels
         start, total, height = first, 0, 0
         for region in range(first, last):
             x0, y0, x1, y1 = self.corners[self.rows[region]]

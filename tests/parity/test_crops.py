@@ -67,7 +67,7 @@ def test_regions_equal_those_that_torch_resizes_one_by_one(
     at_once: int, ratio: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Boxes of all shapes, cut together, in parts, and alone."""
-    monkeypatch.setattr("ovseg.cropping.band_values", lambda device: 48 * at_once)
+    monkeypatch.setattr("ovseg.cropping.TABLE_VALUES", 3 * at_once)
     generator = torch.Generator().manual_seed(0)
     image, masks = torch.rand(3, 50, 70, generator=generator), torch.zeros(40, 50, 70, dtype=torch.bool)
     for mask in masks[1:]:

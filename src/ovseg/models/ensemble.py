@@ -7,6 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from ovseg.models.regions.base import RegionEncoder
 from ovseg.ops import Classifier, clip_scores, ensemble_scores, proposal_scores
 from ovseg.structures import ImageProposals, InputError
 
@@ -15,12 +16,29 @@ class RegionLogits(NamedTuple):
     """CLIP's class logits for masked regions (branch B)."""
 
     logits: Tensor  # (Q, K), zero where invalid
-    valid: Tensor  # (Q,) bool, whether a mask has any pixel
+    valid: Tensor  # (Q,) bool, whether CLIP saw the region: its mask has a pixel, and the encoder selects it
 
 
 def uses_clip(classifier: Classifier, weight: float) -> bool:
     """Return whether CLIP contributes to the scores."""
     return classifier == "clip" or (classifier == "ensemble" and weight > 0)
+
+
+def visible_masks(proposals: ImageProposals, threshold: float, encoder: RegionEncoder) -> Tensor:
+    """Return the masks that CLIP classifies, (Q, h, w) bool; those that the encoder does not select are empty.
+
+    Args:
+        proposals: Q proposals.
+        threshold: probability above which a pixel belongs to a proposal's region.
+        encoder: selects proposals by their objectness, or by the probability that they are an object.
+    """
+    if proposals.class_logits is not None:
+        objectness = 1 - proposals.class_logits.softmax(dim=1)[:, -1]
+    elif proposals.objectness is not None:
+        objectness = proposals.objectness
+    else:
+        objectness = proposals.mask_probs.new_ones(len(proposals.mask_probs))
+    return (proposals.mask_probs > threshold) & encoder.selects(objectness)[:, None, None]
 
 
 def class_scores(

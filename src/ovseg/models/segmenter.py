@@ -14,7 +14,7 @@ from ovseg.images import check_tensor, read_image, resize_short_side, to_tensor
 from ovseg.limits import check_size
 from ovseg.models.clip.adapter import CLIPAdapter
 from ovseg.models.clip.text import TextEncoder
-from ovseg.models.ensemble import RegionLogits, class_scores, uses_clip
+from ovseg.models.ensemble import RegionLogits, class_scores, uses_clip, visible_masks
 from ovseg.models.phrases import PhraseFeatures
 from ovseg.models.proposals.base import Proposer
 from ovseg.models.regions.base import RegionEncoder
@@ -203,7 +203,9 @@ class OpenVocabSegmenter(nn.Module):
         for image, proposals in zip(images, self.propose(images), strict=True):
             regions = None
             if uses_clip(classifier, weight):
-                regions = self.classify_regions(image, proposals.mask_probs > self.mask_threshold)
+                regions = self.classify_regions(
+                    image, visible_masks(proposals, self.mask_threshold, self.region_encoder)
+                )
             result.append((class_scores(proposals, regions, classifier, weight), proposals.mask_probs))
         return result
 

@@ -43,8 +43,7 @@ class MiningTask(L.LightningModule):
         mask_threshold: probability above which a pixel belongs to a region.
         templates: prompt templates for the nouns, see `TextEncoder`.
         filters: thresholds for regions and pairs; by default all are kept.
-        region_encoder: class of the region encoder, constructed with `clip`; by default `CropEncoder` in batches of 256
-            regions.
+        region_encoder: class of the region encoder, constructed with `clip`; by default `CropEncoder`.
 
     Raises:
         InputError: `mask_threshold` is out of range.
@@ -57,7 +56,7 @@ class MiningTask(L.LightningModule):
         mask_threshold: float = 0.5,
         templates: str | list[str] = "single",
         filters: PairFilters = PairFilters(),  # noqa: B008 (frozen)
-        region_encoder: Callable[[CLIPAdapter], RegionEncoder] = lambda clip: CropEncoder(clip, regions_per_batch=256),
+        region_encoder: Callable[[CLIPAdapter], RegionEncoder] = CropEncoder,
     ) -> None:
         super().__init__()
         if not 0 <= mask_threshold <= 1:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from ovseg.metrics import MeanIoU
 from ovseg.models import CLIPAdapter, OpenVocabSegmenter, RegionEncoder
-from ovseg.models.ensemble import RegionLogits, class_scores, uses_clip
+from ovseg.models.ensemble import RegionLogits, class_scores, uses_clip, visible_masks
 from ovseg.models.views import Views, mean_labels
 from ovseg.structures import EvalBatch, InputError, Vocabulary
 from ovseg.tasks.given_masks import brings_masks, set_proposer, take_masks
@@ -119,7 +119,9 @@ def labels_of_grid(
         region_logits: list[RegionLogits | None] = [None] * len(views)
         if any(uses_clip("ensemble", weight) for weight in weights):
             region_logits = [
-                segmenter.classify_regions(view.image, view_proposals.mask_probs > threshold)
+                segmenter.classify_regions(
+                    view.image, visible_masks(view_proposals, threshold, segmenter.region_encoder)
+                )
                 for view, view_proposals in zip(views, proposals, strict=True)
             ]
         for weight in weights:

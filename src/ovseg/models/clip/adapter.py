@@ -26,6 +26,7 @@ from ovseg.models.clip.files import (
     write_architecture,
 )
 from ovseg.models.clip.mask_prompt import MaskPromptedViT
+from ovseg.models.clip.reduced import ReducedTower
 from ovseg.models.clip.text_tower import encode_tokens
 from ovseg.models.clip.tokenizer import MERGES, TOKENIZER, create_tokenizer
 from ovseg.structures import InputError
@@ -62,6 +63,7 @@ class CLIPAdapter(nn.Module):
         shared_prompt: bool = False,
     ) -> None:
         super().__init__()
+        self._reduced = ReducedTower()
         self.checkpoint = checkpoint = model if Path(model).suffix == ".ckpt" else None  # see `regions.saved`
         with resolve_folder(model) as folder:
             if pretrained and (folder or model.startswith("hf-hub:")):
@@ -132,13 +134,24 @@ class CLIPAdapter(nn.Module):
         """Compile the image tower on first use, for any number of regions; the names of weights do not change."""
         self.visual.compile()
 
-    def encode_regions(self, regions: Tensor, region_masks: Tensor | None = None) -> Tensor:
+    def visual_in(self, dtype: torch.dtype | None) -> MaskPromptedViT:
+        """Return the image tower with weights of a dtype, for inference; `visual` itself by default.
+
+        The copy is made at first use and again after the weights have changed. It is not saved with CLIP.
+        """
+        return self.visual if dtype is None else self._reduced.of(self.visual, dtype)
+
+    def encode_regions(
+        self, regions: Tensor, region_masks: Tensor | None = None, dtype: torch.dtype | None = None
+    ) -> Tensor:
         """Return the L2-normalised features of masked regions.
 
         Args:
             regions: (N, 3, S, S) in [0, 1], filled outside the mask.
             region_masks: (N, S, S), positive where visible; everything is visible by default. A CLIP without mask
                 prompts ignores the masks and sees the fill.
+            dtype: of the image tower's weights and activations, see `visual_in`; by default, the stored weights are
+                used and autocast applies.
 
         Returns:
             (N, D) float32.
@@ -147,8 +160,13 @@ class CLIPAdapter(nn.Module):
             InputError: regions are not RGB, are smaller than a patch, or do not match the shape of their masks.
         """
         self.visual.check(regions, region_masks)
-        normalised = ((regions - self.mean) / self.std).to(self.mean.dtype)
-        return F.normalize(self.visual(normalised, region_masks).float(), dim=-1)  # fp16 is too coarse for unit length
+        normalised = ((regions - self.mean) / self.std).to(dtype or self.mean.dtype)
+        if dtype is None:
+            features = self.visual(normalised, region_masks)
+        else:
+            with torch.autocast(normalised.device.type, enabled=False):
+                features = self.visual_in(dtype)(normalised, region_masks)
+        return F.normalize(features.float(), dim=-1)  # fp16 is too coarse for unit length
 
     def encode_text(self, texts: Sequence[str]) -> Tensor:
         """Return the L2-normalised features of K texts, (K, D) float32; texts are truncated to CLIP's context."""

@@ -6,6 +6,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import Any, ClassVar
 
+import torch
 from torch import Tensor, nn
 
 from ovseg.checkpoint import Architecture
@@ -49,6 +50,14 @@ class RegionEncoder(nn.Module, ABC):
             text_features: (S, D), L2-normalised, one row per phrase.
             class_of_phrase: (S,) index of each phrase's class.
         """
+
+    def selects(self, objectness: Tensor) -> Tensor:
+        """Return which proposals of an image `OpenVocabSegmenter` has encoded, (Q,) bool; by default, all.
+
+        Args:
+            objectness: (Q,) in [0, 1], or the probability of an object according to the proposal network.
+        """
+        return torch.ones_like(objectness, dtype=torch.bool)
 
     def encode_batch(self, batch: RegionTextBatch | ImageTextBatch) -> Tensor:
         """Encode the regions of a training batch, with gradients.
