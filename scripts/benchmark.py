@@ -13,6 +13,7 @@ from benchmarks.adapter import adapter
 from benchmarks.loading import loading
 from benchmarks.loading_memory import loading_memory
 from benchmarks.mining import mining, mining_memory
+from benchmarks.regions import regions
 from benchmarks.scoring import scoring
 from benchmarks.sweep import sweep
 from benchmarks.text import text
@@ -24,6 +25,7 @@ BENCHMARKS: dict[str, Any] = {
     "loading_memory": loading_memory,
     "mining": mining,
     "mining_memory": mining_memory,
+    "regions": regions,
     "scoring": scoring,
     "sweep": sweep,
     "text": text,

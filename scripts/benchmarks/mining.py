@@ -61,7 +61,7 @@ def mining(
         root = Path(folder)
         write_toy(root / "world", images, val_scenes=1)
         task = MiningTask(CLIPAdapter(model), proposals).to(device).eval()
-        data = _toy_captions(root / "world", short_side, batch_size)
+        data = toy_captions(root / "world", short_side, batch_size)
         batch = _to(next(iter(data.predict_dataloader())), device)
         flops = []
         for form in (lambda: [pair for one in _split(batch) for pair in plain(task, one)], lambda: ours(task, batch)):
@@ -155,8 +155,12 @@ class Memory(Callback):
         self.done += len(batch.images)
         if self.done * 10 // self.images > self.shown:
             self.shown = self.done * 10 // self.images
-            pages = int(Path("/proc/self/statm").read_text().split()[1])
-            print(f"{self.done:7,} images  {pages * os.sysconf('SC_PAGE_SIZE') / 2**20:7.0f} MiB", flush=True)
+            print(f"{self.done:7,} images  {resident() / 2**20:7.0f} MiB", flush=True)
+
+
+def resident() -> int:
+    """Return the resident memory of this process in bytes."""
+    return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
 
 
 def _write_many(root: Path, images: int, side: int) -> None:
@@ -176,7 +180,7 @@ def _write_many(root: Path, images: int, side: int) -> None:
     (root / "masks.json").write_text(json.dumps(masks))
 
 
-def _toy_captions(world: Path, short_side: int, batch_size: int) -> CaptionDataModule:
+def toy_captions(world: Path, short_side: int, batch_size: int) -> CaptionDataModule:
     """Return a datamodule of toy scenes whose nouns are already extracted."""
     captions = world / "annotations" / "captions_train2017.json"
     data = CaptionDataModule(world / "train2017", captions, short_side=short_side, batch_size=batch_size)
