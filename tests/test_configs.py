@@ -40,6 +40,7 @@ STAGES = {  # file → verb and what else it needs
     "toy/scenes_clip.yaml": ["fit"],
     "toy/mine.yaml": ["mine"],
     "toy/adapter.yaml": ["fit"],
+    "toy/fast.yaml": ["fit"],
     "toy/test.yaml": ["test"],
     "toy/sweep.yaml": ["sweep"],
 }

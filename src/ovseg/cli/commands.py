@@ -42,6 +42,7 @@ def bundle(
     mask_threshold: float = 0.5,
     short_side: int = 640,
     pretrained: str | None = None,
+    fast: str | None = None,
 ) -> None:
     """Join trained proposals and an adapted CLIP into a segmenter.
 
@@ -53,10 +54,12 @@ def bundle(
         mask_threshold: probability above which a pixel belongs to a proposal's region.
         short_side: length in pixels to which short sides are resized; long sides are limited to four times that.
         pretrained: weights to load if `clip` is one of open_clip's names, for example `openai`.
+        fast: `.ckpt` of a second region encoder for the same CLIP, trained with `--model.train prompt`; `ovseg segment
+            --fast` uses it.
     """
     from ovseg.models import CLIPAdapter, MaskProposer, OpenVocabSegmenter
     from ovseg.models.regions.saved import saved_encoder
-    from ovseg.models.segmenter_folder import check_segmenter_target
+    from ovseg.models.segmenter_folder import check_same_clip, check_segmenter_target, write_fast
 
     check_segmenter_target(out)
     name, proposer = f"{proposer}", MaskProposer(proposer) if isinstance(proposer, str) else proposer
@@ -76,7 +79,12 @@ def bundle(
         mask_threshold=mask_threshold,
         resize=(short_side, 4 * short_side),
     )
+    fast_encoder = saved_encoder(CLIPAdapter(fast)) if fast else None
+    if fast and fast_encoder:
+        check_same_clip(adapter, fast_encoder.clip, fast)
     segmenter.save_pretrained(out)
+    if fast and fast_encoder:
+        write_fast(out, fast_encoder, fast)
     print(
         f"segmenter in {out}; try `ovseg segment --model {out} --images photo.jpg --vocabulary 'cat, sofa' --out out`"
     )

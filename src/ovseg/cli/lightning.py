@@ -132,11 +132,32 @@ def _silence_irrelevant_warnings() -> None:
 
 
 def _expand_segment_flags(words: list[str]) -> list[str]:
-    """Translate `ovseg segment --model toy --images … --vocabulary …` into flags of the task and the datamodule."""
+    """Translate `ovseg segment --model toy --images … --vocabulary …` into flags of the task and the datamodule.
+
+    `--fast` appends `/fast` to the model, which names its fast region encoder.
+    """
     verb, *rest = words
+    if "--fast" in rest:
+        rest = [word for word in rest if word != "--fast"]
+        rest = _with_fast(rest)
     flags = [word.partition("=") for word in rest]
     rest = [SEGMENT_SHORTHANDS.get(flag, flag) + equals + value for flag, equals, value in flags]
     return [verb, *([] if {"--config", "-c"} & set(rest) else SEGMENT_DEFAULTS), *rest]
+
+
+def _with_fast(words: list[str]) -> list[str]:
+    """Append `/fast` to the value of `--model`.
+
+    Raises:
+        InputError: there is no `--model`.
+    """
+    flags = ("--model", "--model.segmenter")
+    for index, word in enumerate(words):
+        if word in flags and index + 1 < len(words):
+            return [*words[: index + 1], f"{words[index + 1].rstrip('/')}/fast", *words[index + 2 :]]
+        if word.startswith(tuple(f"{flag}=" for flag in flags)):
+            return [*words[:index], f"{word.rstrip('/')}/fast", *words[index + 1 :]]
+    raise InputError("--fast needs --model, the segmenter whose fast region encoder is used; add --model FOLDER or toy")
 
 
 def _check_data(verb: str, config: Mapping[str, Any]) -> None:

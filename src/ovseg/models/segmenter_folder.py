@@ -1,4 +1,7 @@
-"""The folder of a saved segmenter: `segmenter.yaml` with its settings, `proposer/`, `clip/`, and the region encoder."""
+"""The folder of a saved segmenter: `segmenter.yaml` with its settings, `proposer/`, `clip/`, and the region encoder.
+
+It may also hold `fast/`, a second region encoder for the same CLIP; `FOLDER/fast` names the segmenter with that one.
+"""
 
 from __future__ import annotations
 
@@ -7,6 +10,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import torch
 import yaml
 from safetensors.torch import save_file
 
@@ -23,6 +27,7 @@ from ovseg.structures import InputError
 
 SETTINGS = "segmenter.yaml"
 ENCODER_WEIGHTS = "region_encoder.safetensors"
+FAST = "fast"
 EncoderFactory = Callable[[CLIPAdapter], RegionEncoder]
 
 
@@ -37,6 +42,7 @@ class SegmenterParts(NamedTuple):
 def check_segmenter_target(folder: Path) -> None:
     """Refuse to write into a folder that holds anything other than a saved segmenter, see `check_target`."""
     check_target(folder, SETTINGS)
+    check_target(folder / FAST, SETTINGS)
     check_target(folder / "proposer", PROPOSER)
     check_clip_target(folder / "clip")
 
@@ -45,7 +51,7 @@ def read_segmenter(name_or_path: str | Path, make_encoder: EncoderFactory | None
     """Read a folder that `write_segmenter` wrote, or `toy`.
 
     Args:
-        name_or_path: the folder, or `toy`.
+        name_or_path: the folder, or `toy`; followed by `/fast` for its fast region encoder.
         make_encoder: creates the region encoder from CLIP; by default the saved one. An encoder of the saved class gets
             its saved weights; other settings than the saved ones are logged as a warning. An encoder of another class
             may `inherit` from the saved one.
@@ -53,7 +59,7 @@ def read_segmenter(name_or_path: str | Path, make_encoder: EncoderFactory | None
     Raises:
         InputError: there is no segmenter, or a file is damaged or does not fit.
     """
-    folder = toy_weights() if str(name_or_path) == "toy" else Path(name_or_path)
+    folder, fast = _split_fast(Path(name_or_path))
     if not (folder / SETTINGS).is_file():
         reason = f"it has no {SETTINGS}" if folder.exists() else "it does not exist"
         raise InputError(
@@ -62,9 +68,17 @@ def read_segmenter(name_or_path: str | Path, make_encoder: EncoderFactory | None
         )
     if not (folder / "clip" / WEIGHTS).is_file():  # CLIPAdapter would start from random weights
         raise InputError(f"{folder / 'clip'} has no weights of CLIP ({WEIGHTS}); fetch the segmenter again")
+    if fast and not (folder / FAST / SETTINGS).is_file():
+        raise InputError(
+            f"{folder} has no fast region encoder; add one with `ovseg bundle --proposer PROPOSALS.ckpt --clip "
+            "ADAPTER.ckpt --fast SINGLE_PASS.ckpt --out FOLDER`, or leave out fast"
+        )
     proposer, clip = MaskProposer(str(folder / "proposer")), CLIPAdapter(str(folder / "clip"))
     try:
         settings: dict[str, Any] = yaml.safe_load((folder / SETTINGS).read_text(encoding="utf-8"))
+        if fast:
+            folder = folder / FAST
+            settings |= yaml.safe_load((folder / SETTINGS).read_text(encoding="utf-8"))
         fill = settings.pop("fill", None)  # only in segmenters saved before region encoders could be chosen
         saved = settings.pop("region_encoder", {"class_path": class_path(CropEncoder), "init_args": {}})
         options = saved.get("init_args", {}) | ({} if fill is None else {"fill": fill})
@@ -104,12 +118,59 @@ def write_segmenter(folder: Path, parts: SegmenterParts) -> None:
     (folder / SETTINGS).write_text("", encoding="utf-8")  # empty settings mark an incomplete folder
     proposer.save_pretrained(folder / "proposer")
     encoder.clip.save_pretrained(folder / "clip")
+    for name in (SETTINGS, ENCODER_WEIGHTS):  # of an earlier segmenter, which may have had another CLIP
+        (folder / FAST / name).unlink(missing_ok=True)
+    _write_encoder(folder, encoder, parts.settings)
+
+
+def write_fast(folder: Path, encoder: RegionEncoder, name: str) -> None:
+    """Add a fast region encoder to a segmenter that `write_segmenter` wrote.
+
+    Args:
+        folder: the segmenter.
+        encoder: the region encoder; its CLIP must be the segmenter's.
+        name: where the encoder comes from, for the error.
+
+    Raises:
+        InputError: the CLIPs differ.
+    """
+    check_same_clip(CLIPAdapter(str(folder / "clip")), encoder.clip, name)
+    (folder / FAST).mkdir(exist_ok=True)
+    _write_encoder(folder / FAST, encoder, {})
+
+
+def check_same_clip(clip: CLIPAdapter, other: CLIPAdapter, name: str) -> None:
+    """Check that two CLIPs are equal, except for mask prompts and the temperature.
+
+    Raises:
+        InputError: they are not.
+    """
+    weights, others = (
+        {key: value for key, value in each.clip.state_dict().items() if ".prompt." not in key and "logit_" not in key}
+        for each in (clip, other)
+    )
+    if weights.keys() != others.keys() or not all(torch.equal(weights[key], others[key]) for key in weights):
+        raise InputError(
+            f"{name} has another CLIP than the segmenter, but the fast region encoder shares it; train it from that "
+            "CLIP with --model.train prompt, or bundle it as a segmenter by itself"
+        )
+
+
+def _write_encoder(folder: Path, encoder: RegionEncoder, settings: Mapping[str, Any]) -> None:
+    """Write a region encoder without its CLIP, then the settings, which complete a folder."""
     (folder / ENCODER_WEIGHTS).unlink(missing_ok=True)
     if weights := encoder.own_weights():
         save_file({key: value.contiguous() for key, value in weights.items()}, folder / ENCODER_WEIGHTS)
     chosen = {"class_path": class_path(type(encoder)), "init_args": encoder.settings()}
-    settings = {**parts.settings, "region_encoder": chosen}
-    (folder / SETTINGS).write_text(yaml.safe_dump(settings, sort_keys=False), encoding="utf-8")
+    text = yaml.safe_dump({**settings, "region_encoder": chosen}, sort_keys=False)
+    (folder / SETTINGS).write_text(text, encoding="utf-8")
+
+
+def _split_fast(path: Path) -> tuple[Path, bool]:
+    """Return the folder of a segmenter, and whether its fast region encoder is asked for."""
+    fast = path.name == FAST and not (path / "clip").is_dir()
+    folder = path.parent if fast else path
+    return (toy_weights() if str(folder) == "toy" else folder), fast
 
 
 def no_settings(folder: Path, error: Exception) -> InputError:
