@@ -115,7 +115,7 @@ def test_equal_masks_are_encoded_once(tmp_path: Path, monkeypatch: pytest.Monkey
     assert torch.equal(encoded.features[0], encoded.features[6])
 
 
-def test_masks_with_equal_boxes_and_areas_are_told_apart() -> None:
+def test_masks_with_equal_boxes_and_areas_are_told_apart(monkeypatch: pytest.MonkeyPatch) -> None:
     generator = torch.Generator().manual_seed(0)
     distinct = torch.zeros(30, 9, 9, dtype=torch.bool)
     distinct[:, 0, 0] = distinct[:, 8, 8] = True
@@ -124,7 +124,15 @@ def test_masks_with_equal_boxes_and_areas_are_told_apart() -> None:
     order = torch.randint(0, 30, (80,), generator=generator)
     masks = distinct[order]
     expected = [order.tolist().index(index) for index in order.tolist()]
-    assert first_equals(masks, masks_to_boxes(masks).tolist()) == expected
+    boxes = masks_to_boxes(masks).tolist()
+    assert first_equals(masks, boxes) == expected
+    monkeypatch.setattr("ovseg.models.regions.batches._fingerprint", lambda mask: mask.sum() * 0)
+    with_colliding_fingerprints = first_equals(masks, boxes)
+    assert all(
+        index == first or torch.equal(masks[index], masks[first])
+        for index, first in enumerate(with_colliding_fingerprints)
+    )
+    assert with_colliding_fingerprints != expected
 
 
 @torch.no_grad()
