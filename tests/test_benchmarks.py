@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import runpy
 import sys
 from collections.abc import Iterator
 from importlib import import_module
@@ -58,3 +60,14 @@ def test_the_baseline_has_the_features_of_crops(part: Any, clip: CLIPAdapter) ->
     baseline, crops = (encoder(clip).eval()([image], [masks])[0] for encoder in (parts.PlainCrops, CropEncoder))
     torch.testing.assert_close(baseline.features, crops.features, atol=1e-4, rtol=0)
     assert torch.equal(baseline.valid, crops.valid) and not baseline.valid[5]
+
+
+def test_the_page_has_the_tables_of_the_last_run() -> None:
+    script = runpy.run_path(str(REPOSITORY / "scripts" / "benchmark_table.py"))
+    if not script["SPEED"].is_file():
+        pytest.skip("docs/performance.json does not exist yet")
+    page = script["SPEED_PAGE"].read_text(encoding="utf-8")
+    assert script["with_times"](page) == page, "run `python scripts/benchmark_table.py`"
+    names = script["tables"](json.loads(script["SPEED"].read_text(encoding="utf-8"))).keys()
+    assert names == {"run", "rows", "targets", "mining", "growth"}
+    assert all(f"<!-- {name} -->\n" in page for name in names)

@@ -18,7 +18,7 @@ Shape = tuple[int, int, int]  # rows, inputs and outputs of a linear layer
 SHAPES: tuple[Shape, ...] = ((1970, 768, 3072), (1970, 3072, 768), (964, 768, 3072))  # MLPs of 10 crops and of one pass
 
 
-def matrix_rate(dtype: torch.dtype = torch.float32, repeats: int = 5) -> float:
+def matrix_rate(dtype: torch.dtype = torch.float32, repeats: int = 3) -> float:
     """Return the best rate of linear layers of CLIP's shapes, in FLOPs per second; a product and a sum are two."""
     return max(_rate(shape, dtype, repeats) for shape in SHAPES)
 

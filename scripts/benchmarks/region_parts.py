@@ -23,7 +23,10 @@ SHARPNESS = 20.0  # of drawn masks: the logit falls from this at the centre to 0
 
 
 class PlainCrops(RegionEncoder):
-    """Crop one region at a time, and encode all crops as a single batch in fp32, as ovseg did at commit 06909f8."""
+    """Crop one region at a time, and encode all crops as a single batch in fp32, as ovseg did at commit 06909f8.
+
+    Mask prompts are not supported.
+    """
 
     def forward(self, images: Sequence[Tensor], masks: Sequence[Tensor]) -> list[RegionFeatures]:
         return [self._encode(image, image_masks) for image, image_masks in zip(images, masks, strict=True)]
@@ -31,7 +34,7 @@ class PlainCrops(RegionEncoder):
     def _encode(self, image: Tensor, masks: Tensor) -> RegionFeatures:
         size, colour = self.clip.image_size, image.new_tensor(CLIP_MEAN)[:, None, None]
         regions = colour.expand(len(masks), 3, size, size).clone()
-        region_masks = masks.new_zeros((len(masks), size, size))
+        region_masks = masks.new_zeros((len(masks), size, size))  # which CLIP ignores without prompts
         boxes = masks_to_boxes(masks)
         for index, (x0, y0, x1, y1) in enumerate(boxes.tolist()):
             if x0 < x1:
@@ -40,7 +43,8 @@ class PlainCrops(RegionEncoder):
                 regions[index] = F.interpolate(region[None], (size, size), mode="bicubic", align_corners=False)[0]
                 region_masks[index] = F.interpolate(mask[None, None].float(), (size, size), mode="nearest")[0, 0] > 0
         valid = boxes[:, 2] > boxes[:, 0]
-        features = self.clip.encode_regions(regions[valid], region_masks[valid])
+        normalised = (regions[valid] - self.clip.mean) / self.clip.std
+        features = F.normalize(self.clip.visual.visual(normalised), dim=-1)  # open_clip's own forward
         return RegionFeatures(features.new_zeros((len(masks), self.clip.dim)).index_put((valid,), features), valid)
 
 
@@ -75,11 +79,28 @@ class DrawnMasks(MaskProposer):
 
 def draw_masks(count: int, size: tuple[int, int]) -> Tensor:
     """Return soft ellipses of many sizes, from a thirtieth to half of each side, (count, H, W) in [0, 1]."""
+    return _paint(*_draw_ellipses(count), size)
+
+
+def draw_regions(count: int, size: tuple[int, int]) -> Tensor:
+    """Return the pixels of `draw_masks` above one half, (count, H, W) bool, without holding all masks as floats."""
+    centres_and_radii = _draw_ellipses(count)
+    return torch.cat(
+        [_paint(*part, size) > 0.5 for part in zip(*(t.split(50) for t in centres_and_radii), strict=True)]
+    )
+
+
+def _draw_ellipses(count: int) -> tuple[Tensor, Tensor]:
+    """Return centres and radii (count, 2) of ellipses, in heights and widths of the image."""
     generator = torch.Generator().manual_seed(0)
-    centres = torch.rand(count, 2, 1, generator=generator)
-    radii = torch.exp(torch.empty(count, 2, 1).uniform_(-4.1, -1.4, generator=generator))  # of the sides
+    centres = torch.rand(count, 2, generator=generator)
+    return centres, torch.empty(count, 2).uniform_(-4.1, -1.4, generator=generator).exp()
+
+
+def _paint(centres: Tensor, radii: Tensor, size: tuple[int, int]) -> Tensor:
     down, across = (
-        ((torch.linspace(0, 1, side) - centres[:, axis]) / radii[:, axis]).square() for axis, side in enumerate(size)
+        ((torch.linspace(0, 1, side) - centres[:, axis, None]) / radii[:, axis, None]).square()
+        for axis, side in enumerate(size)
     )
     return (SHARPNESS * (1 - down[:, :, None] - across[:, None, :])).sigmoid_()
 

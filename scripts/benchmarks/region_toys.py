@@ -14,7 +14,7 @@ from mine_toy import verdict
 from torch import Tensor
 
 from benchmarks.mining import ours, resident, toy_captions
-from benchmarks.region_parts import DrawnMasks, PlainCrops, draw_masks
+from benchmarks.region_parts import DrawnMasks, PlainCrops, draw_regions
 from benchmarks.report import seconds
 from ovseg import rle
 from ovseg.data.masks import CocoMasks
@@ -40,7 +40,7 @@ def mining_speed(clip: CLIPAdapter, proposer: DrawnMasks, image: Tensor) -> Valu
     taken = {}
     for name, encoder in encoders.items():
         task = MiningTask(clip, proposer, region_encoder=lambda _, encoder=encoder: encoder).eval()
-        encoder([image], [draw_masks(2, size) > 0.5])  # warms up
+        encoder([image], [draw_regions(2, size)])  # warms up
         taken[name] = seconds(lambda task=task: ours(task, batch))
         print(f"mining, {name}: {taken[name]:.2f} s an image", flush=True)
     return {"seconds": taken}
@@ -87,10 +87,10 @@ def single_pass_memory(
     """Return the memory that a single pass needs for few and many proposals, in bytes above what it starts with."""
     encoder = SinglePassEncoder(CLIPAdapter(model)).eval()
     image = torch.rand(3, *size)
-    encoder([image], [draw_masks(2, size) > 0.5])  # warms up
+    encoder([image], [draw_regions(2, size)])  # warms up
     measured = []
     for count in counts:
-        masks = draw_masks(count, size) > 0.5
+        masks = draw_regions(count, size)
         peak, duration = _peak(lambda masks=masks: encoder([image], [masks]))
         measured.append({"proposals": count, "peak": peak + masks.numel(), "masks": masks.numel(), "seconds": duration})
     return measured

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from benchmarks.floors import counted_flops, crop_flops, matrix_rate, single_pass_flops
-from benchmarks.region_parts import DrawnMasks, PlainCrops, Stopwatch, draw_masks
+from benchmarks.region_parts import DrawnMasks, PlainCrops, Stopwatch, draw_masks, draw_regions
 from benchmarks.region_tables import tables
 from benchmarks.region_toys import mining_agreement, mining_speed, pixel_agreement, single_pass_memory
 from benchmarks.report import commit, hardware, seconds
@@ -124,7 +124,7 @@ def make_variants(clip: CLIPAdapter, proposals: int, image: Tensor) -> dict[str,
 def measure(segmenter: OpenVocabSegmenter, image: Tensor, variants: dict[str, Variant], repeats: int) -> Values:
     """Time all variants in turns, and compare the results of crops with the baseline's."""
     clip, stopwatch = segmenter.clip, Stopwatch()
-    propose, few = segmenter.proposer.propose, draw_masks(2, (image.shape[1], image.shape[2])) > 0.5
+    propose, few = segmenter.proposer.propose, draw_regions(2, (image.shape[1], image.shape[2]))
     proposer_flops = counted_flops(lambda: propose([image], segmenter.vocabulary))  # also warms up
     stopwatch.watch("clip", clip.visual)  # before copies of it are made
     for variant in variants.values():
@@ -175,17 +175,17 @@ def compare(results: dict[str, tuple[Tensor, Tensor]]) -> dict[str, Values]:
 def measure_growth(clip: CLIPAdapter, proposer: DrawnMasks, size: tuple[int, int], repeats: int) -> Values:
     """Time more and fewer proposals, classes and pixels."""
     crops, one_pass = CropEncoder(clip).eval(), SinglePassEncoder(clip).eval()
-    image, masks, proposals = torch.rand(3, *size), draw_masks(1000, size) > 0.5, []
+    image, masks, proposals = torch.rand(3, *size), draw_regions(1000, size), []
     for count in (10, 30, 100, 300, 1000):
         row: Values = {"count": count, "single pass": encoding_time(one_pass, image, masks[:count], repeats)}
         if count <= 30:
-            row["crops"] = encoding_time(crops, image, masks[:count], repeats)
+            row["crops"] = encoding_time(crops, image, masks[:count], 1)
         proposals.append(row)
     classes = [{"count": count, "labels": labels_time(count, size, repeats)} for count in (10, 150, 847)]
     pixels = []
     for factor in (0.5, 1, 2):
         scaled = (round(size[0] * factor), round(size[1] * factor))
-        image, masks = torch.rand(3, *scaled), draw_masks(100, scaled) > 0.5
+        image, masks = torch.rand(3, *scaled), draw_regions(100, scaled)
         row = {"size": list(scaled), "proposals": seconds(partial(proposer, [image]))}
         row["single pass"] = encoding_time(one_pass, image, masks, repeats)
         pixels.append(row | {"labels": labels_time(len(NAMES), scaled, repeats)})
