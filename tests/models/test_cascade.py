@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from ovseg.models import CascadeEncoder, CLIPAdapter, CropEncoder, OpenVocabSegmenter, SinglePassEncoder
 from ovseg.structures import InputError, RegionFeatures
-from ovseg.tasks import MiningTask
+from ovseg.tasks import AdapterTask, MiningTask
 from tests import tiny
 from tests.stages import CONF, ovseg, refusal, write
 
@@ -334,8 +334,22 @@ def test_a_cascade_continues_with_the_saved_single_pass(tmp_path: Path) -> None:
     assert encoder.settings()["single_pass"] == saved.settings() | {"mask": "hard"}
     assert torch.equal(encoder.single_pass.prompt_keys, saved.prompt_keys)  # type: ignore[union-attr, arg-type]
     factory = partial(CascadeEncoder, single_pass={"prompt_keys": 1})
-    with pytest.raises(InputError, match="the saved SinglePassEncoder does not fit this SinglePassEncoder"):
+    with pytest.raises(
+        InputError, match="the saved encoder does not fit these settings of SinglePassEncoder: prompt_keys 1, not 2"
+    ):
         OpenVocabSegmenter.from_pretrained(tmp_path / "saved", factory)
+
+
+def test_a_cascade_continues_with_the_single_pass_of_a_checkpoint(tmp_path: Path) -> None:
+    """As in mining, where CLIP comes from a checkpoint of adapter training."""
+    task = AdapterTask(tiny.clip(tmp_path / "clip"), region_encoder=partial(SinglePassEncoder, prompt_keys=2, **SINGLE))
+    nn.init.normal_(task.region_encoder.prompt_keys)  # type: ignore[arg-type]
+    checkpoint = {"state_dict": task.state_dict()}
+    task.on_save_checkpoint(checkpoint)
+    torch.save(checkpoint, tmp_path / "last.ckpt")
+    encoder = MiningTask(CLIPAdapter(str(tmp_path / "last.ckpt")), region_encoder=CascadeEncoder).region_encoder
+    assert encoder.single_pass.settings() == task.region_encoder.settings()  # type: ignore[union-attr, operator]
+    assert torch.equal(encoder.single_pass.prompt_keys, task.region_encoder.prompt_keys)  # type: ignore[union-attr, arg-type]
 
 
 def test_a_cascade_continues_with_the_saved_crops(tmp_path: Path) -> None:

@@ -166,9 +166,7 @@ def test_a_clip_without_patch_tokens_supports_all_but_prompts(tmp_path: Path, mo
     adapter.save_pretrained(tmp_path / "saved")
     same_features(adapter, CLIPAdapter(str(tmp_path / "saved")))
     for model in ("tiny-rn", str(tmp_path / "saved")):
-        with pytest.raises(
-            InputError, match=r"ModifiedResNet, which has no patch tokens that mask prompts could repla"
-        ):
+        with pytest.raises(InputError, match=r"ModifiedResNet, which has no patch tokens, but mask prompts and singl"):
             CLIPAdapter(model, prompt_depth=1)
     with pytest.raises(InputError, match="regions of 32 × 48 pixels do not fit this image tower, which needs 32 × 32;"):
         adapter.encode_regions(torch.rand(2, 3, 32, 48))

@@ -190,8 +190,11 @@ def test_recomputed_parts_give_the_same_gradients(config: dict[str, Any]) -> Non
 @pytest.mark.parametrize(
     ("vision", "reason"),
     [
-        ({"layers": [1, 1, 1, 1], "width": 8, "head_width": 8}, "ModifiedResNet, which has no patch tokens .*; choose"),
-        ({"timm_model_name": "convnext_atto", "timm_pool": ""}, "ConvNeXt, which has no patch tokens .*; choose"),
+        (
+            {"layers": [1, 1, 1, 1], "width": 8, "head_width": 8},
+            "ModifiedResNet, which has no patch tokens, .*; choose",
+        ),
+        ({"timm_model_name": "convnext_atto", "timm_pool": ""}, "ConvNeXt, which has no patch tokens, .*; choose"),
         ({"timm_model_name": "swin_tiny_patch4_window7_224", "timm_pool": ""}, "SwinTransformer, which has no patch"),
         (OWN | {"pool_type": "none"}, "VisionTransformer, does not pool its tokens"),
         (OWN | {"attentional_pool": "parallel", "attn_pooler_heads": 2}, "does not pool its tokens"),

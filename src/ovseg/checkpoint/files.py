@@ -165,13 +165,19 @@ def under(state: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
 
 
 def check_and_load(module: nn.Module, weights: Mapping[str, Tensor], source: str | Path) -> None:
-    """Load a state dict if every key and shape matches.
+    """Load a state dict if every key and shape matches, see `check_fit`; otherwise, `module` is unchanged."""
+    check_fit(module, weights, source)
+    module.load_state_dict(weights)
+
+
+def check_fit(module: nn.Module, weights: Mapping[str, Tensor], source: str | Path) -> None:
+    """Check that every key and shape of a state dict matches those of a module.
 
     Args:
         source: where the weights come from, for the error.
 
     Raises:
-        InputError: names the first keys that are missing, unexpected or of another shape. `module` is unchanged.
+        InputError: names the first keys that are missing, unexpected or of another shape.
     """
     current = module.state_dict()
     problems = {
@@ -190,7 +196,6 @@ def check_and_load(module: nn.Module, weights: Mapping[str, Tensor], source: str
         raise InputError(
             f"{source} does not fit this {type(module).__name__}: {report}; give weights of the same architecture"
         )
-    module.load_state_dict(weights)
 
 
 def check_target(folder: str | Path, file: str, mark: str = "") -> None:

@@ -14,15 +14,15 @@ import torch
 import yaml
 from safetensors.torch import save_file
 
-from ovseg.checkpoint import check_and_load, check_target, first_line, read_state, toy_weights
+from ovseg.checkpoint import check_target, first_line, read_state, toy_weights
 from ovseg.models.clip.adapter import CLIPAdapter
 from ovseg.models.clip.files import WEIGHTS, check_clip_target
 from ovseg.models.proposals.base import Proposer
 from ovseg.models.proposals.queries import CONFIG as PROPOSER
 from ovseg.models.proposals.queries import MaskProposer
-from ovseg.models.regions.base import RegionEncoder, class_path
+from ovseg.models.regions.base import RegionEncoder, class_path, differences
 from ovseg.models.regions.crops import CropEncoder
-from ovseg.models.regions.saved import differences, encoder_class
+from ovseg.models.regions.saved import encoder_class
 from ovseg.structures import InputError
 
 SETTINGS = "segmenter.yaml"
@@ -97,7 +97,7 @@ def read_segmenter(name_or_path: str | Path, make_encoder: EncoderFactory | None
     except TypeError as error:
         raise InputError(f"the region encoder cannot be built: {first_line(error)}; choose another") from error
     if class_path(type(region_encoder)) == name:
-        _load_own_weights(region_encoder, folder / ENCODER_WEIGHTS)
+        _load_own_weights(region_encoder, folder / ENCODER_WEIGHTS, options)
         _warn_of_other_settings(region_encoder, options, folder)
     elif (saved_encoder := _saved_encoder(name, options, clip, folder)) is not None:
         region_encoder.inherit(saved_encoder)
@@ -189,15 +189,15 @@ def _saved_encoder(name: str, options: dict[str, Any], clip: CLIPAdapter, folder
         raise
     except (AttributeError, LookupError, TypeError, ValueError) as error:
         raise no_settings(folder, error) from error
-    _load_own_weights(encoder, folder / ENCODER_WEIGHTS)
+    _load_own_weights(encoder, folder / ENCODER_WEIGHTS, options)
     return encoder
 
 
-def _load_own_weights(encoder: RegionEncoder, path: Path) -> None:
-    weights, own = read_state(path) if path.is_file() else {}, encoder.own_weights()
-    if weights or own:
-        clip = {key: value for key, value in encoder.state_dict().items() if key not in own}
-        check_and_load(encoder, {**clip, **weights}, path)
+def _load_own_weights(encoder: RegionEncoder, path: Path, saved: Mapping[str, Any]) -> None:
+    """Load the weights of a region encoder that has the class of the saved one, but maybe other settings."""
+    weights = read_state(path) if path.is_file() else {}
+    if weights or encoder.own_weights():
+        encoder.load_own_weights(weights, path, saved)
 
 
 def _warn_of_other_settings(encoder: RegionEncoder, saved: Mapping[str, Any], folder: Path) -> None:

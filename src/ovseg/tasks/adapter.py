@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import AdamW
 
-from ovseg.checkpoint import ARCHITECTURES
+from ovseg.checkpoint import ARCHITECTURES, check_fit
 from ovseg.losses import RegionTextLoss
 from ovseg.metrics import MaskAccuracy
 from ovseg.models import CLIPAdapter, CropEncoder, RegionEncoder, TextEncoder
@@ -184,6 +184,10 @@ class AdapterTask(L.LightningModule):
         total = int(self.trainer.estimated_stepping_batches)
         schedule = WarmupCosineLR(optimizer, total, min(self.warmup_steps, total // 2))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Refuse a checkpoint of another architecture, such as prompt keys for other layers, in one sentence."""
+        check_fit(self, checkpoint["state_dict"], "the checkpoint that training continues from")
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         checkpoint[ARCHITECTURES] = {"clip": self.clip.architecture(), NAME: description(self.region_encoder)}

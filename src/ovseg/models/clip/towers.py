@@ -32,8 +32,8 @@ def split_tower(visual: nn.Module) -> Tower:
     trunk, kind = _trunk(visual)
     if type(trunk) not in PLAIN:
         raise InputError(
-            f"the image tower is a {kind}, which has no patch tokens that mask prompts could replace; choose a plain "
-            "vision transformer from open_clip, such as ViT-B-16, ViT-B-16-SigLIP or EVA02-B-16"
+            f"the image tower is a {kind}, which has no patch tokens, but mask prompts and single passes need them; "
+            "choose a plain vision transformer from open_clip, such as ViT-B-16, ViT-B-16-SigLIP or EVA02-B-16"
         )
     check_pooled(visual)
     if not isinstance(getattr(trunk, "rope", None), RotaryEmbeddingCat | None):

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
-from ovseg.checkpoint import Architecture
+from ovseg.checkpoint import Architecture, check_and_load
 from ovseg.models.clip.adapter import CLIPAdapter
 from ovseg.structures import ImageTextBatch, InputError, RegionFeatures, RegionTextBatch
 
@@ -30,6 +31,7 @@ class RegionEncoder(nn.Module, ABC):
     def __init__(self, clip: CLIPAdapter) -> None:
         super().__init__()
         self.clip = clip
+        self.register_forward_pre_hook(_check_inputs)
 
     @abstractmethod
     def forward(self, images: Sequence[Tensor], masks: Sequence[Tensor]) -> list[RegionFeatures]:
@@ -98,11 +100,62 @@ class RegionEncoder(nn.Module, ABC):
         """Return what identifies the encoder besides its weights: class, settings and CLIP's architecture."""
         return {"class_path": class_path(type(self)), "settings": self.settings(), "clip": self.clip.architecture()}
 
+    def load_own_weights(self, weights: Mapping[str, Tensor], source: str | Path, saved: Mapping[str, Any]) -> None:
+        """Load `own_weights` that were saved.
+
+        Args:
+            weights: by the keys of the state dict.
+            source: where they come from, for the error.
+            saved: the settings that they were saved with.
+
+        Raises:
+            InputError: they do not fit, for example because these settings differ.
+        """
+        own = self.own_weights()
+        clip = {key: value for key, value in self.state_dict().items() if key not in own}
+        try:
+            check_and_load(self, {**clip, **weights}, source)
+        except InputError as error:
+            if other := differences(self.settings(), saved):
+                raise InputError(
+                    f"{source} does not fit these settings of {type(self).__name__}: {other}; give the saved ones"
+                ) from error
+            raise
+
     def own_weights(self) -> dict[str, Tensor]:
         """Return the weights that are not `clip`'s, by their keys in the state dict."""
         # by address, since an encoder may hold `clip` under several names
         shared = {value.data_ptr() for value in self.clip.state_dict().values()}
         return {key: value for key, value in self.state_dict().items() if value.data_ptr() not in shared}
+
+
+def _check_inputs(encoder: nn.Module, inputs: tuple[Any, ...]) -> None:
+    """Check the images and masks of `forward`, as a hook, for every subclass.
+
+    Raises:
+        InputError: their numbers or shapes do not match, an image has no pixels, or the masks are not bool.
+    """
+    if len(inputs) != 2:  # keyword arguments
+        return
+    images, masks = inputs
+    if len(images) != len(masks):
+        raise InputError(f"{len(images)} images came with the masks of {len(masks)}; pass masks (N, h, w) for each")
+    for image, image_masks in zip(images, masks, strict=True):
+        if image.ndim != 3 or len(image) != 3 or not image.numel():
+            raise InputError(f"an image has shape {tuple(image.shape)}; pass RGB images of shape (3, h, w)")
+        if image_masks.ndim != 3 or image_masks.shape[1:] != image.shape[1:]:
+            raise InputError(
+                f"masks of shape {tuple(image_masks.shape)} do not match an image of {image.shape[1]} × "
+                f"{image.shape[2]} pixels; resize them to (N, {image.shape[1]}, {image.shape[2]})"
+            )
+        if image_masks.dtype != torch.bool:
+            raise InputError(f"masks are {image_masks.dtype}, not bool; compare them with a threshold first")
+
+
+def differences(settings: Mapping[str, Any], saved: Mapping[str, Any]) -> str:
+    """Describe which settings of a region encoder differ from saved ones; an empty text if none does."""
+    names = [name for name in saved if settings.get(name) != saved[name]]
+    return "; ".join(f"{name} {settings.get(name)!r}, not {saved[name]!r}" for name in names)
 
 
 def class_path(encoder: type[RegionEncoder]) -> str:

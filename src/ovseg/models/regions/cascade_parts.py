@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
-from ovseg.checkpoint import check_and_load, first_line
+from ovseg.checkpoint import first_line
 from ovseg.models.clip.adapter import CLIPAdapter
 from ovseg.models.regions.base import RegionEncoder
 from ovseg.structures import InputError
@@ -46,9 +46,7 @@ def merged(saved: Encoder, clip: CLIPAdapter, options: Mapping[str, Any] | None,
         InputError: the options do not fit the weights.
     """
     encoder = built(type(saved), clip, {**saved.settings(), **(options or {})}, name)
-    own = saved.own_weights()
-    shared = {key: value for key, value in encoder.state_dict().items() if key not in encoder.own_weights()}
-    check_and_load(encoder, {**shared, **own}, f"the saved {type(saved).__name__}")
+    encoder.load_own_weights(saved.own_weights(), "the saved encoder", saved.settings())
     return encoder
 
 

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from torch import Tensor
 
 from ovseg.checkpoint import ARCHITECTURES, Architecture, first_line, read_state, under
 from ovseg.models.clip.adapter import CLIPAdapter
-from ovseg.models.regions.base import RegionEncoder, class_path
+from ovseg.models.regions.base import RegionEncoder, class_path, differences
 from ovseg.models.regions.crops import CropEncoder
 from ovseg.structures import InputError
 
@@ -33,7 +33,8 @@ def description(encoder: RegionEncoder) -> Architecture:
 def build_encoder(clip: CLIPAdapter, make_encoder: Callable[[CLIPAdapter], RegionEncoder]) -> RegionEncoder:
     """Build a region encoder; it continues with its own weights if `clip` comes from a checkpoint of its class.
 
-    A checkpoint without own weights of the encoder, for example one that tuned the image tower, allows new ones.
+    A checkpoint without own weights of the encoder, for example one that tuned the image tower, allows new ones. An
+    encoder of another class may `inherit` from that of the checkpoint.
 
     Raises:
         InputError: the checkpoint has own weights, but for other settings.
@@ -44,6 +45,8 @@ def build_encoder(clip: CLIPAdapter, make_encoder: Callable[[CLIPAdapter], Regio
     saved = _read(clip.checkpoint)
     if class_path(type(encoder)) == saved.class_path:
         _load(encoder, saved, clip.checkpoint)
+    elif encoder_class(saved.class_path) is not None:
+        encoder.inherit(saved_encoder(clip))
     return encoder
 
 
@@ -80,12 +83,6 @@ def encoder_class(name: str) -> type[RegionEncoder] | None:
         if class_path(subclass) == name:
             return subclass
     return None
-
-
-def differences(settings: Mapping[str, Any], saved: Mapping[str, Any]) -> str:
-    """Describe which settings of a region encoder differ from the saved ones; empty if none does."""
-    names = [name for name in saved if settings.get(name) != saved[name]]
-    return "; ".join(f"{name} {settings.get(name)!r}, not {saved[name]!r}" for name in names)
 
 
 def _read(checkpoint: str) -> SavedEncoder:
