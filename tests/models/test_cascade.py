@@ -229,6 +229,12 @@ def test_a_margin_needs_a_vocabulary(tmp_path: Path) -> None:
     assert before != task.settings()
 
 
+def test_options_of_the_crops_select_proposals(clip: CLIPAdapter) -> None:
+    objectness = torch.tensor([0.1, 0.9, 0.5])
+    assert cascade(clip).selects(objectness).all()
+    assert cascade(clip, crops={"min_objectness": 0.5}).selects(objectness).tolist() == [False, True, True]
+
+
 def test_training_is_refused(clip: CLIPAdapter) -> None:
     with pytest.raises(InputError, match="CascadeEncoder cannot be trained as a whole; train a SinglePassEncoder"):
         cascade(clip).encode_batch(None)  # type: ignore[arg-type]

@@ -97,6 +97,10 @@ class CascadeEncoder(RegionEncoder):
         crops = self.crops(images, [image_masks[rows] for image_masks, rows in zip(masks, chosen, strict=True)])
         return [_replace(*args) for args in zip(encoded, chosen, crops, strict=True)]
 
+    def selects(self, objectness: Tensor) -> Tensor:
+        """Return which proposals are encoded, (Q,) bool: those that the options of the crops select."""
+        return self.crops.selects(objectness)
+
     def encode_batch(self, batch: RegionTextBatch | ImageTextBatch) -> Tensor:
         """Refuse to train: the two encoders are trained separately.
 
