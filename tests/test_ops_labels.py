@@ -6,7 +6,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from ovseg.ops import labels_in_bands, semantic_labels, semantic_rows, semantic_scores
+from ovseg import ops
+from ovseg.ops import labels_in_bands, mask_probabilities, semantic_labels, semantic_rows, semantic_scores
 
 
 def drawn(classes: int, size: tuple[int, int], blobs: int = 5) -> tuple[torch.Tensor, torch.Tensor]:
@@ -79,3 +80,13 @@ def test_most_pixels_are_answered_without_their_scores() -> None:
     labels = labels_in_bands(band, (10, 10, 2), (40, 40), 2 * 10 * 4)
     assert torch.equal(labels, (torch.arange(40) >= 20).long().expand(40, 40))
     assert max(touched) <= 5 and sum(touched) < 2 * 10
+
+
+def test_masks_are_upsampled_a_few_at_a_time_to_the_same_probabilities(monkeypatch: pytest.MonkeyPatch) -> None:
+    logits = torch.randn(5, 8, 12, requires_grad=True)
+    expected = F.interpolate(logits[None], scale_factor=4, mode="bilinear")[0, :, :29, :45].sigmoid()
+    monkeypatch.setattr(ops, "band_values", lambda device: 16 * 2 * 32 * 48)  # two masks
+    probabilities = mask_probabilities(logits, (29, 45))
+    assert torch.equal(probabilities, expected)
+    assert torch.equal(*(torch.autograd.grad(each.square().sum(), logits)[0] for each in (probabilities, expected)))
+    assert mask_probabilities(logits[:0], (29, 45)).shape == (0, 29, 45)

@@ -118,8 +118,15 @@ def mask_probabilities(mask_logits: Tensor, size: tuple[int, int], stride: int =
     Returns:
         (Q, h, w) in [0, 1].
     """
-    padded = F.interpolate(mask_logits[None], scale_factor=stride, mode="bilinear", align_corners=False)[0]
-    return padded[:, : size[0], : size[1]].sigmoid()
+    rows, columns = mask_logits.shape[1] * stride, mask_logits.shape[2] * stride
+    height, width = min(size[0], rows), min(size[1], columns)
+    probabilities = mask_logits.new_empty((len(mask_logits), height, width))
+    at_once = max(band_values(mask_logits.device) // 16 // max(rows * columns, 1), 1)  # few stay in a CPU's cache
+    for first in range(0, len(mask_logits), at_once):
+        part = slice(first, first + at_once)
+        padded = F.interpolate(mask_logits[None, part], scale_factor=stride, mode="bilinear", align_corners=False)[0]
+        probabilities[part] = padded[:, :height, :width].sigmoid()
+    return probabilities
 
 
 def clip_scores(clip_logits: Tensor, valid: Tensor, objectness: Tensor | None = None) -> Tensor:

@@ -19,7 +19,7 @@ def patch_coverages(masks: Tensor, grid: Grid) -> Tensor:
     """
     count, height, width = masks.shape
     down, across = _overlaps(height, grid[0], masks.device), _overlaps(width, grid[1], masks.device).T
-    at_once = max(band_values(masks.device) // max(height * width, 1), 1)  # masks as floats, which take most memory
+    at_once = max(band_values(masks.device) // 16 // max(height * width, 1), 1)  # few floats stay in a CPU's cache
     parts = [(down @ (part.float() @ across)).flatten(1) for part in torch.split(masks, at_once)]
     return torch.cat(parts).clamp_(max=1) if count else masks.new_zeros((0, grid[0] * grid[1]), dtype=torch.float32)
 
