@@ -217,6 +217,8 @@ def test_every_tower_can_be_trained(clip: CLIPAdapter) -> None:
     for name, parameter in encoder.own_weights().items():
         gradient = dict(encoder.named_parameters())[name].grad
         assert gradient is not None and bool(gradient.flatten(1).any(dim=1).all()), (name, parameter.shape)
+    unused = [name for name, parameter in clip.visual.named_parameters() if parameter.grad is None]
+    assert unused == []  # DDP would wait for their gradients
 
 
 @torch.no_grad()

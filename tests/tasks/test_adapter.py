@@ -23,7 +23,7 @@ from ovseg.data.pairs import write_pairs
 from ovseg.data.pairs.datamodule import RegionTextDataModule
 from ovseg.data.pairs.region_transform import RegionTransform
 from ovseg.losses import RegionTextLoss
-from ovseg.models import CLIPAdapter, CropEncoder
+from ovseg.models import CLIPAdapter, CropEncoder, SinglePassEncoder
 from ovseg.ops import masks_to_boxes
 from ovseg.structures import EvalBatch, InputError, RegionTextBatch, RegionTextPair, Vocabulary
 from ovseg.tasks import AdapterTask, SegmentationTask
@@ -345,15 +345,17 @@ class Saves(L.Callback):
             trainer.save_checkpoint(self.path)
 
 
-def test_losses_go_on_from_the_middle_of_an_epoch(tmp_path: Path) -> None:
+@pytest.mark.parametrize("encoder", [CropEncoder, partial(SinglePassEncoder, clip_short_side=32, prompt_keys=1)])
+def test_losses_go_on_from_the_middle_of_an_epoch(tmp_path: Path, encoder: Any) -> None:
     """Two epochs of three steps; the second run begins after the fourth."""
 
-    def run(*callbacks: L.Callback, **options: Any) -> list[float]:
+    def run(*callbacks: L.Callback, **start: Any) -> list[float]:
         losses = Losses()
         data = RegionTextDataModule(tmp_path / "pairs", tmp_path, RegionTransform(32), total_batch_size=4)
-        task = AdapterTask(tiny.clip(tmp_path / "clip", 2), "both", lr=1e-3, prompt_lr=0.1, warmup_steps=2)
+        options: Any = {"lr": 1e-3, "prompt_lr": 0.1, "warmup_steps": 2, "region_encoder": encoder}
+        task = AdapterTask(tiny.clip(tmp_path / "clip", 2), "both", **options)
         steps = L.Trainer(accelerator="cpu", max_epochs=2, callbacks=[losses, *callbacks], **QUIET)
-        steps.fit(task.train(), data, **options)
+        steps.fit(task.train(), data, **start)
         return losses.values
 
     store = []

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -10,9 +11,11 @@ import torch
 
 from ovseg.models import CLIPAdapter, CropEncoder, GivenMasks, SinglePassEncoder
 from ovseg.structures import ImageTextBatch, InputError
-from ovseg.tasks import DistillationTask
+from ovseg.tasks import AdapterTask, DistillationTask
 from tests import tiny
 from tests.tasks.data import Batches, Losses, trainer
+from tests.tasks.test_adapter import ALL_TEXTS as TEXTS_OF_ALL
+from tests.tasks.test_adapter import gradients, loader
 from tests.tasks.test_single_pass_training import ALL_TEXTS, batch, single_pass
 
 
@@ -88,6 +91,54 @@ def test_without_any_proposal_the_loss_is_zero(teacher: str) -> None:
     assert all(bool(parameter.isfinite().all()) for parameter in model.parameters())
 
 
+def test_images_without_any_mask_have_a_loss_of_zero(teacher: str) -> None:
+    data, losses = batch(), Losses()
+    nothing = data._replace(masks=[mask[:0] for mask in data.masks])
+    model = task(teacher, region_encoder=single_pass())
+    trainer(2, losses).fit(model, Batches([nothing], texts=ALL_TEXTS))
+    assert losses.values == [0.0, 0.0]
+    assert all(bool(parameter.isfinite().all()) for parameter in model.parameters())
+
+
+def by_image(data: ImageTextBatch) -> list[ImageTextBatch]:
+    """A batch for each of two images with equally many texts."""
+    count = len(data.texts) // 2
+    texts, ids = (data.texts[:count], data.texts[count:]), data.text_ids.split(count)
+    parts = zip(data.images, data.masks, texts, ids, strict=True)
+    return [ImageTextBatch([image], [masks], texts, ids) for image, masks, texts, ids in parts]
+
+
+@pytest.mark.parametrize("weight", [pytest.param(0.5, marks=pytest.mark.slow), 0.0], ids=["with pairs", "alone"])
+def test_two_processes_have_the_gradients_of_one_with_all_images(teacher: str, tmp_path: Path, weight: float) -> None:
+    """The second process has fewer valid proposals or, without pairs, not even a mask."""
+    first, second = batch().masks
+    data = batch()._replace(masks=[first, torch.cat([second, second[:1] & False]) if weight else second[:0]])
+    texts = [*batch().texts, "dog"]
+    data = data._replace(texts=texts, text_ids=torch.tensor([TEXTS_OF_ALL.index(text) for text in texts]))
+    options: Any = {"train": "visual", "contrastive_weight": weight}
+
+    def of(name: str, batches: Any, **devices: Any) -> dict[str, torch.Tensor]:
+        model = task(teacher, region_encoder=partial(SinglePassEncoder, clip_short_side=32), **options)
+        return gradients(model, batches, tmp_path / name, **devices)
+
+    expected = of("one", [data])
+    found = of("two", by_image(data), devices=2, strategy="ddp_spawn")
+    assert found.keys() == expected.keys() and ("clip.clip.logit_scale" in found) == bool(weight)
+    for name, value in expected.items():
+        torch.testing.assert_close(found[name], value, rtol=1e-4, atol=1e-5 * float(value.abs().max()) + 1e-8)
+    assert any(float(value.abs().max()) > 1e-3 for value in expected.values())
+
+
+def test_a_teacher_encodes_crops_as_in_its_training(tmp_path: Path) -> None:
+    model = AdapterTask(tiny.clip(tmp_path / "clip", 1), region_encoder=partial(CropEncoder, fill="zero"))
+    run = trainer(1)
+    run.fit(model.train(), loader())
+    run.save_checkpoint(tmp_path / "last.ckpt")
+    clip = tiny.clip(tmp_path / "clip")
+    frozen = DistillationTask(str(tmp_path / "last.ckpt"), clip=clip, train="visual")._frozen[0]
+    assert isinstance(frozen, CropEncoder) and frozen.fill == "zero" and frozen.clip.visual.prompt is not None
+
+
 def test_what_cannot_be_distilled_is_refused(teacher: str, tmp_path: Path) -> None:
     torch.manual_seed(5)
     other = CLIPAdapter(tiny.clip_folder(tmp_path / "random"))
@@ -106,3 +157,5 @@ def test_what_cannot_be_distilled_is_refused(teacher: str, tmp_path: Path) -> No
         task(teacher, contrastive_weight=-1)
     with pytest.raises(InputError, match="train: prompt needs prompt keys"):
         task(teacher, train="prompt", region_encoder=SinglePassEncoder)
+    with pytest.raises(InputError, match="train: all trains the text tower, which distillation does not use; use trai"):
+        task(teacher, train="all", region_encoder=single_pass())
