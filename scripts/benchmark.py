@@ -14,6 +14,7 @@ from benchmarks.loading import loading
 from benchmarks.loading_memory import loading_memory
 from benchmarks.mining import mining, mining_memory
 from benchmarks.regions import regions
+from benchmarks.regions_memory import regions_memory
 from benchmarks.scoring import scoring
 from benchmarks.sweep import sweep
 from benchmarks.text import text
@@ -26,6 +27,7 @@ BENCHMARKS: dict[str, Any] = {
     "mining": mining,
     "mining_memory": mining_memory,
     "regions": regions,
+    "regions_memory": regions_memory,
     "scoring": scoring,
     "sweep": sweep,
     "text": text,

@@ -12,12 +12,14 @@ import pytest
 import torch
 from PIL import Image
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from ovseg import rle
 from ovseg.models import (
     CascadeEncoder,
     CLIPAdapter,
     CropEncoder,
+    GivenMasks,
     MeanPoolEncoder,
     OpenVocabSegmenter,
     RegionEncoder,
@@ -78,6 +80,41 @@ def test_a_thousand_regions_are_encoded_as_each_alone(encoder: RegionEncoder) ->
     assert features.shape == (1000, tiny.DIM) and valid.all()
     for row in (0, 499, 999):
         torch.testing.assert_close(features[row], encoder([image], [masks[[row]]])[0].features[0])
+
+
+class LargeTensors(TorchDispatchMode):
+    """Record the dtype of each distinct tensor of at least so many values that is computed."""
+
+    def __init__(self, values: int) -> None:
+        super().__init__()
+        self.values, self.kept = values, dict[int, Tensor]()
+
+    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), options: Any = None) -> Any:
+        result = function(*args, **(options or {}))
+        if isinstance(result, Tensor) and result.numel() >= self.values:
+            # keeps the memory, so that addresses stay distinct
+            self.kept.setdefault(result.untyped_storage().data_ptr(), result)
+        return result
+
+
+def test_many_masks_are_held_once_as_floats_and_once_as_bools(
+    encoder: RegionEncoder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Memory grows with the number of proposals by these two tensors only."""
+    for module in ("proposals.given", "regions.coverage"):
+        monkeypatch.setattr(f"ovseg.models.{module}.band_values", lambda device: 100 * 64 * 96)
+    segmenter = OpenVocabSegmenter(proposer := GivenMasks(), encoder)
+    segmenter.set_vocabulary(["cat", "dog"])
+    masks = boxes(1000)
+    proposer.take([masks])
+    image = tiny.images((64, 96))
+    with LargeTensors(masks.numel()) as large:
+        ((_, mask_probs),) = segmenter.score_proposals(image)
+    assert torch.equal(mask_probs, masks.float())
+    assert sorted(str(tensor.dtype) for tensor in large.kept.values() if tensor.data_ptr() != masks.data_ptr()) == [
+        "torch.bool",
+        "torch.float32",
+    ]
 
 
 @torch.no_grad()

@@ -38,7 +38,8 @@ def visible_masks(proposals: ImageProposals, threshold: float, encoder: RegionEn
         objectness = proposals.objectness
     else:
         objectness = proposals.mask_probs.new_ones(len(proposals.mask_probs))
-    return (proposals.mask_probs > threshold) & encoder.selects(objectness)[:, None, None]
+    masks = proposals.mask_probs > threshold
+    return masks.logical_and_(encoder.selects(objectness)[:, None, None])  # in place, since masks are large
 
 
 def class_scores(

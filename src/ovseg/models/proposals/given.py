@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ovseg.models.proposals.base import Proposer
+from ovseg.ops import band_values
 from ovseg.structures import ImageProposals, InputError, Vocabulary
 
 
@@ -55,6 +56,11 @@ class GivenMasks(Proposer):
 
 def _resize(masks: Tensor, size: tuple[int, int]) -> Tensor:
     """Resize masks (M, H, W) bool to their coverage of each pixel, (M, h, w) in [0, 1]."""
+    coverage = torch.empty((len(masks), *size), device=masks.device)
     if not len(masks):
-        return torch.zeros((0, *size), device=masks.device)
-    return F.interpolate(masks[None].float(), size, mode="bilinear", antialias=True, align_corners=False)[0].clamp(0, 1)
+        return coverage
+    at_once = max(band_values(masks.device) // (masks.shape[1] * masks.shape[2]), 1)  # of masks as floats
+    for part, target in zip(torch.split(masks, at_once), torch.split(coverage, at_once), strict=True):
+        resized = F.interpolate(part[None].float(), size, mode="bilinear", antialias=True, align_corners=False)[0]
+        torch.clamp(resized, 0, 1, out=target)
+    return coverage

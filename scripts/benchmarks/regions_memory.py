@@ -1,0 +1,86 @@
+"""Measure how the memory for one image grows with its number of proposals."""
+
+from __future__ import annotations
+
+import logging
+import multiprocessing
+import resource
+from collections.abc import Callable
+from typing import Any
+
+import open_clip
+import torch
+
+from benchmarks.report import commit, hardware
+from ovseg.models import CascadeEncoder, CLIPAdapter, CropEncoder, GivenMasks, OpenVocabSegmenter, SinglePassEncoder
+
+ENCODERS: dict[str, Callable[[CLIPAdapter], Any]] = {
+    "crops": CropEncoder,
+    "single pass": SinglePassEncoder,
+    "cascade": CascadeEncoder,
+}
+
+
+def regions_memory(
+    model: str = "ViT-L-14",
+    blocks: int | None = None,
+    proposals: tuple[int, ...] = (100, 1000),
+    size: tuple[int, int] = (640, 960),
+    classes: int = 10,
+    threads: int = 1,
+) -> None:
+    """Print the peak memory of labelling one image from given masks, above what the process had before.
+
+    *Masks* is what the masks take as floats and as bools; *rest* is the remainder of the peak.
+
+    Args:
+        model: an open_clip name; the weights are random.
+        blocks: blocks of its image tower. Without gradients, memory does not depend on them but time does.
+        proposals: numbers of masks, one line each.
+        size: height and width of the image.
+        classes: size of the vocabulary.
+        threads: CPU threads.
+    """
+    print(f"{model}, {size[0]} x {size[1]} pixels, MiB; {hardware()}; torch {torch.__version__}; commit {commit()}\n")
+    print(f"{'':12} {'proposals':>9} {'peak':>8} {'masks':>8} {'rest':>8}", flush=True)
+    spawn = multiprocessing.get_context("spawn")  # a fresh process for each line, since peaks never fall
+    for name in ENCODERS:
+        for count in proposals:
+            line = spawn.Process(target=measure, args=(name, model, blocks, count, size, classes, threads))
+            line.start()
+            line.join()
+
+
+@torch.no_grad()
+def measure(
+    name: str, model: str, blocks: int | None, count: int, size: tuple[int, int], classes: int, threads: int
+) -> None:
+    """Print a line of `regions_memory`."""
+    torch.set_num_threads(threads)
+    logging.disable(logging.WARNING)  # of random weights
+    if blocks is not None:
+        open_clip.factory._MODEL_CONFIGS[model]["vision_cfg"]["layers"] = blocks
+    encoder = ENCODERS[name](CLIPAdapter(model))
+    proposer = GivenMasks()
+    segmenter = OpenVocabSegmenter(proposer, encoder).eval()
+    names = [f"class {index}" for index in range(classes)]
+    segmenter.set_vocabulary(names)
+    generator = torch.Generator().manual_seed(0)
+    image = torch.rand((3, *size), generator=generator)
+
+    def label(number: int) -> None:
+        masks = torch.zeros((number, *size), dtype=torch.bool)
+        for mask in masks:  # boxes of different sizes
+            top, left = (int(torch.randint(side // 2, (), generator=generator)) for side in size)
+            height, width = (int(torch.randint(16, side // 2, (), generator=generator)) for side in size)
+            mask[top : top + height, left : left + width] = True
+        proposer.take([masks])
+        segmenter.labels([image])
+
+    label(2)  # warm up
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10
+    label(count)
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10 - before
+    floats, bools = 4, 1 + 1  # bytes: the proposals' probabilities; the given masks and the thresholded ones
+    masks = count * size[0] * size[1] * (floats + bools) / 2**20
+    print(f"{name:12} {count:9,} {peak:8,.0f} {masks:8,.0f} {peak - masks:8,.0f}", flush=True)
