@@ -18,8 +18,9 @@ from ovseg.cli.trainer import OVSegTrainer
 from ovseg.data import ADE20K150DataModule, CaptionDataModule, COCOStuffDataModule, RegionTextDataModule
 from ovseg.data.benchmarks import find_benchmarks
 from ovseg.data.masks import LabelMaps
+from ovseg.models import CLIPAdapter, CropEncoder, SinglePassEncoder
 from ovseg.models.views import Views
-from ovseg.tasks import AdapterTask, MiningTask, ProposalTask, SegmentationTask, SweepTask
+from ovseg.tasks import AdapterTask, DistillationTask, MiningTask, ProposalTask, SegmentationTask, SweepTask
 from tests import tiny
 from tests.data import layouts
 from tests.stages import CONF, ovseg
@@ -32,6 +33,10 @@ STAGES = {  # file → verb and what else it needs
     "mine_masks.yaml": ["mine"],
     "adapter.yaml": ["fit"],
     "finetune.yaml": ["fit"],
+    "regions/single_pass_prompt.yaml": ["fit"],
+    "regions/single_pass_visual.yaml": ["fit"],
+    "regions/single_pass_both.yaml": ["fit"],
+    "regions/distil.yaml": ["fit"],
     "test.yaml": ["test", "--data", str(CONF / "data" / "ade20k_150.yaml")],
     "sweep.yaml": ["sweep", "--data", str(CONF / "data" / "ade20k_150.yaml")],
     "segment.yaml": ["segment", "--data.images", "photo.jpg", "--data.vocabulary", "cat, sofa"],
@@ -48,7 +53,13 @@ FRAGMENTS = {  # fragment → flag, and a stage that it can be a part of
     "trainer/default.yaml": ("--trainer", "test.yaml"),
     "trainer/adapter.yaml": ("--trainer", "adapter.yaml"),
     "trainer/proposals.yaml": ("--trainer", "proposals.yaml"),
+    "trainer/single_pass.yaml": ("--trainer", "regions/distil.yaml"),
     "toy/trainer.yaml": ("--trainer", "toy/mine.yaml"),
+    "regions/single_pass.yaml": ("--model.region_encoder", "test.yaml"),
+    "regions/single_pass_prompts.yaml": ("--model.region_encoder", "adapter.yaml"),
+    "regions/patch_keys.yaml": ("--model.region_encoder", "mine.yaml"),
+    "regions/mean_pool.yaml": ("--model.region_encoder", "test.yaml"),
+    "regions/cascade.yaml": ("--model.region_encoder", "test.yaml"),
     "model/adapter_finetune.yaml": ("--model", "finetune.yaml"),
     "model/adapter_prompt.yaml": ("--model", "adapter.yaml"),
     "model/clip_vit_l14.yaml": ("--model.clip", "finetune.yaml"),
@@ -207,6 +218,20 @@ def test_image_tower_is_tuned_as_in_the_paper(build: Any, shallow_clip: Path) ->
     groups = optimizer_of(cli).param_groups
     assert {group["initial_lr"] for group in groups} == {5e-6}
     assert sorted({group["weight_decay"] for group in groups}) == [0.0, 0.2]
+
+
+def test_a_single_pass_is_distilled_from_adapted_crops(build: Any, shallow_clip: Path, tmp_path: Path) -> None:
+    teacher = CLIPAdapter(str(shallow_clip), prompt_depth=1)
+    teacher.save_pretrained(tmp_path / "teacher")
+    flags = ["--model.teacher", tmp_path / "teacher", "--model.proposer", "null"]
+    cli = build("fit", "regions/distil.yaml", *of(tmp_path / "teacher"), *flags)
+
+    task, (crops, proposer) = cli.model, cli.model._frozen
+    assert isinstance(task, DistillationTask) and isinstance(task.region_encoder, SinglePassEncoder)
+    assert isinstance(crops, CropEncoder) and proposer is None
+    trained = {name for name, parameter in task.named_parameters() if parameter.requires_grad}
+    assert trained == {f"clip.clip.visual.visual.{name}" for name, _ in task.clip.visual.visual.named_parameters()}
+    assert (task.contrastive_weight, task.lr, cli.trainer.max_epochs) == (0.0, 5e-6, 5)
 
 
 def test_benchmark_is_tested_as_the_segmenter_says(build: Any, tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from ovseg.models import CLIPAdapter, SinglePassEncoder
+from ovseg.models import CLIPAdapter, CropEncoder, MeanPoolEncoder, RegionEncoder, SinglePassEncoder
 from ovseg.structures import ImageTextBatch, InputError, RegionTextBatch
 from ovseg.tasks import AdapterTask
 from tests import tiny
@@ -62,7 +62,30 @@ def test_an_encoder_without_prompts_cannot_train_them(tmp_path: Path) -> None:
     for train in ("prompt", "both"):
         with pytest.raises(InputError, match=f"train: {train} needs prompt keys or a learned mask.*prompt_keys, for"):
             AdapterTask(network, train, region_encoder=single_pass())  # type: ignore[arg-type]
+    with pytest.raises(InputError, match="train: prompt needs parameters of the region encoder, but it has none"):
+        AdapterTask(network, "prompt", region_encoder=MeanPoolEncoder)
     AdapterTask(network, "prompt", region_encoder=single_pass(mask="learned"))
+
+
+class WideCropEncoder(RegionEncoder):
+    """Encodes wide crops, with mask prompts if there are any."""
+
+    def __init__(self, clip: CLIPAdapter) -> None:
+        super().__init__(clip)
+        self.crops = CropEncoder(clip, expand_ratio=1.5)
+
+    def forward(self, images: Any, masks: Any) -> Any:
+        return self.crops(images, masks)
+
+
+def test_mask_prompts_are_trained_through_any_encoder_of_crops(tmp_path: Path) -> None:
+    network = clip(tmp_path)
+    with pytest.raises(InputError, match="train: prompt needs mask prompts, but this CLIP has none; set prompt_depth"):
+        AdapterTask(network, "prompt", region_encoder=WideCropEncoder)
+    network.visual.add_prompt(1)
+    task = AdapterTask(network, "prompt", region_encoder=WideCropEncoder)
+    trained = [name for name, parameter in task.named_parameters() if parameter.requires_grad]
+    assert trained == ["clip.clip.visual.prompt.mask_embedding"]
 
 
 def test_data_of_the_wrong_kind_are_refused(tmp_path: Path) -> None:

@@ -26,7 +26,7 @@ class RegionEncoder(nn.Module, ABC):
     """
 
     whole_images: ClassVar[bool] = False  # whether `encode_batch` takes an `ImageTextBatch`
-    prompts_missing: ClassVar[str] = "parameters of the region encoder, but it has none; use train: visual"
+    prompts_missing: ClassVar[str] = "mask prompts, but this CLIP has none; set prompt_depth, for example to 3"
 
     def __init__(self, clip: CLIPAdapter) -> None:
         super().__init__()
@@ -78,12 +78,14 @@ class RegionEncoder(nn.Module, ABC):
         )
 
     def prompt_parameters(self) -> list[nn.Parameter]:
-        """Return the parameters that are trained while CLIP's weights are frozen: by default those that are not CLIP's.
+        """Return the parameters that are trained while CLIP's weights are frozen.
 
-        If there are none, `prompts_missing` ends the sentence that says so.
+        By default these are the parameters that are not CLIP's and, unless `whole_images`, CLIP's mask prompts, which
+        belong to crops. If there are none, `prompts_missing` ends the sentence that says so.
         """
-        clip = set(self.clip.parameters())
-        return [parameter for parameter in self.parameters() if parameter not in clip]
+        clip, prompt = set(self.clip.parameters()), self.clip.visual.prompt
+        own = [parameter for parameter in self.parameters() if parameter not in clip]
+        return own if prompt is None or self.whole_images else [*own, *prompt.parameters()]
 
     def settings(self) -> dict[str, Any]:
         """Return the constructor's arguments except `clip` as plain values, which a saved segmenter stores."""

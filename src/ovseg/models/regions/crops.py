@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from ovseg.cropping import RegionCutter
@@ -41,8 +41,6 @@ class CropEncoder(RegionEncoder):
     Raises:
         InputError: an option is out of range.
     """
-
-    prompts_missing = "mask prompts, but this CLIP has none; set prompt_depth, for example to 3"
 
     def __init__(
         self,
@@ -115,11 +113,6 @@ class CropEncoder(RegionEncoder):
         if self.precision is not None:
             raise InputError("precision: bf16 is for inference only; train with --model.region_encoder.precision null")
         return self._encode(batch.regions, batch.region_masks)
-
-    def prompt_parameters(self) -> list[nn.Parameter]:
-        """Return CLIP's mask prompts."""
-        prompt = self.clip.visual.prompt
-        return super().prompt_parameters() + ([] if prompt is None else list(prompt.parameters()))
 
     def settings(self) -> dict[str, Any]:
         return {

@@ -44,6 +44,7 @@ class WholeImageEncoder(RegionEncoder):
     """
 
     whole_images = True
+    prompts_missing = "parameters of the region encoder, but it has none; use train: visual"
     needs_blank = False  # whether to measure the blank patches of regions
 
     def __init__(self, clip: CLIPAdapter, clip_short_side: int = 384) -> None:
