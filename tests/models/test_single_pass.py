@@ -222,6 +222,25 @@ def test_every_tower_can_be_trained(clip: CLIPAdapter) -> None:
 
 
 @torch.no_grad()
+@pytest.mark.parametrize("config", SUPPORTED, indirect=True)
+def test_half_precision_changes_features_little(clip: CLIPAdapter) -> None:
+    """Of the weights, or only of the activations, as under a Trainer with `bf16-mixed`."""
+    expected = SinglePassEncoder(clip, 32, 2).eval()([image()], [some_masks()])[0].features
+    reduced = SinglePassEncoder(clip, 32, 2, precision="bf16").eval()([image()], [some_masks()])[0].features
+    with torch.autocast("cpu", torch.bfloat16):
+        mixed = SinglePassEncoder(clip, 32, 2).eval()([image()], [some_masks()])[0].features
+    for features in (reduced, mixed):
+        assert features.dtype == torch.float32 and not torch.equal(features, expected)
+        assert float((features * expected).sum(dim=1).min()) > 0.99
+
+
+def test_bf16_is_for_inference() -> None:
+    encoder = SinglePassEncoder(own_clip(), 32, precision="bf16")
+    with pytest.raises(InputError, match="bf16 is for inference only"):
+        encoder.encode_batch(ImageTextBatch([image()], [some_masks()], ["x"] * 7, torch.zeros(7)))
+
+
+@torch.no_grad()
 def test_settings_build_the_same_encoder() -> None:
     clip = own_clip()
     encoder = SinglePassEncoder(clip, 48, 2, "learned", 3, "patches").eval()
@@ -272,6 +291,7 @@ def test_a_very_long_image_is_squeezed() -> None:
         ({"mask": "firm"}, "mask is 'firm'; choose from hard, soft, learned"),
         ({"keys": "all"}, "keys is 'all'; choose from self, patches"),
         ({"prompt_keys": -1}, "prompt_keys is -1; give"),
+        ({"precision": "int8"}, "precision is 'int8'; give bf16"),
     ],
 )
 def test_wrong_options_are_refused(options: dict[str, Any], reason: str) -> None:

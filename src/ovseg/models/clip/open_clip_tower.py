@@ -109,7 +109,7 @@ def _biased(block: ResidualAttentionBlock, tokens: Tensor, bias: Tensor, last: b
     """
     own = tokens.shape[1] - bias.shape[2]
     query, key, value = _project(block, tokens)
-    mixed = F.scaled_dot_product_attention(query[:, :, own:], key, value, bias)
+    mixed = F.scaled_dot_product_attention(query[:, :, own:], key, value, bias.to(query.dtype))
     if last:
         tokens = tokens[:, own:]
     elif own:

@@ -150,7 +150,9 @@ def _pool_latent(pool: AttentionPoolLatent, tokens: Tensor, bias: Tensor) -> Ten
     key, value = (
         pool.kv(tokens).reshape(*tokens.shape[:2], 2, heads, pool.head_dim).permute(2, 0, 3, 1, 4)
     )  # (B, heads, T, d)
-    mixed = F.scaled_dot_product_attention(query.expand(len(tokens), -1, rows, -1), pool.k_norm(key), value, bias)
+    mixed = F.scaled_dot_product_attention(
+        query.expand(len(tokens), -1, rows, -1), pool.k_norm(key), value, bias.to(value.dtype)
+    )
     pooled: Tensor = pool.proj_drop(pool.proj(mixed.transpose(1, 2).flatten(2)))
     if pool.mlp is not None:
         pooled = pooled + pool.mlp(pool.norm(pooled))

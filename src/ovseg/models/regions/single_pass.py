@@ -38,6 +38,7 @@ class SinglePassEncoder(WholeImageEncoder):
         prompt_keys: learned tokens per layer that stand for the blank patches of a region's box, as mask prompts do for
             crops; they attract as much attention as there are blank patches.
         keys: what a region attends to besides its prompts: `self`, itself and its patches; `patches`, its patches only.
+        precision: `bf16` encodes with a copy of CLIP's image tower in bf16, for inference only.
 
     Raises:
         InputError: the image tower is not supported, or an option is out of range.
@@ -56,8 +57,9 @@ class SinglePassEncoder(WholeImageEncoder):
         mask: MaskBias = "hard",
         prompt_keys: int = 0,
         keys: Keys = "self",
+        precision: Literal["bf16"] | None = None,
     ) -> None:
-        super().__init__(clip, clip_short_side)
+        super().__init__(clip, clip_short_side, precision)
         for name, choice, kind in (("mask", mask, MaskBias), ("keys", keys, Keys)):
             if choice not in get_args(kind):
                 raise InputError(f"{name} is {choice!r}; choose from {', '.join(get_args(kind))}")

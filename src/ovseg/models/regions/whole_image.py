@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Iterator, Sequence
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -38,6 +38,8 @@ class WholeImageEncoder(RegionEncoder):
         clip: its image tower must be a vision transformer.
         clip_short_side: short side of the image as input of CLIP, in pixels; rounded to whole patches. The aspect ratio
             is kept, up to 1 : 8.
+        precision: `bf16` encodes with a copy of CLIP's image tower in bf16, for inference only. By default, the stored
+            weights are used, in the Trainer's precision.
 
     Raises:
         InputError: the image tower is not supported, or `clip_short_side` is less than a patch.
@@ -47,8 +49,10 @@ class WholeImageEncoder(RegionEncoder):
     prompts_missing = "parameters of the region encoder, but it has none; use train: visual"
     needs_blank = False  # whether to measure the blank patches of regions
 
-    def __init__(self, clip: CLIPAdapter, clip_short_side: int = 384) -> None:
+    def __init__(self, clip: CLIPAdapter, clip_short_side: int = 384, precision: Literal["bf16"] | None = None) -> None:
         super().__init__(clip)
+        if precision not in (None, "bf16"):
+            raise InputError(f"precision is {precision!r}; give bf16, or null for the precision of the stored weights")
         tower = clip.visual.tower
         tower.check_regions()
         if clip_short_side < tower.patch_size:
@@ -56,7 +60,7 @@ class WholeImageEncoder(RegionEncoder):
                 f"clip_short_side is {clip_short_side}, less than one patch of this CLIP; give at least "
                 f"{tower.patch_size} pixels, for example {clip.image_size}"
             )
-        self.clip_short_side = clip_short_side
+        self.clip_short_side, self.precision = clip_short_side, precision
 
     @abstractmethod
     def encode_group(self, tower: Tower, group: ImageGroup) -> Tensor:
@@ -68,11 +72,12 @@ class WholeImageEncoder(RegionEncoder):
         See `RegionEncoder.forward`.
         """
         results: list[RegionFeatures] = [self._empty(image) for image in images]
-        tower = self.clip.visual.tower
+        tower = self.clip.visual_in(None if self.precision is None else torch.bfloat16).tower
         grids = [self.grid_of(image) for image in images]
         for indices in self._groups(grids, [len(part) for part in masks]):
             grid = grids[indices[0]]
             pixels = torch.stack([self._pixels(images[index], grid, tower.patch_size) for index in indices])
+            pixels = pixels if self.precision is None else pixels.bfloat16()
             coverages = [patch_coverages(masks[index], grid) for index in indices]
             coverage, blank = stack_padded(coverages), None
             if self.needs_blank:
@@ -92,10 +97,12 @@ class WholeImageEncoder(RegionEncoder):
             raise InputError(
                 f"{type(self).__name__} trains on whole images, but the data brings regions; use RegionTextDataModule"
             )
+        if self.precision is not None:
+            raise InputError("precision: bf16 is for inference only; train with --model.region_encoder.precision null")
         return torch.cat([regions.features for regions in self(batch.images, batch.masks)])
 
     def settings(self) -> dict[str, Any]:
-        return {"clip_short_side": self.clip_short_side}
+        return {"clip_short_side": self.clip_short_side, "precision": self.precision}
 
     def _empty(self, image: Tensor) -> RegionFeatures:
         return RegionFeatures(image.new_zeros((0, self.clip.dim)), image.new_zeros(0, dtype=torch.bool))
