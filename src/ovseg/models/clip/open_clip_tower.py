@@ -23,7 +23,7 @@ class OpenClipTower:
         self.grid: Grid = visual.grid_size  # at the tower's native resolution
         self.patch_size = int(visual.patch_size[0])
         self.width = int(visual.conv1.out_channels)
-        self.pools_class_token = visual.pool_type == "tok"
+        self.pools_class_token = visual.pool_type == "tok" and visual.attn_pool is None
         self.has_region_tokens = self.pools_class_token
 
     def patches(self, images: Tensor) -> tuple[Tensor, Grid]:
@@ -40,9 +40,15 @@ class OpenClipTower:
         return embedded
 
     def blocks(self, grid: Grid) -> list[Block]:
-        """Return the blocks in order, for tokens on this grid."""
-        blocks = self.visual.transformer.resblocks
-        return [partial(_run, block) if type(block) is ResidualAttentionBlock else block for block in blocks]
+        """Return the blocks in order, for tokens on this grid.
+
+        If only the class token is pooled, the last block returns only that token, (N, 1, C).
+        """
+        blocks = list(self.visual.transformer.resblocks)
+        if not all(type(block) is ResidualAttentionBlock for block in blocks):
+            return blocks
+        last = partial(_run, blocks[-1], wanted=1 if self.pools_class_token else None)
+        return [*(partial(_run, block) for block in blocks[:-1]), last]
 
     def pool(self, tokens: Tensor) -> Tensor:
         """Pool the output of the last block into features (N, D)."""
@@ -96,10 +102,15 @@ class OpenClipTower:
         return features
 
 
-def _run(block: ResidualAttentionBlock, tokens: Tensor) -> Tensor:
-    """Run a block with fused attention, which `nn.MultiheadAttention` does not use in evaluation mode."""
-    query, key, value = _project(block, tokens)
-    return _finish(block, tokens, F.scaled_dot_product_attention(query, key, value))
+def _run(block: ResidualAttentionBlock, tokens: Tensor, wanted: int | None = None) -> Tensor:
+    """Run a block with fused attention, which `nn.MultiheadAttention` does not use in evaluation mode.
+
+    Args:
+        tokens: (B, T, C).
+        wanted: return only so many tokens, the first ones; all by default.
+    """
+    query, key, value = _project(block, tokens, slice(wanted))
+    return _finish(block, tokens[:, :wanted], F.scaled_dot_product_attention(query, key, value))
 
 
 def _biased(block: ResidualAttentionBlock, tokens: Tensor, bias: Tensor, last: bool = False) -> Tensor:
@@ -108,22 +119,28 @@ def _biased(block: ResidualAttentionBlock, tokens: Tensor, bias: Tensor, last: b
     open_clip's own `forward` ignores other keys and values, and adds a boolean mask as zeros and ones.
     """
     own = tokens.shape[1] - bias.shape[2]
-    query, key, value = _project(block, tokens)
-    mixed = F.scaled_dot_product_attention(query[:, :, own:], key, value, bias.to(query.dtype))
+    query, key, value = _project(block, tokens, slice(own if last else 0, None))
+    biased = F.scaled_dot_product_attention(query[:, :, -bias.shape[2] :], key, value, bias.to(query.dtype))
     if last:
-        tokens = tokens[:, own:]
-    elif own:
-        first = F.scaled_dot_product_attention(query[:, :, :own], key[:, :, :own], value[:, :, :own])
-        mixed = torch.cat([first, mixed], dim=2)
-    return _finish(block, tokens, mixed)
+        return _finish(block, tokens[:, own:], biased)
+    first = F.scaled_dot_product_attention(query[:, :, :own], key[:, :, :own], value[:, :, :own])
+    return _finish(block, tokens, torch.cat([first, biased], dim=2))
 
 
-def _project(block: ResidualAttentionBlock, tokens: Tensor) -> tuple[Tensor, ...]:
-    """Return queries, keys and values (B, heads, T, d) of tokens (B, T, C)."""
-    attention = block.attn
-    projected = F.linear(block.ln_1(tokens), attention.in_proj_weight, attention.in_proj_bias)
-    split = projected.reshape(*tokens.shape[:2], 3, attention.num_heads, attention.head_dim)
-    return split.permute(2, 0, 3, 1, 4).unbind()
+def _project(block: ResidualAttentionBlock, tokens: Tensor, wanted: slice) -> tuple[Tensor, Tensor, Tensor]:
+    """Return keys and values of tokens (B, T, C), and queries of the wanted ones, each (B, heads, T, d)."""
+    attention, normed = block.attn, block.ln_1(tokens)
+    weight, bias, width = attention.in_proj_weight, attention.in_proj_bias, tokens.shape[2]
+    heads = (attention.num_heads, attention.head_dim)
+    if normed[:, wanted].shape == normed.shape:
+        projected = F.linear(normed, weight, bias).view(len(tokens), tokens.shape[1], 3, *heads)
+        query, key, value = projected.permute(2, 0, 3, 1, 4).unbind()
+        return query, key, value
+    few = F.linear(normed[:, wanted], weight[:width], bias[:width])
+    query = few.view(len(tokens), few.shape[1], *heads).transpose(1, 2)
+    both = F.linear(normed, weight[width:], bias[width:]).view(len(tokens), tokens.shape[1], 2, *heads)
+    key, value = both.permute(2, 0, 3, 1, 4).unbind()
+    return query, key, value
 
 
 def _finish(block: ResidualAttentionBlock, tokens: Tensor, mixed: Tensor) -> Tensor:
