@@ -28,6 +28,8 @@ def test_the_folder_of_a_segmenter_followed_by_fast(tmp_path: Path) -> None:
     fast = encoder(segmenter).eval()
     write_fast(folder, fast, "single.ckpt")
 
+    settings = folder / "segmenter.yaml"
+    settings.write_text(settings.read_text() + "fill: zero\n")  # of crops, as in older segmenters
     loaded = OpenVocabSegmenter.from_pretrained(folder / "fast")
     assert isinstance(loaded.region_encoder, SinglePassEncoder)
     assert loaded.region_encoder.settings() == fast.settings()

@@ -76,10 +76,10 @@ def read_segmenter(name_or_path: str | Path, make_encoder: EncoderFactory | None
     proposer, clip = MaskProposer(str(folder / "proposer")), CLIPAdapter(str(folder / "clip"))
     try:
         settings: dict[str, Any] = yaml.safe_load((folder / SETTINGS).read_text(encoding="utf-8"))
+        fill = settings.pop("fill", None)  # of the crops, in segmenters saved before region encoders could be chosen
         if fast:
-            folder = folder / FAST
+            folder, fill = folder / FAST, None
             settings |= yaml.safe_load((folder / SETTINGS).read_text(encoding="utf-8"))
-        fill = settings.pop("fill", None)  # only in segmenters saved before region encoders could be chosen
         saved = settings.pop("region_encoder", {"class_path": class_path(CropEncoder), "init_args": {}})
         options = saved.get("init_args", {}) | ({} if fill is None else {"fill": fill})
         name = str(saved["class_path"])
