@@ -31,12 +31,16 @@ def _rate(shape: Shape, dtype: torch.dtype, repeats: int) -> float:
 
 
 def crop_flops(clip: CLIPAdapter, regions: int) -> float:
-    """Return the FLOPs of the image tower on `regions` crops, from their formula."""
+    """Return the FLOPs that the image tower needs for `regions` crops, from their formula.
+
+    The last block computes only keys and values of the patches.
+    """
     tower = clip.visual.tower
     patches = (clip.image_size // tower.patch_size) ** 2
-    tokens, blocks = 1 + patches, len(tower.blocks(tower.grid))
-    block = tokens * _token_flops(tower.width) + _attention_flops(tokens, tokens, tower.width)
-    return regions * (_embedding_flops(clip, patches) + blocks * block + 2 * tower.width * clip.dim)
+    tokens, width, blocks = 1 + patches, tower.width, len(tower.blocks(tower.grid))
+    block = tokens * _token_flops(width) + _attention_flops(tokens, tokens, width)
+    last = 2 * 2 * patches * width**2 + _token_flops(width) + _attention_flops(1, tokens, width)
+    return regions * (_embedding_flops(clip, patches) + (blocks - 1) * block + last + 2 * width * clip.dim)
 
 
 def single_pass_flops(clip: CLIPAdapter, regions: int, patches: int, branch_block: int = 1) -> float:

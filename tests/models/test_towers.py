@@ -231,3 +231,13 @@ def test_towers_without_patch_tokens_are_refused(vision: dict[str, Any], reason:
 def test_a_tower_without_prompts_is_called_as_a_whole(vision: dict[str, Any]) -> None:
     visual = random_tower({"vision_cfg": vision})
     assert torch.equal(MaskPromptedViT(visual, 0).eval()(images(), half()), public(visual, images()))
+
+
+@pytest.mark.parametrize(("kind", "kept"), [("OpenAI", 1), ("LayerScale", 1), ("CLIPA", 17), ("CoCa", 17)])
+@torch.no_grad()
+def test_the_last_block_returns_only_the_tokens_that_are_pooled(kind: str, kept: int) -> None:
+    visual = random_tower({"embed_dim": 32, "text_cfg": TEXT} | TOWERS[kind]).eval()
+    tower, tokens = split_tower(visual), torch.randn(2, 17, visual.conv1.out_channels)  # type: ignore[union-attr]
+    output = tower.blocks(tower.grid)[-1](tokens)
+    expected = visual.transformer.resblocks[-1](tokens)  # type: ignore[union-attr, index, operator]
+    torch.testing.assert_close(output, expected[:, :kept], atol=1e-5, rtol=0)
