@@ -155,12 +155,8 @@ class Memory(Callback):
         self.done += len(batch.images)
         if self.done * 10 // self.images > self.shown:
             self.shown = self.done * 10 // self.images
-            print(f"{self.done:7,} images  {resident() / 2**20:7.0f} MiB", flush=True)
-
-
-def resident() -> int:
-    """Return the resident memory of this process in bytes."""
-    return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+            pages = int(Path("/proc/self/statm").read_text().split()[1])
+            print(f"{self.done:7,} images  {pages * os.sysconf('SC_PAGE_SIZE') / 2**20:7.0f} MiB", flush=True)
 
 
 def _write_many(root: Path, images: int, side: int) -> None:

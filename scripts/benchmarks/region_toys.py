@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import tempfile
-import threading
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,8 +11,9 @@ import torch
 from mine_toy import verdict
 from torch import Tensor
 
-from benchmarks.mining import ours, resident, toy_captions
+from benchmarks.mining import ours, toy_captions
 from benchmarks.region_parts import DrawnMasks, PlainCrops, draw_regions
+from benchmarks.regions_memory import peak_memory
 from benchmarks.report import seconds
 from ovseg import rle
 from ovseg.data.masks import CocoMasks
@@ -81,39 +80,13 @@ def mining_agreement(images: int = 100) -> Values:
     return {"mining": agreement}
 
 
-def single_pass_memory(
-    model: str = "ViT-L-14", size: tuple[int, int] = (640, 960), counts: tuple[int, ...] = (10, 100, 1000)
-) -> list[Values]:
-    """Return the memory that a single pass needs for few and many proposals, in bytes above what it starts with."""
-    encoder = SinglePassEncoder(CLIPAdapter(model)).eval()
-    image = torch.rand(3, *size)
-    encoder([image], [draw_regions(2, size)])  # warms up
-    measured = []
-    for count in counts:
-        masks = draw_regions(count, size)
-        peak, duration = _peak(lambda masks=masks: encoder([image], [masks]))
-        measured.append({"proposals": count, "peak": peak + masks.numel(), "masks": masks.numel(), "seconds": duration})
-    return measured
+def single_pass_memory(model: str = "ViT-L-14", size: tuple[int, int] = (640, 960)) -> list[Values]:
+    """Return the peak memory of labelling an image from few and many masks, and that of the masks, in bytes.
 
-
-def _peak(function: Callable[[], object]) -> tuple[int, float]:
-    """Return by how much a call raises the resident memory at most, in bytes, and how many seconds it takes."""
-    done, most, start = threading.Event(), 0, resident()
-
-    def sample() -> None:
-        nonlocal most
-        while not done.wait(0.005):
-            most = max(most, resident() - start)
-
-    sampler = threading.Thread(target=sample)
-    sampler.start()
-    begin = time.perf_counter()
-    try:
-        function()
-    finally:
-        done.set()
-        sampler.join()
-    return most, time.perf_counter() - begin
+    The tower has one block, which changes the time but not the memory.
+    """
+    measured = {count: peak_memory("single pass", count, model, 1, size, 10, 1) for count in (100, 1000)}
+    return [{"proposals": count, "peak": peak, "masks": masks} for count, (peak, masks) in measured.items()]
 
 
 def _toy_single_pass(clip: CLIPAdapter) -> RegionEncoder:

@@ -116,6 +116,9 @@ def make_variants(clip: CLIPAdapter, proposals: int, image: Tensor) -> dict[str,
             name = f"single pass, {short_side} × {columns * short_side // rows}, branch_block {branch_block}"
             flops = single_pass_flops(clip, proposals, rows * columns, branch_block)
             variants[name] = Variant(encoder, flops)
+            if short_side == 384 and branch_block == 1:
+                encoder = SinglePassEncoder(clip, short_side, precision="bf16")
+                variants[f"{name}, bf16"] = Variant(encoder, flops, bf16=True)
     for variant in variants.values():
         variant.encoder.eval()
     return variants

@@ -6,6 +6,7 @@ import logging
 import multiprocessing
 import resource
 from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
 from typing import Any
 
 import open_clip
@@ -43,19 +44,24 @@ def regions_memory(
     """
     print(f"{model}, {size[0]} x {size[1]} pixels, MiB; {hardware()}; torch {torch.__version__}; commit {commit()}\n")
     print(f"{'':12} {'proposals':>9} {'peak':>8} {'masks':>8} {'rest':>8}", flush=True)
-    spawn = multiprocessing.get_context("spawn")  # a fresh process for each line, since peaks never fall
     for name in ENCODERS:
         for count in proposals:
-            line = spawn.Process(target=measure, args=(name, model, blocks, count, size, classes, threads))
-            line.start()
-            line.join()
+            peak, masks = peak_memory(name, count, model, blocks, size, classes, threads)
+            line = (peak / 2**20, masks / 2**20, (peak - masks) / 2**20)
+            print(f"{name:12} {count:9,} {' '.join(f'{value:8,.0f}' for value in line)}", flush=True)
+
+
+def peak_memory(*arguments: Any) -> tuple[int, int]:
+    """Return the results of `measure` from a fresh process, since the peak of a process never falls."""
+    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
+        return pool.submit(measure, *arguments).result()
 
 
 @torch.no_grad()
 def measure(
-    name: str, model: str, blocks: int | None, count: int, size: tuple[int, int], classes: int, threads: int
-) -> None:
-    """Print a line of `regions_memory`."""
+    name: str, count: int, model: str, blocks: int | None, size: tuple[int, int], classes: int, threads: int
+) -> tuple[int, int]:
+    """Return the peak of labelling one image above the memory before, and the memory of its masks, in bytes."""
     torch.set_num_threads(threads)
     logging.disable(logging.WARNING)  # of random weights
     if blocks is not None:
@@ -78,9 +84,8 @@ def measure(
         segmenter.labels([image])
 
     label(2)  # warm up
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     label(count)
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10 - before
+    peak = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 2**10
     floats, bools = 4, 1 + 1  # bytes: the proposals' probabilities; the given masks and the thresholded ones
-    masks = count * size[0] * size[1] * (floats + bools) / 2**20
-    print(f"{name:12} {count:9,} {peak:8,.0f} {masks:8,.0f} {peak - masks:8,.0f}", flush=True)
+    return peak, count * size[0] * size[1] * (floats + bools)
