@@ -234,6 +234,14 @@ def test_half_precision_changes_features_little(clip: CLIPAdapter) -> None:
         assert float((features * expected).sum(dim=1).min()) > 0.99
 
 
+@torch.no_grad()
+def test_bf16_weights_ignore_the_trainer_s_precision() -> None:
+    encoder = SinglePassEncoder(own_clip(), 32, precision="bf16").eval()
+    expected = encoder([image()], [some_masks()])[0].features
+    with torch.autocast("cpu", torch.float16):
+        assert torch.equal(encoder([image()], [some_masks()])[0].features, expected)
+
+
 def test_bf16_is_for_inference() -> None:
     encoder = SinglePassEncoder(own_clip(), 32, precision="bf16")
     with pytest.raises(InputError, match="bf16 is for inference only"):

@@ -83,7 +83,10 @@ class WholeImageEncoder(RegionEncoder):
             if self.needs_blank:
                 blanks = [blank_patches(masks[index], own) for index, own in zip(indices, coverages, strict=True)]
                 blank = stack_padded(blanks)
-            features = F.normalize(self.encode_group(tower, ImageGroup(pixels, grid, coverage, blank)).float(), dim=-1)
+            device = pixels.device.type
+            with torch.autocast(device, enabled=self.precision is None and torch.is_autocast_enabled(device)):
+                features = self.encode_group(tower, ImageGroup(pixels, grid, coverage, blank))
+            features = F.normalize(features.float(), dim=-1)
             valid = coverage.amax(dim=2) > 0
             features = torch.where(valid[..., None], features, 0.0)
             for row, index in enumerate(indices):
