@@ -10,12 +10,12 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import torch
 import yaml
 from safetensors.torch import save_file
 
 from ovseg.checkpoint import check_target, first_line, read_state, toy_weights
 from ovseg.models.clip.adapter import CLIPAdapter
+from ovseg.models.clip.compare import equal_weights
 from ovseg.models.clip.files import WEIGHTS, check_clip_target
 from ovseg.models.proposals.base import Proposer
 from ovseg.models.proposals.queries import CONFIG as PROPOSER
@@ -145,11 +145,7 @@ def check_same_clip(clip: CLIPAdapter, other: CLIPAdapter, name: str) -> None:
     Raises:
         InputError: they are not.
     """
-    weights, others = (
-        {key: value for key, value in each.clip.state_dict().items() if ".prompt." not in key and "logit_" not in key}
-        for each in (clip, other)
-    )
-    if weights.keys() != others.keys() or not all(torch.equal(weights[key], others[key]) for key in weights):
+    if not equal_weights(clip, other, image_tower=True):
         raise InputError(
             f"{name} has another CLIP than the segmenter, but the fast region encoder shares it; train it from that "
             "CLIP with --model.train prompt, or bundle it as a segmenter by itself"

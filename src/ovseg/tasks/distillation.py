@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from ovseg.models import CLIPAdapter, MaskProposer, Proposer, RegionEncoder, SinglePassEncoder
+from ovseg.models.clip.compare import equal_weights
 from ovseg.models.regions.saved import saved_encoder
 from ovseg.structures import ImageTextBatch, InputError, RegionFeatures, RegionTextBatch
 from ovseg.tasks.adapter import AdapterTask
@@ -130,11 +131,7 @@ class DistillationTask(AdapterTask):
 
 def _check_teacher(teacher: CLIPAdapter, student: CLIPAdapter, name: str) -> None:
     """Check that two CLIPs share their text tower, hence their embedding space; adaptation leaves it unchanged."""
-    weights, expected = (
-        {key: value for key, value in clip.clip.state_dict().items() if not key.startswith(("visual.", "logit_"))}
-        for clip in (teacher, student)
-    )
-    if weights.keys() != expected.keys() or not all(torch.equal(weights[key], expected[key]) for key in expected):
+    if not equal_weights(teacher, student, image_tower=False):
         raise InputError(
             f"the teacher {name} is not an adapted version of the CLIP that is trained, because their text towers "
             "differ; give a checkpoint of `ovseg fit` that started from the same CLIP"

@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from inspect import signature
 from typing import Any, TypeVar
 
-import torch
-from torch import Tensor
-
 from ovseg.checkpoint import first_line
 from ovseg.models.clip.adapter import CLIPAdapter
+from ovseg.models.clip.compare import equal_weights
 from ovseg.models.regions.base import RegionEncoder
 from ovseg.structures import InputError
 
@@ -87,8 +85,7 @@ def _check_fit(clip: CLIPAdapter, crop_clip: CLIPAdapter, source: str) -> None:
             f"crop_clip {source} embeds regions in {crop_clip.dim} dimensions, but the CLIP of the single pass in "
             f"{clip.dim}; {remedy}"
         )
-    ours, theirs = dict(_text_weights(clip)), dict(_text_weights(crop_clip))
-    if ours.keys() != theirs.keys() or not all(_equal(ours[key], theirs[key]) for key in ours):
+    if not equal_weights(clip, crop_clip, image_tower=False):
         raise InputError(
             f"crop_clip {source} has another text tower than the CLIP of the single pass, so its features cannot be "
             f"compared with the same texts; {remedy}"
@@ -97,17 +94,6 @@ def _check_fit(clip: CLIPAdapter, crop_clip: CLIPAdapter, source: str) -> None:
         raise InputError(
             f"crop_clip {source} has an image tower of another architecture than the CLIP of the single pass; {remedy}"
         )
-
-
-def _text_weights(clip: CLIPAdapter) -> Iterator[tuple[str, Tensor]]:
-    """Yield the weights that define the embedding of texts; the temperature does not change cosine similarities."""
-    for key, value in clip.clip.state_dict().items():
-        if not key.startswith(("visual.", "logit_")):
-            yield key, value
-
-
-def _equal(ours: Tensor, theirs: Tensor) -> bool:
-    return ours.shape == theirs.shape and torch.equal(ours, theirs.to(ours))
 
 
 def _tower(clip: CLIPAdapter) -> tuple[object, ...]:
