@@ -15,8 +15,8 @@ import re
 import statistics
 import sys
 import time
-from collections.abc import Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Sequence
+from typing import NamedTuple, TypeVar
 
 import ablate_toy
 import torch
@@ -60,6 +60,7 @@ COLUMNS = {
     "miou_union_unseen": "unseen",
 }
 
+Result = TypeVar("Result")
 Scores = dict[str, dict[str, float]]  # seed of the scenes → metric → per cent
 Rows = dict[str, tuple["Encoder", str]]  # row of a table → encoder and recipe
 
@@ -149,16 +150,25 @@ def train(cell: Cell) -> str:
 
 
 def score(cell: Cell) -> Scores:
-    """Return the metrics of a cell, from its file if it is finished."""
-    file = FOLDER / "scores" / f"{cell.name}.json"
+    """Return the metrics of a cell."""
+    return stored(f"scores/{cell.name}", lambda: evaluate_worlds(cell.encoder.build(train(cell))))
+
+
+def evaluate_worlds(encoder: RegionEncoder) -> Scores:
+    """Return the metrics on the scenes of each seed."""
+    return {str(seed): evaluate(encoder, seed) for seed in SCENES}
+
+
+def stored(name: str, compute: Callable[[], Result]) -> Result:
+    """Return a result from its file, or compute it and write the file."""
+    file = FOLDER / f"{name}.json"
     if not file.is_file():
-        encoder = cell.encoder.build(train(cell))
-        scores = {str(seed): evaluate(encoder, seed) for seed in SCENES}
+        computed = compute()
         file.parent.mkdir(parents=True, exist_ok=True)
         partial = file.with_suffix(".partial")
-        partial.write_text(json.dumps(scores, indent=1))
+        partial.write_text(json.dumps(computed, indent=1))
         partial.replace(file)
-    result: Scores = json.loads(file.read_text())
+    result: Result = json.loads(file.read_text())
     return result
 
 
@@ -189,16 +199,17 @@ def evaluate(encoder: RegionEncoder, seed: int) -> dict[str, float]:
     """Return metrics of `ovseg test` in per cent, and the mask accuracy of small and of large segments."""
     segmenter, vocabulary = toy_segmenter(), read_vocabulary("toy")
     segmenter.region_encoder = encoder
+    segmenter.set_vocabulary(vocabulary)  # a cascade compares regions with it
     miou = MeanIoU(vocabulary.names, seen=vocabulary.seen)
     accuracies = {part: MaskAccuracy(len(vocabulary), vocabulary.seen) for part in ("", "_small", "_large")}
     for scene in scenes(seed):
-        probs, count = scene.proposals.mask_probs, len(scene.classes)
-        masks = torch.cat([scene.segments, probs > segmenter.mask_threshold])
-        logits, valid = segmenter.classify_regions(scene.image, masks)
+        probs = scene.proposals.mask_probs
+        # apart, since a cascade gives each call its budget
+        logits, _ = segmenter.classify_regions(scene.image, scene.segments)
+        regions = RegionLogits(*segmenter.classify_regions(scene.image, probs > segmenter.mask_threshold))
         small = scene.segments.flatten(1).sum(dim=1) < SMALL
         for part, rows in (("", small | ~small), ("_small", small), ("_large", ~small)):
-            accuracies[part].update(logits[:count].argmax(dim=1)[rows], scene.classes[rows])
-        regions = RegionLogits(logits[count:], valid[count:])
+            accuracies[part].update(logits.argmax(dim=1)[rows], scene.classes[rows])
         scores = class_scores(scene.proposals, regions, segmenter.classifier, segmenter.ensemble_weight)
         miou.update(semantic_labels(scores, probs, (scene.labels.shape[0], scene.labels.shape[1])), scene.labels)
     result = {name: value for name, value in miou.compute().items() if name.startswith("miou_union")}
@@ -207,23 +218,18 @@ def evaluate(encoder: RegionEncoder, seed: int) -> dict[str, float]:
     return {name: 100 * float(value) for name, value in result.items()}
 
 
-def milliseconds(encoders: list[Encoder]) -> dict[str, float]:
-    """Return the median time in which one thread encodes the proposals of a scene, by the names of the encoders."""
-    file = FOLDER / "milliseconds.json"
-    if not file.is_file():
-        torch.set_num_threads(1)
-        built = {encoder.name: encoder.build("toy") for encoder in encoders}
-        times: dict[str, list[float]] = {name: [] for name in built}
-        for scene in scenes(CHOSEN_ON)[:TIMED] * REPEATS:
-            masks = scene.proposals.mask_probs > toy_segmenter().mask_threshold
-            for name, encoder in built.items():  # in turns, since the machine's speed may change
-                start = time.perf_counter()
-                with torch.no_grad():
-                    encoder([scene.image], [masks])
-                times[name].append(1000 * (time.perf_counter() - start))
-        file.write_text(json.dumps({name: statistics.median(values) for name, values in times.items()}, indent=1))
-    result: dict[str, float] = json.loads(file.read_text())
-    return result
+def milliseconds(encoders: dict[str, RegionEncoder]) -> dict[str, float]:
+    """Return the median time in which one thread encodes the proposals of a scene, for each encoder."""
+    torch.set_num_threads(1)
+    times: dict[str, list[float]] = {name: [] for name in encoders}
+    for scene in scenes(CHOSEN_ON)[:TIMED] * REPEATS:
+        masks = scene.proposals.mask_probs > toy_segmenter().mask_threshold
+        for name, encoder in encoders.items():  # in turns, since the machine's speed may change
+            start = time.perf_counter()
+            with torch.no_grad():
+                encoder([scene.image], [masks])
+            times[name].append(1000 * (time.perf_counter() - start))
+    return {name: statistics.median(values) for name, values in times.items()}
 
 
 def make_tables() -> dict[str, Rows]:
@@ -262,11 +268,16 @@ def product_of(recipe: str) -> Rows:
 
 def publish(title: str, rows: Rows, scores: dict[Cell, Scores], times: dict[str, float]) -> str:
     """Return a Markdown table of the means and ranges over seeds on the scenes of the report."""
+    seeds_of = {row: [scores[cell] for cell in cells(*key) if cell in scores] for row, key in rows.items()}
+    return table(title, seeds_of, {row: times[encoder.name] for row, (encoder, _) in rows.items()})
+
+
+def table(title: str, rows: dict[str, list[Scores]], times: dict[str, float]) -> str:
+    """Return a Markdown table of rows with the scores of each seed, and their milliseconds."""
     lines = [f"| {title} | {' | '.join(COLUMNS.values())} | ms an image |", "| --- |" + " --- |" * (len(COLUMNS) + 1)]
-    for row, (encoder, recipe) in rows.items():
-        seeds = [scores[cell][str(REPORTED_ON)] for cell in cells(encoder, recipe) if cell in scores]
-        values = [ablate_toy.cell([seed[column] for seed in seeds]) for column in COLUMNS]
-        lines.append(f"| {row} | {' | '.join(values)} | {times[encoder.name]:.1f} |")
+    for row, seeds in rows.items():
+        values = [ablate_toy.cell([scores[str(REPORTED_ON)][column] for scores in seeds]) for column in COLUMNS]
+        lines.append(f"| {row} | {' | '.join(values)} | {times[row]:.1f} |")
     return "\n".join(lines) + "\n"
 
 
@@ -276,8 +287,7 @@ def main() -> None:
     for seed, count in SCENES.items():
         ablate_toy.run("toy", "--out", FOLDER / f"world{seed}", "--scenes", 1, "--val_scenes", count, "--seed", seed)
     encoders = list(dict.fromkeys(encoder for table in tables.values() for encoder, _ in table.values()))
-    for encoder in encoders:  # refuse a wrong setting before hours of training
-        encoder.build("toy")
+    untrained = {encoder.name: encoder.build("toy") for encoder in encoders}  # refuses a wrong setting before training
     # the recipes with all seeds, after the teachers; then the product of masks and branch blocks with one seed
     teachers = cells(CROPS, "both")
     main_cells = [cell for row in tables["recipe"].values() for cell in cells(*row)]
@@ -286,7 +296,7 @@ def main() -> None:
     ablate_toy.in_parallel(score, teachers)
     ablate_toy.in_parallel(score, jobs)
     scores = {cell: score(cell) for cell in jobs}
-    times = milliseconds(encoders)
+    times = stored("milliseconds", lambda: milliseconds(untrained))
     text = "\n".join(publish(title, table, scores, times) for title, table in tables.items())
     (FOLDER / "regions.md").write_text(text)
     with (FOLDER / "regions.csv").open("w", newline="") as file:

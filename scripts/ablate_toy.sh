@@ -5,7 +5,7 @@
 #   ./scripts/ablate_toy.sh            the paper's rows: prompts, fine-tuning, both, controls
 #   ./scripts/ablate_toy.sh sweeps     prompt depth, shared prompts, how regions are resized, ensemble weight, mask threshold
 #   ./scripts/ablate_toy.sh mining     captions per scene, masks, filters: quality of the pairs, and what CLIP learns from them
-#   ./scripts/ablate_toy.sh regions    crops, mean pooling and a single pass; masks, branch blocks, prompts, tuning, distillation
+#   ./scripts/ablate_toy.sh regions    crops, mean pooling and a single pass; recipes of training; the cascade's curve
 set -euo pipefail
 cd "$(dirname "$0")/.."
 case "$*" in
@@ -18,7 +18,10 @@ esac
 . scripts/setup.sh
 case "${1:-}" in
     mining) exec python scripts/mine_toy.py ;;
-    regions) exec python scripts/ablate_regions.py ;;
+    regions)
+        python scripts/ablate_regions.py
+        exec python scripts/ablate_cascade.py
+        ;;
     sweeps) exec python scripts/sweep_toy.py ;;
     *) exec python scripts/ablate_toy.py ;;
 esac

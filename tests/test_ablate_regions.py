@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import importlib.util
+import importlib
 import json
+import math
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -19,13 +20,9 @@ SCRIPTS = REPOSITORY / "scripts"
 @pytest.fixture
 def script(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     monkeypatch.syspath_prepend(str(SCRIPTS))
-    spec = importlib.util.spec_from_file_location("ablate_regions", SCRIPTS / "ablate_regions.py")
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    monkeypatch.setitem(sys.modules, "ablate_regions", module)
-    spec.loader.exec_module(module)
-    yield module
-    sys.modules.pop("ablate_toy", None)
+    yield importlib.import_module("ablate_regions")
+    for name in ("ablate_regions", "ablate_cascade", "ablate_toy"):
+        sys.modules.pop(name, None)
 
 
 def test_an_evaluation_in_process_equals_ovseg_test(
@@ -60,3 +57,27 @@ def test_every_cell_is_planned_once_and_can_be_built(script: Any) -> None:
             bool(settings.get("prompt_keys")) == (recipe == "prompt" or recipe.endswith("both"))
             or encoder.kind != "SinglePassEncoder"
         )
+
+
+def test_the_curve_runs_from_the_single_pass_to_crops(
+    script: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cascade = importlib.import_module("ablate_cascade")
+    monkeypatch.setattr(script, "FOLDER", tmp_path)
+    monkeypatch.setattr(script, "train", lambda cell: "toy")
+    monkeypatch.setattr(cascade, "FOLDER", tmp_path)
+    monkeypatch.setattr(script, "SCENES", dict.fromkeys(script.SCENES, 3))
+    for seed in script.SCENES:
+        ovseg("toy", "--out", tmp_path / f"world{seed}", "--scenes", 1, "--val_scenes", 3, "--seed", seed)
+    row = "self key, visual"
+
+    none, every = (cascade.score(row, budget, 0) for budget in (0, 100))
+
+    single_pass = script.evaluate_worlds(cascade.recipes()[row][0].build("toy"))
+    crops = script.evaluate_worlds(script.CROPS.build("toy"))
+    # as text, since a class that is absent is NaN
+    assert json.dumps(none) == json.dumps(single_pass) != json.dumps(crops)
+    assert json.dumps(every) == json.dumps(crops)
+    times = {**dict.fromkeys(cascade.BUDGETS, 1.0), math.inf: 2.0}
+    cascade.draw({budget: [none, every] for budget in times}, times)
+    assert (tmp_path / "cascade.png").stat().st_size > 10_000
