@@ -1,4 +1,4 @@
-"""Limits on what a file can request: memory, and the names of other files."""
+"""Limits on what a file or a setting can request: memory, the names of other files, and the range of numbers."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import gzip
 import os
 import zipfile
 import zlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from ovseg.structures import InputError
@@ -40,6 +40,24 @@ def check_size(width: int, height: int, subject: str) -> None:
             f"{subject} has {width:,} x {height:,} pixels, more than {limit:g} megapixels; resize it, or set "
             f"{VARIABLE} to a higher limit"
         )
+
+
+def check_at_least(minimum: float, **values: float | Sequence[float] | None) -> None:
+    """Check settings against a lower limit, before anything is read or written.
+
+    Args:
+        minimum: the lower limit.
+        values: the settings by name; None means that a setting has its default.
+
+    Raises:
+        InputError: a number, or one of several, is below the limit or NaN.
+    """
+    for name, value in values.items():
+        numbers = [] if value is None else value if isinstance(value, Sequence) else [value]
+        if not all(number >= minimum for number in numbers):
+            each = " for each number" if isinstance(value, Sequence) else ""
+            text = list(value) if isinstance(value, Sequence) else value
+            raise InputError(f"{name} is {text}; give at least {minimum:g}{each}")
 
 
 def check_names(names: Iterable[str | None], source: Path) -> None:

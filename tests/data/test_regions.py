@@ -202,11 +202,11 @@ def test_sampling_filters_the_pairs(folder: Path) -> None:
 
 
 def test_numbers_below_one_are_refused(folder: Path) -> None:
-    with pytest.raises(InputError, match=r"transform\.size is 0; give at least 1"):
+    with pytest.raises(InputError, match=r"size is 0; give at least 1"):
         RegionTransform(size=0)
-    with pytest.raises(InputError, match=r"sampling\.max_per_noun is 0; give at least 1"):
+    with pytest.raises(InputError, match=r"max_per_noun is 0; give at least 1"):
         PairSampling(max_per_noun=0)
-    with pytest.raises(InputError, match=r"data\.total_batch_size is 0; give at least 1"):
+    with pytest.raises(InputError, match=r"total_batch_size is 0; give at least 1"):
         prepared_data(folder, total_batch_size=0)
 
 

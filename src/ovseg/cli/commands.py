@@ -14,6 +14,7 @@ import jsonargparse
 
 from ovseg.cli.packaged import find_packaged, notice
 from ovseg.cli.refusals import OwnedArguments
+from ovseg.limits import check_at_least
 from ovseg.structures import InputError
 
 if TYPE_CHECKING:
@@ -138,6 +139,7 @@ def data(action: Literal["check"], benchmark: str, root: Path | None = None, num
     """
     from ovseg.data.benchmarks.check import check, load_benchmark
 
+    check_at_least(0, num_workers=num_workers)
     print("\n".join(check(load_benchmark(benchmark, root), num_workers)))
 
 
@@ -161,8 +163,7 @@ def pairs(
     """
     from ovseg.data.pairs import describe, write_page
 
-    if count < 1:
-        raise InputError(f"count is {count}; give at least 1")
+    check_at_least(1, count=count)
     if action == "stats":
         print("\n".join(describe(store, count)))
     else:

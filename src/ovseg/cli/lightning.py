@@ -88,6 +88,7 @@ class OVSegCLI(LightningCLI):
         self.command = self.save_config_kwargs["command"]
         verb = self.config["subcommand"]
         _check_data(verb, self.config[verb])
+        _check_seed(self.config[verb]["seed_everything"])
         self.folder = run_folder(verb, self.config[verb])
         if "ckpt_path" in self.config[verb]:
             self.config[verb]["ckpt_path"] = starting_checkpoint(verb, self.folder, self.config[verb]["ckpt_path"])
@@ -158,6 +159,12 @@ def _with_fast(words: list[str]) -> list[str]:
         if word.startswith(tuple(f"{flag}=" for flag in flags)):
             return [*words[:index], f"{word.rstrip('/')}/fast", *words[index + 1 :]]
     raise InputError("--fast needs --model, the segmenter whose fast region encoder is used; add --model FOLDER or toy")
+
+
+def _check_seed(seed: bool | int | None) -> None:
+    """Refuse a seed that NumPy and torch do not both take."""
+    if seed is not None and not 0 <= seed < 2**32:
+        raise InputError(f"seed_everything is {seed}; give a number from 0 to {2**32 - 1}")
 
 
 def _check_data(verb: str, config: Mapping[str, Any]) -> None:

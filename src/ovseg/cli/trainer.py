@@ -13,6 +13,7 @@ from ovseg.callbacks import CLIPCompiler, PairsWriter, SegmentationWriter, Sweep
 from ovseg.callbacks.pairs import wait_for_others
 from ovseg.callbacks.sweep import Metric
 from ovseg.data.pairs import LOG, PairStore, describe, read_logs
+from ovseg.limits import check_at_least
 from ovseg.structures import InputError
 from ovseg.tasks import MiningTask, SweepTask
 
@@ -57,8 +58,7 @@ class OVSegTrainer(L.Trainer):
                 f"mine needs a MiningTask and a CaptionDataModule, not {type(model).__name__} and "
                 f"{type(datamodule).__name__}; see conf/mine.yaml"
             )
-        if shard_images < 1:
-            raise InputError(f"shard_images is {shard_images}; give at least 1")
+        check_at_least(1, shard_images=shard_images)
         datamodule.configure(shard_images)
         made_by = {name: version(name) for name in ("torch", "transformers", "open_clip_torch")}
         settings = {**model.settings(), **datamodule.settings(), "precision": str(self.precision)}

@@ -16,7 +16,8 @@ from ovseg.data.partners import by_stem
 from ovseg.data.resumable import ResumableDataModule
 from ovseg.data.transforms import SegmentationTransform
 from ovseg.data.vocabulary import read_vocabulary
-from ovseg.images import read_image
+from ovseg.images import MIN_SIDE, read_image
+from ovseg.limits import check_at_least
 from ovseg.structures import IGNORE_INDEX, EvalBatch, InputError, SegmentationBatch
 
 _SOURCE = (
@@ -43,7 +44,7 @@ class COCOStuffDataModule(ResumableDataModule):
         val_short_side: short side of validation images in pixels; their long side is at most four times as long.
 
     Raises:
-        InputError: the vocabulary has more classes than 8-bit labels hold.
+        InputError: the vocabulary has more classes than 8-bit labels hold, or a number is out of range.
     """
 
     def __init__(
@@ -57,13 +58,14 @@ class COCOStuffDataModule(ResumableDataModule):
         val_split: int | str = "val2017",
         val_short_side: int = 640,
     ) -> None:
-        super().__init__(total_batch_size)
+        super().__init__(total_batch_size, num_workers)
         self.root, self.vocabulary_spec, self.vocabulary = Path(root), vocabulary, read_vocabulary(vocabulary)
         if self.vocabulary.ignore_index != IGNORE_INDEX:
             raise InputError(
                 f"{vocabulary} has {len(self.vocabulary)} classes; proposals train on {IGNORE_INDEX} at most"
             )
-        self.transform, self.num_workers, self.seed = transform, num_workers, run_seed(seed)
+        check_at_least(MIN_SIDE, val_short_side=val_short_side)
+        self.transform, self.seed = transform, run_seed(seed)
         self.val_split, self.val_short_side = val_split, val_short_side
 
     def prepare_data(self) -> None:

@@ -15,7 +15,8 @@ from ovseg.data.base import eval_loader
 from ovseg.data.mask_reader import ImageMasks
 from ovseg.data.masks import LabelMaps, open_masks
 from ovseg.data.vocabulary import read_vocabulary
-from ovseg.images import IMAGE_SUFFIXES, read_image, resize_short_side, to_tensor
+from ovseg.images import IMAGE_SUFFIXES, MIN_SIDE, read_image, resize_short_side, to_tensor
+from ovseg.limits import check_at_least
 from ovseg.structures import EvalBatch, InputError, Vocabulary
 
 OTHERS = "others"
@@ -59,6 +60,9 @@ class EvalImages(Dataset[EvalBatch]):
         resize: short and long side in pixels; None keeps the size of each image.
         read_labels: (image file, (H, W) of the image) → (H, W) integers; `EvalBatch.labels` is empty without it.
         read_masks: (image file, (H, W) of the image) → its masks; `EvalBatch.masks` is None without it.
+
+    Raises:
+        InputError: a side of `resize` is below `MIN_SIDE`.
     """
 
     def __init__(
@@ -68,6 +72,7 @@ class EvalImages(Dataset[EvalBatch]):
         read_labels: Callable[[Path, tuple[int, int]], Tensor] | None = None,
         read_masks: Callable[[Path, tuple[int, int]], ImageMasks] | None = None,
     ) -> None:
+        check_at_least(MIN_SIDE, resize=resize)
         self.paths, self.resize = list(paths), resize
         self.read_labels, self.read_masks = read_labels, read_masks
 
@@ -122,8 +127,9 @@ class ImagesDataModule(LightningDataModule):
             example), or label maps.
 
     Raises:
-        InputError: at once, before any image is segmented: there are no images, the vocabulary cannot be used, or the
-            masks cannot be used. Files that are not images are reported when they are read, see `ReadableImages`.
+        InputError: at once, before any image is segmented: there are no images, the vocabulary or the masks cannot
+            be used, or a number is out of range. Files that are not images are reported when they are read, see
+            `ReadableImages`.
     """
 
     def __init__(
@@ -135,6 +141,8 @@ class ImagesDataModule(LightningDataModule):
         masks: Path | LabelMaps | None = None,
     ) -> None:
         super().__init__()
+        check_at_least(MIN_SIDE, resize=resize)  # before any file is read
+        check_at_least(0, num_workers=num_workers)
         self.vocabulary = _with_others(read_vocabulary(vocabulary))
         paths = find_images(images)
         stems: dict[str, Path] = {}

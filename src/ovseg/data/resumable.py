@@ -10,6 +10,7 @@ from torch.utils.data import Dataset
 
 from ovseg.data.base import LabelsDataModule
 from ovseg.data.loading import Item, ResumableLoader, process_count, train_loader
+from ovseg.limits import check_at_least
 from ovseg.structures import InputError
 
 
@@ -23,18 +24,20 @@ class ResumableDataModule(LabelsDataModule):
         total_batch_size: samples per optimizer step, summed over processes and accumulated batches, so that a step is
             the same on any number of devices.
 
+        num_workers: processes that read the samples.
+
     Raises:
-        InputError: `total_batch_size` is below 1.
+        InputError: `total_batch_size` is below 1, or `num_workers` is negative.
     """
 
     _loader: ResumableLoader | None = None
     _position: tuple[int, int] | None = None
 
-    def __init__(self, total_batch_size: int) -> None:
+    def __init__(self, total_batch_size: int, num_workers: int = 0) -> None:
         super().__init__()
-        if total_batch_size < 1:
-            raise InputError(f"data.total_batch_size is {total_batch_size}; give at least 1")
-        self.total_batch_size = total_batch_size
+        check_at_least(1, total_batch_size=total_batch_size)
+        check_at_least(0, num_workers=num_workers)
+        self.total_batch_size, self.num_workers = total_batch_size, num_workers
 
     def prepare_data(self) -> None:
         """Check the batch size before a log or checkpoint is written."""

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.optim import AdamW
 
 from ovseg.checkpoint import ARCHITECTURES, check_fit
+from ovseg.limits import check_at_least
 from ovseg.losses import RegionTextLoss
 from ovseg.metrics import MaskAccuracy
 from ovseg.models import CLIPAdapter, CropEncoder, RegionEncoder, TextEncoder
@@ -64,6 +65,7 @@ class AdapterTask(L.LightningModule):
         region_encoder: Callable[[CLIPAdapter], RegionEncoder] = CropEncoder,
     ) -> None:
         super().__init__()
+        check_at_least(0, lr=lr, prompt_lr=prompt_lr, weight_decay=weight_decay, warmup_steps=warmup_steps)
         self.clip = clip
         self.region_encoder = build_encoder(clip, region_encoder)
         prompts = self.region_encoder.prompt_parameters()

@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.optim import AdamW
 
 from ovseg.checkpoint import ARCHITECTURES
+from ovseg.limits import check_at_least
 from ovseg.losses import Mask2FormerLoss, MaskClassificationLoss
 from ovseg.metrics import MeanBestIoU, MeanIoU
 from ovseg.models import CLIPAdapter, MaskProposer, TextEncoder
@@ -31,6 +32,9 @@ class ProposalTask(L.LightningModule):
         weight_decay: weight decay, except of norms and embeddings.
         warmup_steps: steps of linear warm-up, multiplied by the poly decay of power 0.9.
         loss: class of the loss, constructed with the number of classes; `Mask2FormerLoss` by default.
+
+    Raises:
+        InputError: a number is negative.
     """
 
     monitor: ClassVar[str] = "val/mean_best_iou"  # selects the best checkpoint
@@ -46,6 +50,8 @@ class ProposalTask(L.LightningModule):
         loss: Callable[[int], MaskClassificationLoss] | None = None,
     ) -> None:
         super().__init__()
+        check_at_least(0, lr=lr, backbone_lr_factor=backbone_lr_factor)
+        check_at_least(0, weight_decay=weight_decay, warmup_steps=warmup_steps)
         proposer.embed_queries()
         self.proposer = proposer
         self._clip = (clip,)  # a tuple hides it from the module, so it is neither trained, saved nor kept on the device

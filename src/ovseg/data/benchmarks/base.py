@@ -15,6 +15,7 @@ from ovseg.data.images import EvalImages
 from ovseg.data.labels import LabelFiles
 from ovseg.data.masks import LabelMaps, open_masks
 from ovseg.data.vocabulary import read_vocabulary
+from ovseg.limits import check_at_least
 from ovseg.structures import EvalBatch, InputError, Vocabulary
 
 
@@ -48,6 +49,9 @@ class EvalDataModule(LabelsDataModule):
         resize: short and long side in pixels; defaults to the segmenter's.
         num_workers: processes that read images and labels.
         masks: regions in place of proposals, see `ovseg.data.masks.open_masks`.
+
+    Raises:
+        InputError: the masks cannot be used, or a number is out of range.
     """
 
     def __init__(
@@ -60,6 +64,7 @@ class EvalDataModule(LabelsDataModule):
         masks: Path | LabelMaps | None = None,
     ) -> None:
         super().__init__()
+        check_at_least(0, num_workers=num_workers)
         self.labels, self.vocabulary, self.locations = labels, vocabulary, dict(locations)
         self.resize, self.num_workers = resize, num_workers
         self.masks = None if masks is None else open_masks(masks, labels.images)

@@ -24,6 +24,8 @@ from ovseg.data.captions.shards import ShardBatches, Shards
 from ovseg.data.loading import no_collate
 from ovseg.data.mask_reader import MaskReader
 from ovseg.data.masks import LabelMaps, open_masks
+from ovseg.images import MIN_SIDE
+from ovseg.limits import check_at_least
 from ovseg.stopping import outlive_signals
 from ovseg.structures import CaptionBatch, InputError
 
@@ -52,7 +54,7 @@ class CaptionDataModule(LightningDataModule):
         num_workers: processes that read images.
 
     Raises:
-        InputError: neither captions nor masks are given, or a number is below 1.
+        InputError: neither captions nor masks are given, or a number is out of range.
     """
 
     allow_zero_length_dataloader_with_multiple_devices = True  # there can be fewer shards than processes
@@ -72,10 +74,9 @@ class CaptionDataModule(LightningDataModule):
         super().__init__()
         if captions is None and masks is None:
             raise InputError("mining needs nouns or labels: give --data.captions a COCO captions file, or --data.masks")
-        numbers = {"captions_per_image": captions_per_image, "short_side": short_side, "batch_size": batch_size}
-        for name, value in numbers.items():
-            if value is not None and value < 1:
-                raise InputError(f"data.{name} is {value}; give at least 1")
+        check_at_least(1, captions_per_image=captions_per_image, batch_size=batch_size)
+        check_at_least(MIN_SIDE, short_side=short_side)
+        check_at_least(0, num_workers=num_workers)
         self.images, self.captions = Path(images), None if captions is None else Path(captions)
         self.masks = masks if masks is None or isinstance(masks, LabelMaps) else Path(masks)
         self.captions_per_image, self.short_side = captions_per_image, short_side

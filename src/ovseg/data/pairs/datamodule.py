@@ -14,6 +14,7 @@ from ovseg.data.pairs.region_transform import RegionTransform
 from ovseg.data.pairs.regions import RegionTexts
 from ovseg.data.pairs.whole_images import SHORT_SIDE, ImageTexts
 from ovseg.data.resumable import ResumableDataModule
+from ovseg.limits import check_at_least
 from ovseg.structures import EvalBatch, InputError, Vocabulary
 
 
@@ -37,8 +38,7 @@ class PairSampling:
     by_image: bool = True
 
     def __post_init__(self) -> None:
-        if self.max_per_noun is not None and self.max_per_noun < 1:
-            raise InputError(f"sampling.max_per_noun is {self.max_per_noun}; give at least 1")
+        check_at_least(1, max_per_noun=self.max_per_noun)
 
 
 class RegionTextDataModule(ResumableDataModule):
@@ -58,7 +58,7 @@ class RegionTextDataModule(ResumableDataModule):
             sets `resize`, its images keep their own size, from which training regions are cut as well.
 
     Raises:
-        InputError: `total_batch_size` is below 1.
+        InputError: `total_batch_size` is below 1, or `num_workers` is negative.
     """
 
     def __init__(
@@ -72,10 +72,10 @@ class RegionTextDataModule(ResumableDataModule):
         seed: int | None = None,
         val: EvalDataModule | None = None,
     ) -> None:
-        super().__init__(total_batch_size)
+        super().__init__(total_batch_size, num_workers)
         self.val = val
         self.pairs, self.images, self.transform, self.sampling = Path(pairs), Path(images), transform, sampling
-        self.num_workers, self.seed = num_workers, run_seed(seed)
+        self.seed = run_seed(seed)
 
     def prepare_data(self) -> None:
         """Check the pairs and images before a log or checkpoint is written, once per machine.

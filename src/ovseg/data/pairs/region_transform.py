@@ -15,6 +15,7 @@ from torchvision.transforms.v2 import RandomResizedCrop
 
 from ovseg.data.pairs.released import FILL
 from ovseg.images import to_tensor
+from ovseg.limits import check_at_least
 from ovseg.ops import CLIP_MEAN
 from ovseg.structures import InputError
 
@@ -45,8 +46,7 @@ class RegionTransform:
     resize: Resize = "inference"
 
     def __post_init__(self) -> None:
-        if self.size is not None and self.size < 1:
-            raise InputError(f"transform.size is {self.size}; give at least 1")
+        check_at_least(1, size=self.size)
         if self.resize not in get_args(Resize):
             raise InputError(f"transform.resize is {self.resize!r}; give {' or '.join(get_args(Resize))}")
 

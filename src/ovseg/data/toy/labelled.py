@@ -24,9 +24,9 @@ class ToyScenesDataModule(ResumableDataModule):
     def __init__(
         self, scenes: int = 8000, total_batch_size: int = 16, num_workers: int = 1, seed: int | None = None
     ) -> None:
-        super().__init__(total_batch_size)
+        super().__init__(total_batch_size, num_workers)
         self.vocabulary = read_vocabulary("toy_train")
-        self.num_workers, self.seed = num_workers, run_seed(seed)
+        self.seed = run_seed(seed)
         self.dataset = LabelledScenes(scenes, self.seed)
 
     def train_dataloader(self) -> ResumableLoader:

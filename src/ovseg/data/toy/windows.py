@@ -41,11 +41,11 @@ class ToyWindowsDataModule(ResumableDataModule):
         view: Literal["close", "wide"] = "close",
         num_workers: int = 2,
     ) -> None:
-        super().__init__(total_batch_size)
+        super().__init__(total_batch_size, num_workers)
         if not 1 <= scenes <= windows:
             raise InputError(f"{scenes} scenes are too many for {windows} windows; give at least one window per scene")
         self.scenes, self.windows, self.size = scenes, windows, size
-        self.seed, self.num_workers = run_seed(seed), num_workers
+        self.seed = run_seed(seed)
         self.view = VIEWS[view]
         self.data: FlippedWindows | None = None
         self.texts: list[str] = []  # the distinct captions in the order of their ids, set by `setup`

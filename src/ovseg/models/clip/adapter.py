@@ -95,6 +95,9 @@ class CLIPAdapter(nn.Module):
         if prompt_depth is not None and prompt_depth < 0:
             raise InputError(f"prompt_depth is {prompt_depth}; set a number of layers, or remove it")
         if prompt_depth and not depth:
+            tower = self.visual.tower
+            if prompt_depth > (layers := len(tower.blocks(tower.grid))):
+                raise InputError(f"prompt_depth is {prompt_depth}; {model} has {layers} layers, give at most that many")
             self.visual.add_prompt(prompt_depth, shared_prompt)
         preprocess = self.visual.visual.preprocess_cfg
         for name in ("mean", "std"):
