@@ -12,9 +12,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
+from PIL import Image
 
 from ovseg import rle
 from ovseg.data.pairs import PairStore, ShardLog, pair_statistics, read_columns, read_pairs, write_pairs
+from ovseg.data.pairs.page import write_page
 from ovseg.structures import InputError, RegionTextPair
 
 NO_FAULTS = ShardLog(1, [])
@@ -213,7 +215,8 @@ def test_folders_that_are_no_store_are_refused(tmp_path: Path) -> None:
     for shards in ("x", -1, 10**11, None):
         (folder / "store.json").write_text(json.dumps({"ovseg_schema": 2, "shards": shards, "settings": {}}))
         with pytest.raises(
-            InputError, match=r"store\.json has an invalid number of shards, .*; delete .* and mine again"
+            InputError,
+            match=r"store\.json is damaged: it has an invalid number of shards, .*; delete .* again",
         ):
             read_pairs(folder)
     (folder / "store.json").write_text("[" * 100_000)
@@ -225,3 +228,64 @@ def test_folders_that_are_no_store_are_refused(tmp_path: Path) -> None:
     (folder / "store.json").unlink()  # versions before 2 wrote none
     with pytest.raises(InputError, match="contains pairs of an older version of ovseg"):
         PairStore(folder, {})
+
+
+@pytest.mark.parametrize(
+    ("damage", "fault"),
+    [
+        ({"shards": "2"}, "it has an invalid number of shards, '2'"),
+        ({"shards": True}, "it has an invalid number of shards, True"),
+        ({"shards": 1}, "it has 1 shards, but pairs-00001.parquet is there too"),
+        ({"settings": None}, "its settings are missing"),
+        ({"images": 3}, "its image folder is 3"),
+    ],
+    ids=str,
+)
+def test_a_damaged_store_json_is_refused(damage: dict[str, object], fault: str, tmp_path: Path) -> None:
+    store = PairStore(tmp_path, {})
+    store.begin(2)
+    for shard in (0, 1):
+        store.write(shard, [pair(shard)], NO_FAULTS)
+    content = json.loads((tmp_path / "store.json").read_text())
+    (tmp_path / "store.json").write_text(json.dumps({**content, **damage}))
+    for use in (read_pairs, pair_statistics, lambda folder: PairStore(folder, {})):
+        with pytest.raises(InputError) as error:
+            use(tmp_path)
+        assert str(error.value) == f"{tmp_path}/store.json is damaged: {fault}; delete {tmp_path} and mine again"
+
+
+@pytest.mark.parametrize(
+    "log", [{"images": "1", "faults": []}, {"images": 1, "faults": 3}, {"images": -1, "faults": []}]
+)
+def test_a_shard_with_a_damaged_log_is_refused(log: dict[str, object], tmp_path: Path) -> None:
+    write_pairs(tmp_path, [pair(0)])
+    shard = tmp_path / "pairs-00000.parquet"
+    table = pq.read_table(shard)
+    pq.write_table(table.replace_schema_metadata({**table.schema.metadata, b"ovseg_log": json.dumps(log)}), shard)
+    with pytest.raises(InputError, match=r"pairs-00000\.parquet cannot be read \(its log is damaged\)"):
+        pair_statistics(tmp_path)
+
+
+def test_show_refuses_damaged_masks_wrong_folders_and_files_that_are_no_page(tmp_path: Path) -> None:
+    images, store, page = tmp_path / "images", tmp_path / "pairs", tmp_path / "page.html"
+    (images / "train").mkdir(parents=True)
+    Image.new("RGB", (8, 6)).save(images / "train" / "0.jpg")
+    write_pairs(store, [pair(0)])
+    with pytest.raises(InputError, match=r"there is no image folder .*none; give --images the folder"):
+        write_page(store, tmp_path / "none", page)
+    with pytest.raises(InputError, match=r"the image .*0\.jpg does not exist; give --images"):
+        write_page(store, store, page)
+    assert not page.exists()
+    write_page(store, images, page)
+    write_page(store, images, page)  # its own page may be replaced
+    notes = tmp_path / "notes.txt"
+    notes.write_text("mine")
+    for target, sentence in ((notes, "notes.txt is not a page of `ovseg pairs show`"), (images, "is a folder; give")):
+        with pytest.raises(InputError, match=sentence):
+            write_page(store, images, target)
+    assert notes.read_text() == "mine"
+    for number, garbage in enumerate((b"garbage", b"\xff\x00", b"00000")):
+        damaged = tmp_path / f"damaged{number}"
+        write_pairs(damaged, [pair(0)._replace(counts=garbage)])
+        with pytest.raises(InputError, match=r"the mask of 'dog' in .*0\.jpg is damaged \(run lengths"):
+            write_page(damaged, images, page)

@@ -11,17 +11,19 @@ import numpy as np
 from PIL import Image
 
 from ovseg import rle
+from ovseg.data.pairs.manifest import read_manifest
 from ovseg.data.pairs.read import read_pairs
-from ovseg.data.pairs.store import read_manifest
 from ovseg.data.pairs.table import Pairs
 from ovseg.images import read_image
 from ovseg.structures import InputError, RegionTextPair
 
+GENERATOR = b'<meta name="generator" content="ovseg pairs show">'  # marks pages that may be replaced
 SIDE = 240  # pixels, longer side of a picture
 TINT = np.array([255, 40, 90])
 
 _PAGE = """<!doctype html>
 <meta charset="utf-8">
+<meta name="generator" content="ovseg pairs show">
 <title>{title}</title>
 <style>
 body {{ font: 14px/1.4 system-ui, sans-serif; margin: 2em; }}
@@ -57,13 +59,17 @@ def write_page(
         The number of pairs shown.
 
     Raises:
-        InputError: there is no pair of the noun, or an image is missing or its size has changed.
+        InputError: there is no pair of the noun, an image is missing or its size has changed, a mask is damaged, or
+            `out` is a file that is not such a page.
     """
+    check_target(Path(out))
     pairs = read_pairs(path)
     if (folder := images or (read_manifest(Path(path)) or {}).get("images")) is None:
         raise InputError(
             f"the image folder of {path} is not known; give --images the folder that its file names are relative to"
         )
+    if not Path(folder).is_dir():
+        raise InputError(f"there is no image folder {folder}; give --images the folder that the pairs were mined from")
     indices = np.arange(len(pairs))
     if noun is not None:
         indices = indices[pairs.column("noun").to_numpy(zero_copy_only=False) == noun]
@@ -78,6 +84,22 @@ def write_page(
     Path(out).parent.mkdir(parents=True, exist_ok=True)
     Path(out).write_text(page, encoding="utf-8")
     return len(examples)
+
+
+def check_target(out: Path) -> None:
+    """Refuse to replace a file that is not a page of pairs.
+
+    Raises:
+        InputError: it is another file, or a folder.
+    """
+    if out.is_dir():
+        raise InputError(f"{out} is a folder; give --out a file such as {out / 'pairs.html'}")
+    if out.exists():
+        with out.open("rb") as file:
+            if GENERATOR not in file.read(len(_PAGE)):
+                raise InputError(
+                    f"{out} is not a page of `ovseg pairs show`, which will not replace it; choose another --out"
+                )
 
 
 def _evenly_spaced(pairs: Pairs, count: int) -> Pairs:
@@ -103,8 +125,10 @@ def draw_region(pair: RegionTextPair, path: Path) -> Image.Image:
     """Return a thumbnail of the image with the region tinted and the rest darkened; a released crop is only shrunk.
 
     Raises:
-        InputError: the image is missing, cannot be read, or its size has changed.
+        InputError: the image is missing, cannot be read, its size has changed, or the mask is damaged.
     """
+    if not path.is_file():
+        raise InputError(f"the image {path} does not exist; give --images the folder that the pairs were mined from")
     image = read_image(path)
     if not pair.counts:
         image.thumbnail((SIDE, SIDE))
@@ -112,9 +136,13 @@ def draw_region(pair: RegionTextPair, path: Path) -> Image.Image:
     if (image.height, image.width) != pair.size:
         raise InputError(
             f"{path} is {image.width} x {image.height} pixels but was mined at {pair.size[1]} x {pair.size[0]}; "
-            "give the image folder that the pairs were mined from"
+            "give --images the folder that the pairs were mined from"
         )
-    pixels, mask = np.asarray(image), rle.decode([pair.counts], pair.size)[0].numpy()
+    try:
+        mask = rle.decode_box(pair.counts, pair.size, (0, 0, image.width, image.height)).numpy()
+    except ValueError as error:
+        raise InputError(f"the mask of {pair.noun!r} in {path} is damaged ({error}); mine again") from error
+    pixels = np.asarray(image)
     tinted = np.where(mask[..., None], 0.5 * pixels + 0.5 * TINT, 0.7 * pixels)
     picture = Image.fromarray(tinted.astype(np.uint8))
     picture.thumbnail((SIDE, SIDE))

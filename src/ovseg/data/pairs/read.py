@@ -10,9 +10,10 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from ovseg.data.pairs.manifest import SCHEMA_VERSION, missing_shards, read_manifest, shard_name
 from ovseg.data.pairs.mapped import map_tables, open_mapped
 from ovseg.data.pairs.released import read_released
-from ovseg.data.pairs.store import ROW_GROUP_PAIRS, SCHEMA_VERSION, missing_shards, read_manifest, shard_name
+from ovseg.data.pairs.store import ROW_GROUP_PAIRS
 from ovseg.data.pairs.table import SCHEMA, Pairs
 from ovseg.limits import check_names, check_unpacked
 from ovseg.structures import InputError

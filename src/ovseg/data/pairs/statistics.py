@@ -10,8 +10,8 @@ from typing import NamedTuple
 import numpy as np
 import pyarrow as pa
 
+from ovseg.data.pairs.manifest import read_logs
 from ovseg.data.pairs.read import read_columns
-from ovseg.data.pairs.store import read_logs
 
 QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
 

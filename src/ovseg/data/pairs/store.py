@@ -16,30 +16,30 @@ import json
 import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 from uuid import uuid4
 
-import pyarrow as pa
 import pyarrow.parquet as pq
 
+from ovseg.data.pairs.manifest import (
+    SCHEMA_VERSION,
+    STORE,
+    ShardLog,
+    missing_shards,
+    read_logs,
+    read_manifest,
+    shard_files,
+    shard_name,
+)
 from ovseg.data.pairs.table import SCHEMA, to_table
 from ovseg.structures import InputError, RegionTextPair
 
-SCHEMA_VERSION = 2
-STORE, LOG = "store.json", "log.txt"
+LOG = "log.txt"
 SHARD_PAIRS = 20_000  # pairs per shard of `write_pairs`
-MAX_SHARDS = 10_000_000  # keeps readers of a damaged store.json from looping forever
 ROW_GROUP_PAIRS = 1_000  # pairs whose masks are read together
 _MAX_VALUE = 60  # characters; longer values of settings are left out of messages
 
 Settings = Mapping[str, str | int | float | bool | None]
-
-
-class ShardLog(NamedTuple):
-    """The images of a shard."""
-
-    images: int  # including those that could not be read
-    faults: list[str]  # one sentence per image that could not be read
 
 
 class PairStore:
@@ -58,7 +58,7 @@ class PairStore:
         self.folder, self.settings = Path(folder), dict(settings)
         self.images = None if images is None else str(images.resolve())
         if (manifest := read_manifest(self.folder)) is None:
-            if _shard_files(self.folder):
+            if shard_files(self.folder):
                 raise InputError(
                     f"{self.folder} contains pairs of an older version of ovseg; delete the folder or choose another "
                     "--out"
@@ -171,72 +171,13 @@ def write_pairs(path: str | Path, pairs: Iterable[RegionTextPair], provenance: S
         ValueError: the mask of a pair is empty.
     """
     path = Path(path)
-    if (path / STORE).exists() or _shard_files(path):
+    if (path / STORE).exists() or shard_files(path):
         raise InputError(f"{path} already contains pairs; choose another folder or delete it")
     pairs = list(pairs)
     store = PairStore(path, provenance or {})
     for shard in store.begin(max(-(-len(pairs) // SHARD_PAIRS), 1)):
         part = pairs[shard * SHARD_PAIRS : (shard + 1) * SHARD_PAIRS]
         store.write(shard, part, ShardLog(len({pair.image_id for pair in part}), []))
-
-
-def read_manifest(folder: Path) -> dict[str, Any] | None:
-    """Return the content of `store.json`, None if there is no such file.
-
-    Raises:
-        InputError: the file cannot be read, or another version of ovseg wrote it.
-    """
-    try:
-        content: dict[str, Any] = json.loads((folder / STORE).read_text(encoding="utf-8"))
-        version = content["ovseg_schema"]
-    except (FileNotFoundError, NotADirectoryError):
-        return None
-    except (OSError, ValueError, LookupError, TypeError, RecursionError) as error:
-        raise InputError(f"{folder / STORE} cannot be read ({error}); delete {folder} and mine again") from error
-    if version != SCHEMA_VERSION:
-        raise InputError(
-            f"{folder} does not contain pairs in this version's format (schema {version}, not {SCHEMA_VERSION}); "
-            "choose another folder"
-        )
-    shards = content.get("shards")
-    if not isinstance(shards, int) or not 0 <= shards <= MAX_SHARDS:
-        raise InputError(
-            f"{folder / STORE} has an invalid number of shards, {shards!r}; delete {folder} and mine again"
-        )
-    return content
-
-
-def read_logs(folder: Path) -> list[ShardLog]:
-    """Return the logs of the shards in a folder, in order.
-
-    Raises:
-        InputError: a file cannot be read or is not a shard.
-    """
-    return [_read_log(shard) for shard in _shard_files(folder)]
-
-
-def shard_name(shard: int) -> str:
-    """Return the file name of a shard."""
-    return f"pairs-{shard:05d}.parquet"
-
-
-def missing_shards(folder: Path, shards: int) -> list[int]:
-    """Return the indices below `shards` whose file is missing."""
-    names = {file.name for file in _shard_files(folder)}
-    return [shard for shard in range(shards) if shard_name(shard) not in names]
-
-
-def _read_log(shard: Path) -> ShardLog:
-    try:
-        return ShardLog(**json.loads(pq.read_schema(shard).metadata[b"ovseg_log"]))
-    except (pa.ArrowException, OSError, LookupError, TypeError, ValueError) as error:
-        raise InputError(
-            f"{shard} cannot be read ({error}); delete it and rerun the same `ovseg mine` command"
-        ) from error
-
-
-def _shard_files(folder: Path) -> list[Path]:
-    return sorted(folder.glob("pairs-*.parquet"))
 
 
 def _differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
