@@ -37,8 +37,7 @@ def quality(row: str) -> float:
 
 def recipes() -> ablate_regions.Rows:
     """Return the rows of the single pass."""
-    rows = ablate_regions.make_tables()["recipe"]
-    return {row: key for row, key in rows.items() if key[0].kind == "SinglePassEncoder"}
+    return {row: key for row, key in ablate_regions.make_rows().items() if key[0].kind == "SinglePassEncoder"}
 
 
 def build(best: str, budget: int, seed: int) -> CascadeEncoder:

@@ -40,6 +40,8 @@ SMALL = 16 * 8**2  # pixels: a segment of a smaller area than 16 of the 256 patc
 TIMED, REPEATS = 40, 5  # scenes whose proposals are encoded to measure the time, and how often
 MASKS, BLOCKS = ("hard", "soft", "learned"), (1, 2, 3, 4)
 UNTRAINED = "untrained"
+# recipe → masks; only prompt tuning trains the scales of a learned mask
+PRODUCT = {UNTRAINED: MASKS[:2], "visual": MASKS[:2], "prompt": MASKS, "distilled": MASKS[:1]}
 CROP_RECIPES = {"prompt": ablate_toy.PROMPTS, "visual": ablate_toy.FINE_TUNED, "both": (("mined", "both"),)}
 # distilled from crops adapted by `both` → weight of the contrastive loss, and what is trained
 DISTILLED = {
@@ -232,8 +234,8 @@ def milliseconds(encoders: dict[str, RegionEncoder]) -> dict[str, float]:
     return {name: statistics.median(values) for name, values in times.items()}
 
 
-def make_tables() -> dict[str, Rows]:
-    """Return the rows of each table by its title."""
+def make_rows() -> Rows:
+    """Return the rows of the table of recipes."""
     recipes: Rows = {f"crops, {recipe}": (CROPS, recipe) for recipe in (UNTRAINED, *CROP_RECIPES)}
     recipes |= {f"mean pooling, {recipe}": (MEAN_POOL, recipe) for recipe in (UNTRAINED, "visual")}
     for keys, title, trained in (
@@ -252,27 +254,16 @@ def make_tables() -> dict[str, Rows]:
         f"self key, CLIP's own resolution, {recipe}": (single_pass(recipe, side=64), recipe)
         for recipe in (UNTRAINED, "distilled, 0.1 × pairs")
     }
-    return {
-        "recipe": recipes,
-        **{recipe: product_of(recipe) for recipe in (UNTRAINED, "visual", "prompt", "distilled")},
-    }
+    return recipes
 
 
-def product_of(recipe: str) -> Rows:
-    """Return the rows of every mask and branch block for one recipe."""
-    # only prompt tuning trains the scales of a learned mask
-    masks = {"prompt": MASKS, "distilled": MASKS[:1]}.get(recipe, MASKS[:2])
+def make_product() -> dict[tuple[str, str], list[Cell]]:
+    """Return the cells of every branch block, with one seed, by recipe and mask."""
     return {
-        f"{recipe}, {mask}, block {block}": (single_pass(recipe, mask, block), recipe)
+        (recipe, mask): [Cell(single_pass(recipe, mask, block), recipe, SEEDS[0]) for block in BLOCKS]
+        for recipe, masks in PRODUCT.items()
         for mask in masks
-        for block in BLOCKS
     }
-
-
-def publish(title: str, rows: Rows, scores: dict[Cell, Scores], times: dict[str, float]) -> str:
-    """Return a Markdown table of the means and ranges over seeds on the scenes of the report."""
-    seeds_of = {row: [scores[cell] for cell in cells(*key) if cell in scores] for row, key in rows.items()}
-    return table(title, seeds_of, {row: times[encoder.name] for row, (encoder, _) in rows.items()})
 
 
 def table(title: str, rows: dict[str, list[Scores]], times: dict[str, float]) -> str:
@@ -284,23 +275,32 @@ def table(title: str, rows: dict[str, list[Scores]], times: dict[str, float]) ->
     return "\n".join(lines) + "\n"
 
 
+def product_table(scores: dict[Cell, Scores]) -> str:
+    """Return a Markdown table of masks and branch blocks: mask accuracy and mIoU, seen and unseen, of one seed."""
+    metrics = ("mask_accuracy_seen", "mask_accuracy_unseen", "miou_union_seen", "miou_union_unseen")
+    blocks = [f"before block {block}" for block in BLOCKS]
+    lines = [f"| recipe | mask | {' | '.join(blocks)} |", "| --- |" + " --- |" * (len(blocks) + 1)]
+    for (recipe, mask), row in make_product().items():
+        values = [" / ".join(f"{scores[cell][str(REPORTED_ON)][metric]:.1f}" for metric in metrics) for cell in row]
+        lines.append(f"| {recipe} | {mask} | {' | '.join(values)} |")
+    return "\n".join(lines) + "\n"
+
+
 def main() -> None:
-    tables = make_tables()
+    rows, product = make_rows(), [cell for row in make_product().values() for cell in row]
     ablate_toy.make_pairs()
     for seed, count in SCENES.items():
         ablate_toy.run("toy", "--out", FOLDER / f"world{seed}", "--scenes", 1, "--val_scenes", count, "--seed", seed)
-    encoders = list(dict.fromkeys(encoder for table in tables.values() for encoder, _ in table.values()))
-    untrained = {encoder.name: encoder.build("toy") for encoder in encoders}  # refuses a wrong setting before training
-    # the recipes with all seeds, after the teachers; then the product of masks and branch blocks with one seed
-    teachers = cells(CROPS, "both")
-    main_cells = [cell for row in tables["recipe"].values() for cell in cells(*row)]
-    product = [cell for table in tables.values() for row in table.values() for cell in cells(*row, SEEDS[:1])]
-    jobs = list(dict.fromkeys([*main_cells, *product]))
+    encoders = {encoder.name: encoder.build("toy") for encoder, _ in rows.values()}  # refuses wrong settings early
+    teachers = cells(CROPS, "both")  # first, since distillation starts from them
+    jobs = list(dict.fromkeys([*(cell for row in rows.values() for cell in cells(*row)), *product]))
     ablate_toy.in_parallel(score, teachers)
     ablate_toy.in_parallel(score, jobs)
     scores = {cell: score(cell) for cell in jobs}
-    times = stored("milliseconds", lambda: milliseconds(untrained))
-    text = "\n".join(publish(title, table, scores, times) for title, table in tables.items())
+    times = stored("milliseconds", lambda: milliseconds(encoders))
+    results = {row: [scores[cell] for cell in cells(*key)] for row, key in rows.items()}
+    text = table("recipe", results, {row: times[encoder.name] for row, (encoder, _) in rows.items()})
+    text += "\n" + product_table(scores)
     (FOLDER / "regions.md").write_text(text)
     with (FOLDER / "regions.csv").open("w", newline="") as file:
         writer = csv.writer(file, lineterminator="\n")

@@ -45,10 +45,10 @@ def test_an_evaluation_in_process_equals_ovseg_test(
 
 
 def test_every_cell_is_planned_once_and_can_be_built(script: Any) -> None:
-    tables = script.make_tables()
-    rows = [row for table in tables.values() for row in table.values()]
-    names = {cell.name for row in rows for cell in script.cells(*row)}
-    assert len(names) == len({cell for row in rows for cell in script.cells(*row)})
+    product = [cell for row in script.make_product().values() for cell in row]
+    rows = [*script.make_rows().values(), *((cell.encoder, cell.recipe) for cell in product)]
+    cells = {cell for row in rows for cell in script.cells(*row)} | {*product}
+    assert len({cell.name for cell in cells}) == len(cells)
     settings_of = {encoder: encoder.build("toy").settings() for encoder, _ in rows}
     for encoder, recipe in rows:
         settings = settings_of[encoder]
