@@ -173,6 +173,8 @@ def test_wrong_parts_are_refused(mine: Mine, tmp_path: Path, capsys: pytest.Capt
     assert "--model.proposer and --data.masks are both set; set one of them to null" in refusal(
         capsys, *words, "--data.masks", masks
     )
+    assert "mining needs regions: set --model.proposer" in refusal(capsys, *words, "--model.proposer", "null")
+    assert not (tmp_path / "pairs").exists()
     out = ["--out", tmp_path / "other"]
     assert "shard_images is 0; give at least 1" in refusal(capsys, *words, *out, "--shard_images", 0)
     for name in ("captions_per_image", "short_side", "batch_size"):

@@ -14,7 +14,7 @@ from PIL import Image
 
 from ovseg import rle
 from ovseg.data.captions.datamodule import CaptionDataModule
-from ovseg.data.captions.nouns import SpacyNounExtractor
+from ovseg.data.captions.nouns import MAX_CAPTION, SpacyNounExtractor
 from ovseg.data.captions.shards import ShardBatches, Shards
 from ovseg.data.masks import LabelMaps
 from ovseg.structures import InputError
@@ -292,3 +292,39 @@ def test_captions_without_nouns_are_refused(folder: Path) -> None:
     write_captions(folder / "captions.json", [(1, 3, ""), (2, 5, "  ")])
     with pytest.raises(InputError, match=r"no caption .* contains a noun"):
         prepared_data(folder)
+
+
+@pytest.mark.parametrize(
+    ("images", "fault"),
+    [
+        ([(1, "a.png"), (1, "b.png")], "images 'a.png' and 'b.png' have the same id 1"),
+        ([(1, "a.png"), (2, "a.png")], "image 'a.png' is listed with the ids 1 and 2"),
+        ([(1, "")], "the file_name of image 1 is empty"),
+        ([("1", "a.png")], "the id of image 'a.png' is '1', not an integer"),
+        ([(None, "a.png")], "the id of image 'a.png' is None, not an integer"),
+    ],
+    ids=str,
+)
+def test_images_with_wrong_ids_are_refused(images: list[tuple[Any, str]], fault: str, folder: Path) -> None:
+    """Their captions would belong to another image."""
+    captions = folder / "captions.json"
+    listed = [{"id": number, "file_name": name} for number, name in images]
+    annotations = [{"id": 1, "image_id": images[0][0], "caption": "a dog"}]
+    captions.write_text(json.dumps({"images": listed, "annotations": annotations}))
+    with pytest.raises(InputError) as error:
+        prepared_data(folder)
+    assert f"{captions} is not a COCO captions file: {fault}; give a file" in str(error.value)
+
+
+def test_an_image_that_is_listed_twice_is_read_once(folder: Path) -> None:
+    content = json.loads((folder / "captions.json").read_text())
+    (folder / "captions.json").write_text(json.dumps({**content, "images": 2 * content["images"]}))
+    assert [sample.file_name for sample in prepared_data(folder).dataset.samples] == ["3.png", "8.png"]
+
+
+def test_a_caption_of_a_million_characters_is_cut_with_a_warning(caplog: pytest.LogCaptureFixture) -> None:
+    nouns = SpacyNounExtractor().extract(
+        ["a dog" + " " * 2_000_000 + "and a cat", "a kite. " + "!" * 2_000_000 + " a cat"]
+    )
+    assert nouns == [["dog", "cat"], ["kite"]]
+    assert caplog.messages == [f"1 caption was cut to {MAX_CAPTION} characters"]

@@ -91,7 +91,9 @@ def test_an_incomplete_store_resumes_with_its_missing_shards(tmp_path: Path) -> 
 
 
 def test_different_settings_are_refused_and_listed(tmp_path: Path) -> None:
-    PairStore(tmp_path, {"seed": 3, "words": None, "clip": "a" * 64, "same": 0.5}).begin(3)
+    store = PairStore(tmp_path, {"seed": 3, "words": None, "clip": "a" * 64, "same": 0.5})
+    store.begin(3)
+    store.write(0, [pair(0)], NO_FAULTS)
     before = (tmp_path / "store.json").read_bytes()
     with pytest.raises(InputError) as refused:
         PairStore(tmp_path, {"seed": 4, "clip": "b" * 64, "same": 0.5, "new": 1})
@@ -100,6 +102,15 @@ def test_different_settings_are_refused_and_listed(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="begun with 3 shards and would now have 4: the images or captions"):
         PairStore(tmp_path, {"seed": 3, "words": None, "clip": "a" * 64, "same": 0.5}).begin(4)
     assert (tmp_path / "store.json").read_bytes() == before
+
+
+def test_a_store_without_shards_does_not_make_the_next_run_refuse(tmp_path: Path) -> None:
+    PairStore(tmp_path, {"seed": 3}).begin(3)  # and the run was refused for another reason
+    store = PairStore(tmp_path, {"seed": 4})
+    assert store.begin(2) == [0, 1]
+    for shard in (0, 1):
+        store.write(shard, [pair(shard)], NO_FAULTS)
+    assert read_pairs(tmp_path).provenance == {"seed": 4}
 
 
 def test_write_pairs_never_overwrites_a_store(tmp_path: Path) -> None:
@@ -191,7 +202,7 @@ def test_the_error_for_a_missing_store_names_the_command(tmp_path: Path) -> None
 
 def test_a_store_begun_before_region_encoders_were_recorded_is_refused(tmp_path: Path) -> None:
     """The user cannot restore settings that only the older version had."""
-    PairStore(tmp_path / "pairs", {"clip": "a", "clip_batch": 256}).begin(1)
+    write_pairs(tmp_path / "pairs", [pair(0)], {"clip": "a", "clip_batch": 256})
     with pytest.raises(InputError, match="was begun by an older version of ovseg, which records other settings"):
         PairStore(tmp_path / "pairs", {"clip": "a", "region_encoder": "ovseg.models.CropEncoder"})
 

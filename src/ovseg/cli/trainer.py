@@ -59,6 +59,7 @@ class OVSegTrainer(L.Trainer):
                 f"{type(datamodule).__name__}; see conf/mine.yaml"
             )
         check_at_least(1, shard_images=shard_images)
+        model.check_regions(datamodule.masks is not None)  # before the store is made
         datamodule.configure(shard_images)
         made_by = {name: version(name) for name in ("torch", "transformers", "open_clip_torch")}
         settings = {**model.settings(), **datamodule.settings(), "precision": str(self.precision)}

@@ -101,14 +101,25 @@ class MiningTask(L.LightningModule):
         """The CLIP that encodes regions and nouns."""
         return self.region_encoder.clip
 
+    def check_regions(self, masks: bool) -> None:
+        """Check that there is exactly one source of regions.
+
+        Args:
+            masks: whether the datamodule has masks.
+
+        Raises:
+            InputError: there is no source, or there are two.
+        """
+        if masks == (self.proposer is not None):
+            raise InputError(
+                "--model.proposer and --data.masks are both set; set one of them to null"
+                if masks
+                else "mining needs regions: set --model.proposer to a network, or --data.masks to a COCO instances file"
+            )
+
     def _masks(self, batch: CaptionBatch) -> list[tuple[Tensor, Tensor]]:
         """Return the masks (M, H, W) bool of each image at its original size, and their scores (M,)."""
-        if (self.proposer is None) == (batch.masks is None):
-            raise InputError(
-                "mining needs regions: set --model.proposer to a network, or --data.masks to a COCO instances file"
-                if self.proposer is None
-                else "--model.proposer and --data.masks are both set; set one of them to null"
-            )
+        self.check_regions(batch.masks is not None)
         if batch.masks is not None:
             ones = [torch.ones(len(masks), device=masks.device) for masks in batch.masks]
             return list(zip(batch.masks, batch.mask_scores or ones, strict=True))

@@ -56,7 +56,18 @@ def _fault(content: Any) -> str | None:
         return "it has no images or no annotations"
     if not all(isinstance(image, dict) and isinstance(image.get("file_name"), str) for image in content["images"]):
         return "an image lacks file_name"
-    image_ids = {image.get("id") for image in content["images"] if isinstance(image.get("id"), int)}
+    names: dict[int, str] = {}
+    ids: dict[str, int] = {}
+    for image in content["images"]:
+        name, number = image["file_name"], image.get("id")
+        if not name:
+            return f"the file_name of image {number!r} is empty"
+        if type(number) is not int:
+            return f"the id of image {name!r} is {number!r}, not an integer"
+        if names.setdefault(number, name) != name:
+            return f"images {names[number]!r} and {name!r} have the same id {number}"
+        if ids.setdefault(name, number) != number:
+            return f"image {name!r} is listed with the ids {ids[name]} and {number}"
     annotation_ids = set()
     for annotation in content["annotations"]:
         if not isinstance(annotation, dict) or not {"id", "image_id", "caption"} <= annotation.keys():
@@ -64,7 +75,7 @@ def _fault(content: Any) -> str | None:
         if not isinstance(annotation["id"], int) or annotation["id"] in annotation_ids:
             return f"the annotation id {annotation['id']!r} is a duplicate or not an integer"
         annotation_ids.add(annotation["id"])
-        if not isinstance(annotation["image_id"], int) or annotation["image_id"] not in image_ids:
+        if not isinstance(annotation["image_id"], int) or annotation["image_id"] not in names:
             return f"annotation {annotation['id']} refers to image {annotation['image_id']}, which is not listed"
         if not isinstance(annotation["caption"], str):
             return f"the caption of annotation {annotation['id']} is not a string"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 from collections.abc import Collection, Iterator, Sequence
 from functools import cached_property
 from importlib.util import find_spec
@@ -47,6 +48,8 @@ _HYPHENATED = ("t-shirt", "t-shirts", "x-ray", "x-rays")  # in other words a hyp
 _NOUN_TAGS = frozenset({"NOUN", "PROPN"})  # small models tag many nouns of captions as names: "stove", "teddy bear"
 _DETERMINER_TAGS = frozenset({"DET", "NUM", "PRON", "PUNCT", "SYM", "PART", "SPACE"})
 _RULES = 2  # increase it whenever this file extracts different nouns, to invalidate caches
+MAX_CAPTION = 10_000  # characters; spaCy's memory grows with the length, and it refuses a million
+_LOG = logging.getLogger(__name__)
 _PROGRESS_FROM = 1000  # captions; that many take more than a second
 
 
@@ -89,6 +92,8 @@ class SpacyNounExtractor:
     def extract(self, captions: Sequence[str]) -> list[list[str]]:
         """Return the distinct nouns of each caption in order of appearance.
 
+        Captions are cut to `MAX_CAPTION` characters, with a warning.
+
         Raises:
             InputError: see `identity`.
         """
@@ -96,6 +101,11 @@ class SpacyNounExtractor:
         # JSON can contain half of a surrogate pair, such as half an emoji, which spaCy rejects.
         valid = (caption.encode(errors="replace").decode() for caption in captions)
         texts = [" ".join(caption.lower().split()) for caption in valid]
+        if long := sum(len(text) > MAX_CAPTION for text in texts):
+            _LOG.warning(
+                "%s cut to %s characters", "1 caption was" if long == 1 else f"{long} captions were", MAX_CAPTION
+            )
+            texts = [text[:MAX_CAPTION] for text in texts]
         docs = self._pipeline.pipe(texts, batch_size=self.batch_size, n_process=self.processes)
         progress = tqdm(docs, "extracting nouns", len(texts), unit="caption", disable=len(texts) < _PROGRESS_FROM)
         candidates = self._chunks if self.chunks else self._nouns

@@ -57,18 +57,18 @@ class PairStore:
     def __init__(self, folder: str | Path, settings: Settings, images: Path | None = None) -> None:
         self.folder, self.settings = Path(folder), dict(settings)
         self.images = None if images is None else str(images.resolve())
+        if not shard_files(self.folder):
+            return  # a run that was refused may have left its store.json, which `begin` replaces
         if (manifest := read_manifest(self.folder)) is None:
-            if shard_files(self.folder):
-                raise InputError(
-                    f"{self.folder} contains pairs of an older version of ovseg; delete the folder or choose another "
-                    "--out"
-                )
-        elif "region_encoder" in self.settings and "region_encoder" not in manifest["settings"]:
+            raise InputError(
+                f"{self.folder} contains pairs of an older version of ovseg; delete the folder or choose another --out"
+            )
+        if "region_encoder" in self.settings and "region_encoder" not in manifest["settings"]:
             raise InputError(
                 f"{self.folder} was begun by an older version of ovseg, which records other settings; choose another "
                 "--out, or delete the folder"
             )
-        elif differences := _differences(manifest["settings"], json.loads(json.dumps(self.settings))):
+        if differences := _differences(manifest["settings"], json.loads(json.dumps(self.settings))):
             raise InputError(
                 f"{self.folder} already contains pairs with different settings: {', '.join(differences)}; "
                 "choose another --out, resume with the original settings, or delete the folder"
@@ -100,7 +100,7 @@ class PairStore:
             InputError: the folder cannot be written, or its store has another number of shards.
         """
         manifest = read_manifest(self.folder)
-        if manifest is None:
+        if manifest is None or not shard_files(self.folder):
             content = {
                 "ovseg_schema": SCHEMA_VERSION,
                 "shards": shards,
