@@ -89,7 +89,8 @@ def test_the_cpu_s_own_error_counts_as_out_of_memory() -> None:
 def test_batches_have_a_size_that_suits_the_tower(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     clip = tiny.clip(tmp_path)
     assert regions_at_once(clip) == 2**20 // ((1 + 4 * 4) * 64)
-    monkeypatch.setattr("ovseg.models.regions.batches.VALUES_AT_ONCE", 6 * 17 * 64)
+    monkeypatch.setattr("ovseg.models.regions.batches.BYTES_AT_ONCE", 6 * 17 * 64 * 4)
+    assert regions_at_once(clip, torch.bfloat16) == 12
     batches = Batches(clip, monkeypatch, 6, RuntimeError("too many"))
     CropEncoder(clip)([IMAGE, IMAGE], [squares(7), squares(8)])
     assert batches.sizes == [6, 6, 3]

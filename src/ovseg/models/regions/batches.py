@@ -10,25 +10,30 @@ from torch import Tensor
 from ovseg.models.clip.adapter import CLIPAdapter
 from ovseg.structures import InputError
 
-VALUES_AT_ONCE = 2**20  # tokens × width of a batch: on a CPU, larger batches leave the cache and are slower
+BYTES_AT_ONCE = 2**22  # of a batch's tokens: on a CPU, larger batches leave the cache and are slower
 LEAST, MOST = 4, 256  # smaller batches waste a CPU's matrix units; larger ones are no faster on a GPU
 COPIES = 16  # memory that a region needs in a tower, in multiples of its tokens
 
 
-def regions_at_once(clip: CLIPAdapter) -> int:
-    """Return a number of regions that CLIP encodes fast at once: by cache on a CPU, by free memory on a GPU."""
+def regions_at_once(clip: CLIPAdapter, dtype: torch.dtype | None = None) -> int:
+    """Return a number of regions that CLIP encodes fast at once: by cache on a CPU, by free memory on a GPU.
+
+    Args:
+        clip: encodes the regions.
+        dtype: type of the activations; by default, that of the weights.
+    """
     try:
         tower = clip.visual.tower
         values = (tower.prefix + (clip.image_size // tower.patch_size) ** 2) * tower.width
     except InputError:  # no patch tokens; a ResNet's activations are about as large
         values = (clip.image_size // 16) ** 2 * 768
-    device = clip.mean.device
+    device, bytes_of_value = clip.mean.device, (dtype or clip.mean.dtype).itemsize
     if device.type == "cpu":
-        return max(VALUES_AT_ONCE // max(values, 1), LEAST)
+        return max(BYTES_AT_ONCE // max(values * bytes_of_value, 1), LEAST)
     if device.type != "cuda" or not torch.cuda.is_available():
         return MOST
     free = torch.cuda.mem_get_info(device)[0] + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
-    return min(max(free // 2 // (values * COPIES * clip.mean.element_size()), 1), MOST)
+    return min(max(free // 2 // (values * COPIES * bytes_of_value), 1), MOST)
 
 
 def is_out_of_memory(error: RuntimeError) -> bool:

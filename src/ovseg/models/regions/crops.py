@@ -68,6 +68,7 @@ class CropEncoder(RegionEncoder):
         if min_objectness is not None and not 0 <= min_objectness <= 1:
             raise InputError(f"min_objectness is {min_objectness}; give a number from 0 to 1, or null for no limit")
         self.precision, self.regions_per_image, self.min_objectness = precision, regions_per_image, min_objectness
+        self._dtype = None if precision is None else torch.bfloat16
         self._most: int | None = None  # regions at once, after more have exhausted the memory
         self.fill, self.expand_ratio, self.regions_per_batch = fill, expand_ratio, regions_per_batch
 
@@ -137,7 +138,7 @@ class CropEncoder(RegionEncoder):
         total = sum(map(len, cutters))
         if torch.is_grad_enabled() and self.precision is None:
             return self._encode(*self._cut(cutters, 0, total))
-        size = self.regions_per_batch or regions_at_once(self.clip)
+        size = self.regions_per_batch or regions_at_once(self.clip, self._dtype)
         parts: list[Tensor] = []
         first = 0
         while first < total or not parts:
@@ -159,9 +160,8 @@ class CropEncoder(RegionEncoder):
     @torch.no_grad()
     def _attempt(self, cutters: list[RegionCutter], first: int, last: int) -> Tensor | None:
         """Return the features of regions `first` to `last` (exclusive), or None if several do not fit into memory."""
-        dtype = None if self.precision is None else torch.bfloat16
         try:
-            return self.clip.encode_regions(*self._cut(cutters, first, last), dtype)
+            return self.clip.encode_regions(*self._cut(cutters, first, last), self._dtype)
         except RuntimeError as error:
             if last - first < 2 or not is_out_of_memory(error):
                 raise
