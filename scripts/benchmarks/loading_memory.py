@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 import torch
 
 from benchmarks.loading import region
-from benchmarks.report import seconds
+from benchmarks.report import peak_rss, seconds
 from ovseg.data.loading import train_loader
 from ovseg.data.pairs import Pairs, PairStore, ShardLog, read_pairs
 from ovseg.data.pairs.region_transform import RegionTransform
@@ -64,9 +64,8 @@ def measure(name: str, open_pairs: Callable[[Path], Pairs], store: Path, workers
         next(batches)
     own, shared = zip(*(memory(process.pid) for process in multiprocessing.active_children()), strict=True)
     mine, part = memory(os.getpid())
-    peak = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM"))
     print(
-        f"{name:22}  {workers:7}  {mine:9.0f}  {int(peak.split()[1]) / 1024:6.0f}  {sum(own) / len(own):13.0f}  "
+        f"{name:22}  {workers:7}  {mine:9.0f}  {peak_rss() / 2**20:6.0f}  {sum(own) / len(own):13.0f}  "
         f"{part + sum(shared):6.0f}  {opening:7.1f}",
         flush=True,
     )

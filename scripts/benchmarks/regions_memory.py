@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import multiprocessing
-import resource
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from typing import Any
@@ -12,7 +11,7 @@ from typing import Any
 import open_clip
 import torch
 
-from benchmarks.report import commit, hardware
+from benchmarks.report import commit, hardware, peak_rss
 from ovseg.models import CascadeEncoder, CLIPAdapter, CropEncoder, GivenMasks, OpenVocabSegmenter, SinglePassEncoder
 
 ENCODERS: dict[str, Callable[[CLIPAdapter], Any]] = {
@@ -84,8 +83,8 @@ def measure(
         segmenter.labels([image])
 
     label(2)  # warm up
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    before = peak_rss()
     label(count)
-    peak = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 2**10
+    peak = peak_rss() - before
     floats, bools = 4, 1 + 1  # bytes: the proposals' probabilities; the given masks and the thresholded ones
     return peak, count * size[0] * size[1] * (floats + bools)

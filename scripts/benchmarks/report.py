@@ -50,6 +50,15 @@ def commit() -> str:
     return subprocess.run(words, capture_output=True, text=True, check=False).stdout.strip() or "unknown"
 
 
+def peak_rss() -> int:
+    """Return the peak resident memory of this process in bytes (Linux).
+
+    Unlike `getrusage`, it does not include the peak of the process that started this one.
+    """
+    status = Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
+    return 1024 * int(next(line for line in status if line.startswith("VmHWM")).split()[1])
+
+
 def wait() -> None:
     """Wait until a GPU has finished its queued work."""
     if torch.cuda.is_available():
