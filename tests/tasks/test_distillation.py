@@ -159,3 +159,10 @@ def test_what_cannot_be_distilled_is_refused(teacher: str, tmp_path: Path) -> No
         task(teacher, train="prompt", region_encoder=SinglePassEncoder)
     with pytest.raises(InputError, match="train: all trains the text tower, which distillation does not use; use trai"):
         task(teacher, train="all", region_encoder=single_pass())
+
+
+def test_a_student_in_bf16_is_refused(teacher: str) -> None:
+    """It encodes with a frozen copy of the image tower."""
+    model = task(teacher, region_encoder=single_pass(precision="bf16"))
+    with pytest.raises(InputError, match=r"precision: bf16 is for inference only; train with .* null"):
+        trainer(1).fit(model, Batches([batch()], texts=ALL_TEXTS))

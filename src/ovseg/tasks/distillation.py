@@ -71,6 +71,8 @@ class DistillationTask(AdapterTask):
 
     def on_fit_start(self) -> None:
         super().on_fit_start()
+        if self.region_encoder.settings().get("precision") is not None:  # its copy of the image tower is frozen
+            raise InputError("precision: bf16 is for inference only; train with --model.region_encoder.precision null")
         for network in self._frozen:
             if network is not None:
                 network.to(self.device)
