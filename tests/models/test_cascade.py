@@ -410,3 +410,16 @@ def test_a_cascade_is_chosen_on_the_command_line(
         ovseg(*words, "--config", config, "--print_config")
     printed = yaml.safe_load(capsys.readouterr().out)["model"]["init_args"]["region_encoder"]
     assert printed == saved
+
+
+@pytest.mark.parametrize(
+    ("options", "sentence"),
+    [
+        ({"single_pass": {"branch_block": 1.5}}, r"single_pass\.branch_block is 1\.5; give a whole number"),
+        ({"crops": {"regions_per_batch": 2.5}}, r"crops\.regions_per_batch is 2\.5; give a whole number"),
+    ],
+    ids=str,
+)
+def test_fractions_of_whole_numbers_are_refused(options: Any, sentence: str, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=sentence):
+        CascadeEncoder(tiny.clip(tmp_path / "clip"), **options)

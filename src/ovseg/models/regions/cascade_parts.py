@@ -31,6 +31,9 @@ def built(kind: type[Encoder], clip: CLIPAdapter, options: Mapping[str, Any] | N
     options, allowed = options or {}, [*signature(kind).parameters][1:]
     if unknown := [key for key in options if key not in allowed]:
         raise InputError(f"{name} has no option {unknown[0]!r}; a {kind.__name__} takes {', '.join(allowed)}")
+    for key, value in options.items():  # the command line does not know the types of these options
+        if isinstance(value, float) and "int" in str(signature(kind).parameters[key].annotation).split(" | "):
+            raise InputError(f"{name}.{key} is {value}; give a whole number")
     try:
         return kind(clip, **options)
     except TypeError as error:
