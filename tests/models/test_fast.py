@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
 from ovseg.cli.lightning import _expand_segment_flags
-from ovseg.models import OpenVocabSegmenter, SinglePassEncoder
+from ovseg.models import CascadeEncoder, OpenVocabSegmenter, SinglePassEncoder
 from ovseg.models.segmenter_folder import write_fast
 from ovseg.structures import InputError
 from tests import tiny
+from tests.stages import refusal
 
 
 def encoder(segmenter: OpenVocabSegmenter) -> SinglePassEncoder:
@@ -45,6 +48,23 @@ def test_the_folder_of_a_segmenter_followed_by_fast(tmp_path: Path) -> None:
     segmenter.save_pretrained(folder)  # possibly with another CLIP
     with pytest.raises(InputError, match="has no fast region encoder"):
         OpenVocabSegmenter.from_pretrained(folder / "fast")
+
+
+def test_random_prompt_keys_are_reported(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """They would change the labels from run to run."""
+    segmenter, folder = tiny.segmenter(tmp_path / "clip"), tmp_path / "segmenter"
+    segmenter.save_pretrained(folder)
+    write_fast(folder, encoder(segmenter), "single.ckpt")
+    single = {"clip_short_side": 32, "branch_block": 2, "mask": "learned", "prompt_keys": 2}
+    factories: list[Any] = [partial(SinglePassEncoder, **single), partial(CascadeEncoder, single_pass=single)]
+    for factory in factories:
+        OpenVocabSegmenter.from_pretrained(folder / "fast", factory)
+    OpenVocabSegmenter.from_pretrained(folder, partial(SinglePassEncoder, mask="learned"))  # starts as a hard mask
+    assert "random" not in caplog.text
+    for factory in factories:
+        caplog.clear()
+        OpenVocabSegmenter.from_pretrained(folder, factory)
+        assert "has no prompt keys, so those of" in caplog.text
 
 
 def test_a_fast_encoder_shares_the_clip(tmp_path: Path) -> None:

@@ -21,8 +21,10 @@ from ovseg.models.proposals.base import Proposer
 from ovseg.models.proposals.queries import CONFIG as PROPOSER
 from ovseg.models.proposals.queries import MaskProposer
 from ovseg.models.regions.base import RegionEncoder, class_path, differences
+from ovseg.models.regions.cascade import CascadeEncoder
 from ovseg.models.regions.crops import CropEncoder
 from ovseg.models.regions.saved import encoder_class
+from ovseg.models.regions.single_pass import SinglePassEncoder
 from ovseg.structures import InputError
 
 SETTINGS = "segmenter.yaml"
@@ -101,6 +103,8 @@ def read_segmenter(name_or_path: str | Path, make_encoder: EncoderFactory | None
         _warn_of_other_settings(region_encoder, options, folder)
     elif (saved_encoder := _saved_encoder(name, options, clip, folder)) is not None:
         region_encoder.inherit(saved_encoder)
+        if not isinstance(saved_encoder, SinglePassEncoder):
+            _warn_of_random_prompts(region_encoder, folder)
     return SegmenterParts(proposer, region_encoder, settings)
 
 
@@ -194,6 +198,19 @@ def _load_own_weights(encoder: RegionEncoder, path: Path, saved: Mapping[str, An
     weights = read_state(path) if path.is_file() else {}
     if weights or encoder.own_weights():
         encoder.load_own_weights(weights, path, saved)
+
+
+def _warn_of_random_prompts(encoder: RegionEncoder, folder: Path) -> None:
+    """Warn of prompt keys for which a segmenter has no trained values."""
+    single_pass = encoder.single_pass if isinstance(encoder, CascadeEncoder) else encoder
+    if isinstance(single_pass, SinglePassEncoder) and single_pass.prompt_keys is not None:
+        logging.getLogger(__name__).warning(
+            "%s has no prompt keys, so those of %s are random; set prompt_keys to 0, or add trained ones with "
+            "`ovseg bundle --fast` and use %s/fast",
+            folder,
+            type(encoder).__name__,
+            folder,
+        )
 
 
 def _warn_of_other_settings(encoder: RegionEncoder, saved: Mapping[str, Any], folder: Path) -> None:
