@@ -78,8 +78,23 @@ def test_a_fast_encoder_shares_the_clip(tmp_path: Path) -> None:
 
 
 def test_the_flag_of_segment() -> None:
-    for words in (["--model", "toy", "--fast"], ["--fast", "--model=toy"], ["--model.segmenter", "toy/", "--fast"]):
+    for words in (
+        ["--model", "toy", "--fast"],
+        ["--fast", "--model=toy"],
+        ["--model.segmenter", "toy/", "--fast"],
+        ["--model", "toy/fast", "--fast"],
+        ["--model=toy/fast/", "--fast"],
+    ):
         expanded = " ".join(_expand_segment_flags(["segment", *words])).replace("=", " ")
         assert expanded.endswith("--model.segmenter toy/fast") and "--fast" not in expanded
     with pytest.raises(InputError, match="--fast needs --model"):
         _expand_segment_flags(["segment", "--images", "a.jpg", "--fast"])
+
+
+def test_crops_are_not_bundled_as_fast(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ("bundle", "--proposer", "toy", "--clip", "toy", "--fast", "toy", "--out", tmp_path / "out")
+    assert refusal(capsys, *words) == (
+        "--fast toy would encode crops (CropEncoder), which is not faster; give a .ckpt of "
+        "conf/regions/single_pass_prompt.yaml, or leave out --fast"
+    )
+    assert not (tmp_path / "out").exists()

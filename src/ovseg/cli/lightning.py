@@ -155,10 +155,14 @@ def _with_fast(words: list[str]) -> list[str]:
     flags = ("--model", "--model.segmenter")
     for index, word in enumerate(words):
         if word in flags and index + 1 < len(words):
-            return [*words[: index + 1], f"{words[index + 1].rstrip('/')}/fast", *words[index + 2 :]]
+            return [*words[: index + 1], _fast(words[index + 1]), *words[index + 2 :]]
         if word.startswith(tuple(f"{flag}=" for flag in flags)):
-            return [*words[:index], f"{word.rstrip('/')}/fast", *words[index + 1 :]]
+            return [*words[:index], _fast(word), *words[index + 1 :]]
     raise InputError("--fast needs --model, the segmenter whose fast region encoder is used; add --model FOLDER or toy")
+
+
+def _fast(model: str) -> str:
+    return f"{model.rstrip('/').removesuffix('/fast')}/fast"
 
 
 def _check_seed(seed: bool | int | None) -> None:
