@@ -82,6 +82,11 @@ def bundle(
     )
     fast_encoder = saved_encoder(CLIPAdapter(fast)) if fast else None
     if fast and fast_encoder:
+        if not fast_encoder.whole_images:
+            raise InputError(
+                f"--fast {fast} would encode crops ({type(fast_encoder).__name__}), which is not faster; give a .ckpt "
+                "of conf/regions/single_pass_prompt.yaml, or leave out --fast"
+            )
         check_same_clip(adapter, fast_encoder.clip, fast)
     segmenter.save_pretrained(out)
     if fast and fast_encoder:
