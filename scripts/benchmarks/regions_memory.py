@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import multiprocessing
+import os
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from typing import Any
@@ -51,7 +52,12 @@ def regions_memory(
 
 
 def peak_memory(*arguments: Any) -> tuple[int, int]:
-    """Return the results of `measure` from a fresh process, since the peak of a process never falls."""
+    """Return the results of `measure` from a fresh process, since the peak of a process never falls.
+
+    The process returns freed blocks to the system at once; by default, glibc keeps up to 2 GiB of them, which differ
+    from run to run.
+    """
+    os.environ["MALLOC_MMAP_THRESHOLD_"] = "131072"
     with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
         return pool.submit(measure, *arguments).result()
 
