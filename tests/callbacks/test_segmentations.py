@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
 import subprocess
@@ -17,12 +18,14 @@ from PIL import Image
 from pycocotools.coco import COCO
 
 from ovseg.callbacks import SegmentationWriter
+from ovseg.callbacks.pictures import save_picture
 from ovseg.callbacks.segmentations import fingerprint
 from ovseg.models import OpenVocabSegmenter
 from ovseg.models.views import Views
 from ovseg.structures import InputError, Vocabulary
 from tests import tiny
-from tests.stages import REPOSITORY, ovseg
+from tests.data.test_pairs import files_of_at_most
+from tests.stages import REPOSITORY, ovseg, refusal
 
 Capture = pytest.CaptureFixture[str]
 WORDS = "cat, red sky, grass, a dog"
@@ -181,3 +184,24 @@ def test_two_processes_resume_the_run_of_one(segmenter: Path, photos: Path, tmp_
 def test_tasks_other_than_segmentation_are_refused(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"not a LightningModule; see conf/segment\.yaml"):
         SegmentationWriter(tmp_path).setup(L.Trainer(logger=False), L.LightningModule(), "predict")
+
+
+def test_a_full_disk_leaves_no_half_file(tmp_path: Path) -> None:
+    picture = Image.fromarray(np.random.default_rng(0).integers(0, 256, (40, 40, 3), np.uint8))
+    (tmp_path / "out").mkdir()
+    with files_of_at_most(60), pytest.raises(InputError) as error:
+        save_picture(picture, tmp_path / "out" / "0_overlay.png")
+    assert str(error.value).startswith(f"{tmp_path}/out/0_overlay.png cannot be written (File too large); free disk")
+    assert list((tmp_path / "out").iterdir()) == []
+    save_picture(picture, tmp_path / "out" / "0_overlay.png")
+    assert [file.name for file in (tmp_path / "out").iterdir()] == ["0_overlay.png"]
+
+
+def test_a_full_disk_without_a_file_name_is_one_sentence(
+    segmenter: Path, photos: Path, tmp_path: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(SegmentationWriter, "setup", fail)
+    assert refusal(capsys, *words(segmenter, photos, tmp_path / "out")).startswith("a file cannot be written (No space")

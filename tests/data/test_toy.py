@@ -19,6 +19,7 @@ from ovseg.data.toy import NOUNS, TRAINING_CLASSES, make_scene, toy_words, write
 from ovseg.data.toy.folder import scene_captions
 from ovseg.data.toy.shapes import outline
 from ovseg.structures import InputError
+from tests.data.test_pairs import files_of_at_most
 
 
 def hashes(root: Path) -> dict[str, str]:
@@ -211,3 +212,11 @@ def test_toy_words_contain_every_word_of_captions_and_prompts() -> None:
     assert {word for text in captions for word in re.findall("[a-z]+", text.lower())} <= known
     prompts = "this is a photo of the small medium large thing in scene there other ground"
     assert set(re.findall("[a-z]+", prompts)) <= known
+
+
+def test_a_full_disk_leaves_nothing_of_a_toy_world(tmp_path: Path) -> None:
+    out = tmp_path / "world"
+    with files_of_at_most(1000), pytest.raises(InputError) as error:
+        write_toy(out, scenes=1)
+    assert str(error.value).startswith(f"{out} cannot be written (File too large); free disk space")
+    assert list(tmp_path.iterdir()) == []

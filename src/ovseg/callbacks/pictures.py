@@ -12,6 +12,8 @@ from matplotlib import font_manager
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
+from ovseg.whole_file import whole_file
+
 OVERLAY_SIDES = (512, 1600)  # smallest and largest long side of an overlay, in pixels
 OPACITY = 0.55
 
@@ -73,7 +75,6 @@ def _with_legend(picture: Image.Image, rows: list[tuple[str, float, NDArray[np.u
 
 
 def save_picture(picture: Image.Image, path: Path) -> None:
-    """Write a PNG file atomically."""
-    partial = path.with_name(f".{path.name}.tmp")
-    picture.save(partial, format="PNG")
-    partial.replace(path)
+    """Write a PNG file atomically; errors are those of `whole_file`."""
+    with whole_file(path) as partial:
+        picture.save(partial, format="PNG")

@@ -25,6 +25,7 @@ from ovseg.models import OpenVocabSegmenter
 from ovseg.ops import masks_to_boxes
 from ovseg.structures import EvalBatch, InputError, Vocabulary
 from ovseg.tasks import Segmentation, SegmentationTask
+from ovseg.whole_file import whole_file
 
 
 class Outputs(NamedTuple):
@@ -94,7 +95,6 @@ class SegmentationWriter(BasePredictionWriter):
         dataloader_idx: int,
     ) -> None:
         names: Sequence[str] = trainer.datamodule.vocabulary.names  # type: ignore[attr-defined]
-        self.out.mkdir(parents=True, exist_ok=True)
         for segmentation in prediction:
             labels, files = segmentation.labels.numpy(), self.outputs(segmentation.name)
             files.segments.unlink(missing_ok=True)  # from an earlier run; it would mark the other files as complete
@@ -102,9 +102,8 @@ class SegmentationWriter(BasePredictionWriter):
             save_picture(overlay(read_image(segmentation.name), labels, names), files.overlay)
             info = {"description": "ovseg", "made_by": self._made_by(segmentation.name)}
             text = json.dumps({"info": info, **coco(segmentation, names)})
-            partial = files.segments.with_suffix(".tmp")
-            partial.write_text(text, encoding="utf-8")
-            partial.replace(files.segments)
+            with whole_file(files.segments) as partial:
+                partial.write_text(text, encoding="utf-8")
         self.written += len(prediction)
         self.faults += batch.faults
 

@@ -60,6 +60,7 @@ def main(args: Sequence[str] | None = None) -> None:
 
     from ovseg.cli.refusals import one_sentence
     from ovseg.structures import InputError
+    from ovseg.whole_file import DISK_FULL
 
     try:
         with stoppable():
@@ -79,6 +80,8 @@ def main(args: Sequence[str] | None = None) -> None:
         refusal = _refusal(error, (InputError, ArgumentError))
         if isinstance(error, OSError) and error.filename and not debug:  # no permission, no space, a file for a folder
             _refuse(f"{error.filename} cannot be used ({error.strerror}); check the path and the free disk space")
+        if isinstance(error, OSError) and error.errno in DISK_FULL and not debug:  # while a log is written, for example
+            _refuse(f"a file cannot be written ({error.strerror}); free disk space, and rerun the same command")
         if debug or refusal is None:
             raise
         if isinstance(refusal, ArgumentError):

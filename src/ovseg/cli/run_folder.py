@@ -13,6 +13,7 @@ from lightning.pytorch.cli import LightningArgumentParser, SaveConfigCallback
 
 from ovseg.checkpoint import read_state
 from ovseg.structures import InputError
+from ovseg.whole_file import whole_file
 
 RESULTS = {"test": "report.json", "sweep": "sweep.csv"}  # files that another run of the verb would overwrite
 
@@ -26,14 +27,12 @@ class SaveVerbConfig(SaveConfigCallback):
 
     def save_config(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Write the file, the command as a comment on its first line."""
-        folder = Path(trainer.default_root_dir)
-        folder.mkdir(parents=True, exist_ok=True)
-        path = folder / self.config_filename
+        path = Path(trainer.default_root_dir) / self.config_filename
         config = self.config.clone()
         if "ckpt_path" in config:
             config["ckpt_path"] = None  # the file describes the run, not the point it resumed from
-        self.parser.save(config, path, skip_unset=False, overwrite=True, multifile=False)
-        path.write_text(f"# {self.command}\n{path.read_text(encoding='utf-8')}", encoding="utf-8")
+        with whole_file(path) as partial:
+            partial.write_text(f"# {self.command}\n{self.parser.dump(config, skip_unset=False)}", encoding="utf-8")
 
 
 def run_folder(verb: str, config: Mapping[str, Any]) -> Path:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -28,6 +27,7 @@ from ovseg.images import MIN_SIDE
 from ovseg.limits import check_at_least
 from ovseg.stopping import outlive_signals
 from ovseg.structures import CaptionBatch, InputError
+from ovseg.whole_file import whole_file
 
 SHARD_IMAGES = 512
 
@@ -132,10 +132,8 @@ class CaptionDataModule(LightningDataModule):
         check_images(self.images, [names[annotation["image_id"]] for annotation in annotations])
         if not (cache := self._cache_file(annotations)).exists():
             nouns = self.nouns.extract([annotation["caption"] for annotation in annotations])
-            cache.parent.mkdir(parents=True, exist_ok=True)
-            partial = cache.with_suffix(f".{os.getpid()}.tmp")
-            partial.write_text(json.dumps(nouns), encoding="utf-8")
-            partial.replace(cache)
+            with whole_file(cache) as partial:
+                partial.write_text(json.dumps(nouns), encoding="utf-8")
 
     def setup(self, stage: str) -> None:
         """Read the cached nouns and the masks.

@@ -17,6 +17,7 @@ from ovseg.data.toy.captions import Style, sentence
 from ovseg.data.toy.nouns import NOUNS, training_label
 from ovseg.data.toy.scenes import Scene, make_scene, scene_rng
 from ovseg.structures import InputError
+from ovseg.whole_file import unwritable
 
 FORMAT = 1  # version of the folder; increase it whenever the same arguments give different bytes
 META = "toy.json"
@@ -55,11 +56,16 @@ def write_toy(
         return
     partial = out.with_name(f".{out.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
-    (partial / "annotations").mkdir(parents=True)
-    _write_split(partial, "train2017", scenes, seed, size)
-    _write_split(partial, "val2017", val_scenes, seed, size)
-    _write_json(partial / META, meta)
-    partial.replace(out)
+    try:
+        (partial / "annotations").mkdir(parents=True)
+        _write_split(partial, "train2017", scenes, seed, size)
+        _write_split(partial, "val2017", val_scenes, seed, size)
+        _write_json(partial / META, meta)
+        partial.replace(out)
+    except OSError as error:
+        raise unwritable(out, error) from error
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
 
 
 def scene_captions(scene: Scene, seed: int, index: int, split: str) -> list[str]:
