@@ -154,7 +154,7 @@ CONFIGS = {
         "data: COCOStuffDataModule: Group 'transform' does not accept option 'crop'"
     ),
     "data: part.yaml": "typo.yaml: data: Problem with given class_path 'part.yaml': No module named 'part'",
-    "trainer: [": "typo.yaml: test: while parsing a flow node",
+    "trainer: [": "typo.yaml, line 1, column 11: invalid YAML (while parsing a flow node: ",
 }
 
 

@@ -14,11 +14,13 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.fabric.utilities.rank_zero import rank_zero_only
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
+from omegaconf.errors import OmegaConfBaseException
 
+from ovseg.cli.config_files import check_configs
 from ovseg.cli.hardware import set_hardware_defaults
 from ovseg.cli.packaged import find_packaged, notice
 from ovseg.cli.parser import StrictArgumentParser
-from ovseg.cli.refusals import check_configs
+from ovseg.cli.refusals import unresolved
 from ovseg.cli.run_folder import SaveVerbConfig, check_results, check_start, run_folder, starting_checkpoint
 from ovseg.cli.trainer import OVSegTrainer
 from ovseg.cli.wiring import add_callbacks, add_loggers
@@ -68,6 +70,8 @@ class OVSegCLI(LightningCLI):
             )
         except MisconfigurationException as error:  # flags that do not suit the machine
             raise InputError(str(error)) from error
+        except OmegaConfBaseException as error:
+            raise InputError(unresolved(error, words)) from error
 
     def add_core_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Add Trainer, data and model in the order they are built: files are checked before networks are made."""

@@ -141,7 +141,7 @@ def _options(verb: str) -> list[str]:
     trainer = [f"trainer.{name}" for name in (*signature(Trainer).parameters, "compile")]
     own = [name for name in signature(getattr(OVSegTrainer, verb)).parameters if name not in ("self", "datamodule")]
     own += ["images", "vocabulary", "fast"] if verb == "segment" else []
-    return ["config", "print_config", "seed_everything", "trainer", "data", *trainer, *own]
+    return ["config", "print_config", "seed_everything", "trainer", "data", "model", *trainer, *own]
 
 
 def _refusal(error: BaseException | None, kinds: tuple[type[Exception], ...]) -> BaseException | None:

@@ -8,15 +8,18 @@ from __future__ import annotations
 
 import inspect
 import re
+import sys
 from argparse import ArgumentError
 from collections.abc import Iterable, Iterator, Sequence
 from difflib import get_close_matches
-from itertools import pairwise
+from importlib import import_module
 from pathlib import Path
 from typing import Any, NoReturn
 
+from ovseg.cli.config_files import config_files
 from ovseg.cli.renamed import new_name
-from ovseg.structures import InputError
+
+PUBLIC = ("ovseg.tasks", "ovseg.data", "ovseg.models", "ovseg.losses", "ovseg.callbacks")  # where configs find classes
 
 
 class OwnedArguments:
@@ -81,6 +84,7 @@ def _chain(error: BaseException | None) -> Iterator[BaseException]:
 def _text(error: BaseException) -> str:
     """Return an exception's message on one line, with types named as in Python."""
     text = re.sub(r"<class '([^']+)'>|\btyping\.", lambda match: match[1] or "", " ".join(str(error).split()))
+    text = re.sub(r' in "<[a-z]+ string>", (line \d+, column \d+)', r" (\1)", text)  # a value that is no YAML
     return text.replace("Expected a int", "Expected an int")
 
 
@@ -119,17 +123,64 @@ def _hint(
     if "must include a class_path" in sentence:
         return f"; give the class too, with --{'.'.join(keys)} or as class_path in the config"
     if not unknown:
-        return (
-            "; give a class, or a config file that exists"
-            if "import path" in sentence or "No module" in sentence
-            else ""
-        )
+        path = re.search(r"class_path '([\w.]+)'|import path string: (\w+)", sentence)
+        if path and (nearest := _nearest_class(path[1] or path[2])):
+            return f"; did you mean {nearest}?"
+        not_found = "import path" in sentence or "No module" in sentence
+        return "; give a class, or a config file that exists" if not_found else ""
     name = ".".join(unknown)
+    if not owner and not keys and (nearest_part := _nearest_part(name, options)):
+        return f"; did you mean --{nearest_part}?"
     candidates = list(inspect.signature(owner).parameters) if owner else list(options)
     candidates = [option for option in candidates if option.count(".") == name.count(".")]
     if close := get_close_matches(name, candidates, n=1):
         return f"; did you mean --{'.'.join([*keys, *close])}?"
     return "" if keys else f"; `ovseg {verb} --help` lists the flags"
+
+
+def _nearest_part(key: str, options: Iterable[str]) -> str:
+    """Return the top-level key most similar to that of a dotted key, or nothing if the key is right or unlike any."""
+    parts = {option.partition(".")[0] for option in options}
+    part = key.partition(".")[0]
+    close = [] if part in parts else get_close_matches(part, parts, n=1)
+    return close[0] if close else ""
+
+
+def _nearest_class(path: str) -> str:
+    """Return the dotted path of the public class whose name is most similar, or nothing if none is."""
+    module, _, name = path.rpartition(".")
+    modules = [import_module(public) for public in PUBLIC]
+    modules += [sys.modules[module]] if module in sys.modules else []
+    paths = {
+        public: f"{each.__name__}.{public}"
+        for each in modules
+        for public in getattr(each, "__all__", dir(each))
+        if isinstance(cls := getattr(each, public), type)
+        and (hasattr(each, "__all__") or cls.__module__ == each.__name__)
+    }
+    close = get_close_matches(name, paths, n=1)
+    return paths[close[0]] if close else ""
+
+
+def unresolved(error: Exception, words: Sequence[str]) -> str:
+    """Explain in one sentence why an interpolation such as `${data.root}` cannot be resolved.
+
+    Args:
+        error: raised by OmegaConf.
+        words: the command line, beginning with its verb.
+    """
+    reason = str(error).splitlines()[0]
+    key = re.match(r"Interpolation key '\.*(.+?)' not found", reason)
+    pattern = re.compile(rf"\$\{{[^{{}}]*{re.escape(key[1])}\}}" if key else r"\$\{[^{}]*\}?")
+    sources = {"the command line": " ".join(words)}
+    sources |= {file: Path(file).read_text("utf-8") for file in config_files(words)}
+    source, match = next(
+        ((file, match) for file, text in sources.items() if (match := pattern.search(text))), ("", None)
+    )
+    place, reference = (f"{source}: ", match[0]) if match else ("", f"${{{key[1]}}}" if key else "an interpolation")
+    if key:
+        return f"{place}{reference} names no key of the configuration; correct it, or set that key (--print_config)"
+    return f"{place}{reference} cannot be resolved ({reason}); correct it"
 
 
 def _config_with(key: Sequence[str], words: Sequence[str]) -> str:
@@ -139,24 +190,4 @@ def _config_with(key: Sequence[str], words: Sequence[str]) -> str:
     if leaf and any(leaf in flag.split(".") for flag in flags):
         return ""
     pattern = re.compile(rf"(?<!\w){re.escape(leaf)}(?!\w)" if leaf else "$")
-    return next((file for file in _configs(words) if pattern.search(Path(file).read_text("utf-8", "replace"))), "")
-
-
-def check_configs(words: Sequence[str]) -> None:
-    """Refuse config files that are not text, which jsonargparse does not catch.
-
-    Raises:
-        InputError: a file on the command line is not UTF-8.
-    """
-    for file in _configs(words):
-        try:
-            Path(file).read_text("utf-8")
-        except UnicodeDecodeError as error:
-            raise InputError(f"{file} is not a text file in UTF-8; save it as one, or give another --config") from error
-
-
-def _configs(words: Sequence[str]) -> list[str]:
-    """Return the config files on a command line that exist."""
-    files = [word.partition("=")[2] for word in words if word.startswith("--config=")]
-    files += [value for flag, value in pairwise(words) if flag in ("--config", "-c")]
-    return [file for file in files if Path(file).is_file()]
+    return next((file for file in config_files(words) if pattern.search(Path(file).read_text("utf-8", "replace"))), "")
