@@ -127,12 +127,37 @@ def test_damaged_missing_and_other_files_are_refused_and_write_nothing(
     torch.save({"state_dict": {"visual.proj": torch.zeros(2, 2)}}, other)
     command = ["import", "--out", str(out), "--path"]
     assert "half.pth is not a readable weights file" in refusal([*command, str(half)], capsys)
-    assert "weights not found: " in refusal([*command, str(tmp_path / "none.pth")], capsys)
+    text = refusal([*command, str(tmp_path / "none.pth")], capsys)
+    assert "none.pth does not exist; give the path of the .pth file that you downloaded" in text
+    text = refusal(["import", "toy", "--out", str(out), "--clip-only", str(tmp_path / "none.pt")], capsys)
+    assert "none.pt does not exist; give the path of an open_clip checkpoint, such as epoch_5.pt" in text
     text = refusal([*command, str(other)], capsys)
     assert "clip.pt is not a released OVSeg checkpoint" in text and "--clip-only FILE" in text
     text = refusal(["import", "toy", "--out", str(out), "--clip-only", str(other), "--decoder_heads", "4"], capsys)
     assert "has its own settings" in text
     assert not out.exists()
+
+
+@pytest.mark.parametrize(
+    ("words", "report"),
+    [
+        (
+            ["a.pth", "out", "b.pt", "8"],
+            "unexpected b.pt 8: `ovseg import` takes only path and out without a flag; remove it",
+        ),
+        (
+            ["a.pth", "b.pt", "--out", "out"],
+            "unexpected b.pt: `ovseg import` takes only path without a flag; remove it",
+        ),
+        (
+            ["b.pt", "--path", "a.pth", "--out=out"],
+            "unexpected b.pt: `ovseg import` takes no more arguments without a flag",
+        ),
+        (["a.pth", "--out", "out", "b.pt"], "unrecognized arguments: b.pt"),
+    ],
+)
+def test_surplus_words_are_refused_as_such(words: list[str], report: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert refusal(["import", *words], capsys).startswith(f"ovseg: import: {report}")
 
 
 def test_files_of_an_earlier_segmenter_are_removed(released: Path, tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shlex
 import sys
 from collections.abc import Callable
 from inspect import signature
@@ -12,6 +13,7 @@ from typing import TYPE_CHECKING, Literal
 
 import jsonargparse
 
+from ovseg.cli.config_files import check_configs
 from ovseg.cli.packaged import find_packaged, notice
 from ovseg.cli.refusals import OwnedArguments
 from ovseg.limits import check_at_least
@@ -144,6 +146,7 @@ def data(action: Literal["check"], benchmark: str, root: Path | None = None, num
     """
     from ovseg.data.benchmarks.check import check, load_benchmark
 
+    check_configs(["--data", benchmark])
     check_at_least(0, num_workers=num_workers)
     print("\n".join(check(load_benchmark(benchmark, root), num_workers)))
 
@@ -201,9 +204,18 @@ def run(words: list[str]) -> None:
     if packaged:
         print(notice(packaged), file=sys.stderr)
     function = COMMANDS[verb]
-    # leading arguments need no flag: `ovseg import FILE`
-    leading = takewhile(lambda word: not word.startswith("-"), rest)
-    positional = list(zip(signature(function).parameters, leading, strict=False))
+    # leading words are the required arguments, in order: `ovseg import FILE`
+    leading = list(takewhile(lambda word: not word.startswith("-"), rest))
+    flags = {word.partition("=")[0] for word in rest}
+    required = [name for name, argument in signature(function).parameters.items() if argument.default is argument.empty]
+    required = [name for name in required if f"--{name}" not in flags]
+    if surplus := leading[len(required) :]:
+        takes = f"takes only {' and '.join(required)}" if required else "takes no more arguments"
+        raise InputError(
+            f"{verb}: unexpected {shlex.join(surplus)}: `ovseg {verb}` {takes} without a flag; remove it, or put its "
+            f"flag before it (ovseg {verb} --help)"
+        )
+    positional = list(zip(required, leading, strict=False))
     rest = [*(part for name, word in positional for part in (f"--{name}", word)), *rest[len(positional) :]]
     rest = [re.sub("^--[^=]+", lambda flag: f"--{flag[0][2:].replace('-', '_')}", word) for word in rest]
     first_line = (function.__doc__ or "").splitlines()[0]

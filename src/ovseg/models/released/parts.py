@@ -76,6 +76,8 @@ def load_clip(clip: CLIPAdapter, path: str | Path) -> int:
     Raises:
         InputError: the file is missing, damaged, or of another architecture; `clip` is unchanged.
     """
+    if not Path(path).exists():
+        raise InputError(f"{path} does not exist; give the path of an open_clip checkpoint, such as epoch_5.pt")
     content = read_state(path)
     state = content.get("state_dict", content.get("model", content))  # open_clip's, a released OVSeg's, or a bare one
     if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):

@@ -49,6 +49,8 @@ def read_released(path: str | Path, settings: ReleaseSettings = RELEASE_DEFAULTS
     Raises:
         InputError: the file is missing, damaged, or not a released checkpoint.
     """
+    if not Path(path).exists():
+        raise InputError(f"{path} does not exist; give the path of the .pth file that you downloaded")
     content = read_state(path)
     weights: State = content.get("model", content.get("state_dict", content))
     if not isinstance(weights, dict) or not all(
