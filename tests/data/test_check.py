@@ -115,9 +115,41 @@ def test_wrong_arguments_are_refused(tmp_path: Path, capsys: Capture) -> None:
     assert empty_root.startswith(
         f"ade20k_150 has no images ({tmp_path}/ADEChallengeData2016/images/validation) and no labels"
     )
-    assert "data: unrecognized arguments: stray" in refusal(capsys, "data", "check", "ade20k_150", tmp_path, 0, "stray")
-    captions = CONF / "data" / "coco_captions.yaml"
-    assert "CaptionDataModule" in refusal(capsys, "data", "check", captions)
+    surplus = refusal(capsys, "data", "check", "ade20k_150", "stray", "words")
+    assert surplus.startswith(
+        "data: unexpected stray words: `ovseg data` takes only action and benchmark without a flag; "
+    )
+
+
+def test_files_that_configure_no_benchmark_are_named(tmp_path: Path, capsys: Capture) -> None:
+    hint = "; give the YAML file of a benchmark, such as conf/data/own.yaml, or the name of one"
+    for file, report in {
+        CONF / "data" / "coco_captions.yaml": "configures CaptionDataModule, which is training data, not a benchmark",
+        CONF / "data" / "region_text.yaml": "configures RegionTextDataModule, which is training data, not a benchmark",
+        CONF / "test.yaml": "configures a run, not a benchmark",
+        write(tmp_path / "words.txt", "sky\nsea\n"): "is not the YAML file of a benchmark, which has a class_path",
+        write(tmp_path / "notes.txt", "Bad: [text"): "is not a YAML file",
+    }.items():
+        assert refusal(capsys, "data", "check", file) == f"{file} {report}{hint}"
+    empty = write(tmp_path / "own.yaml", "")
+    assert refusal(capsys, "data", "check", empty).startswith(f"{empty} is empty; ")
+
+
+def test_labels_without_a_class_are_refused(tmp_path: Path, capsys: Capture) -> None:
+    for number in range(2):
+        write_pair(tmp_path / "images", tmp_path / "labels", f"{number}", np.full((4, 6), 255))
+    own = write(
+        tmp_path / "own.yaml",
+        "class_path: ovseg.data.SegmentationBenchmark\n"
+        f"init_args: {{images: {tmp_path}/images, labels: {tmp_path}/labels, vocabulary: 'sky, sea'}}",
+    )
+    with pytest.raises(SystemExit) as stopped:
+        printed(capsys, own)
+    assert stopped.value.code == 2
+    assert capsys.readouterr().err.splitlines()[-1] == (
+        "ovseg: no pixel of the 2 labels has a class, all are unlabelled; correct label_offset, or give other labels "
+        f"than {tmp_path}/labels"
+    )
 
 
 def test_missing_files_are_found_before_the_model_is_built(tmp_path: Path, capsys: Capture) -> None:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import NamedTuple
 
 import jsonargparse
 import torch
+import yaml
+from lightning.pytorch import LightningDataModule
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
@@ -38,11 +41,35 @@ def load_benchmark(spec: str, root: Path | None = None) -> EvalDataModule:
         raise InputError(
             f"there is no benchmark {spec!r}; choose one of {', '.join(benchmarks)}, or give a YAML file or a class"
         )
+    if not is_class:
+        _check_class(Path(spec))
     parser = jsonargparse.ArgumentParser(exit_on_error=False, allow_abbrev=False)
     parser.add_subclass_arguments(EvalDataModule, "data", required=True)
     words = ["--data", spec, *([] if root is None else ["--data.root", str(root)])]
     data: EvalDataModule = parser.instantiate(parser.parse_args(words)).data
     return data
+
+
+def _check_class(file: Path) -> None:
+    """Refuse a file that does not configure a benchmark.
+
+    Raises:
+        InputError: the file is no mapping with a `class_path`, or configures training data or a run.
+    """
+    example = "give the YAML file of a benchmark, such as conf/data/own.yaml, or the name of one"
+    try:
+        content = yaml.safe_load(file.read_text("utf-8"))
+    except (yaml.YAMLError, ValueError) as error:
+        raise InputError(f"{file} is not a YAML file; {example}") from error
+    if not isinstance(content, dict):
+        raise InputError(f"{file} is not the YAML file of a benchmark, which has a class_path; {example}")
+    if {"data", "model", "trainer"} & content.keys():
+        raise InputError(f"{file} configures a run, not a benchmark; {example}")
+    module, _, name = str(content.get("class_path")).rpartition(".")
+    configured = getattr(sys.modules.get(module), name, None)
+    if isinstance(configured, type) and not issubclass(configured, EvalDataModule):
+        kind = "training data" if issubclass(configured, LightningDataModule) else "part of a run"
+        raise InputError(f"{file} configures {name}, which is {kind}, not a benchmark; {example}")
 
 
 class FileCheck(NamedTuple):
@@ -79,8 +106,8 @@ def check(data: EvalDataModule, num_workers: int = 0) -> list[str]:
         Lines for the user: where the files are, how many there are, and which classes are absent.
 
     Raises:
-        InputError: an image cannot be read, its labels have another size or a value outside the vocabulary, or a
-            published benchmark has fewer images than were published.
+        InputError: an image cannot be read, its labels have another size or a value outside the vocabulary, no pixel
+            has a class, or a published benchmark has fewer images than were published.
     """
     files = CheckedFiles(data.labels)
     present, faults = torch.zeros(len(data.vocabulary.scored_names), dtype=torch.bool), 0
@@ -100,6 +127,11 @@ def check(data: EvalDataModule, num_workers: int = 0) -> list[str]:
         raise InputError(
             f"{data.layout.name} has {len(files):,} images here but {data.layout.total:,} were published; "
             f"{data.layout.source}"
+        )
+    if not present.any():
+        raise InputError(
+            f"no pixel of the {len(files):,} labels has a class, all are unlabelled; correct label_offset, or give "
+            f"other labels than {data.locations.get('labels', data.locations['images'])}"
         )
     absent = [name.strip() for name, occurs in zip(data.vocabulary.scored_names, present, strict=True) if not occurs]
     more = f" and {len(absent) - _SHOWN} more" if len(absent) > _SHOWN else ""
