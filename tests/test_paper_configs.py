@@ -121,12 +121,12 @@ def build(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Build]:
 
 @pytest.fixture(scope="module")
 def shallow_clip(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], list[str]]:
-    """Flags that put an open_clip model with one layer of images and one of text in the place of OpenAI's."""
+    """Flags that replace OpenAI's model by open_clip's with 3 layers of images, for 3 prompts, and 1 of text."""
 
     @functools.cache
     def flags(name: str) -> list[str]:
         config = open_clip.get_model_config(name)
-        config["vision_cfg"]["layers"] = config["text_cfg"]["layers"] = 1
+        config["vision_cfg"]["layers"], config["text_cfg"]["layers"] = 3, 1
         folder = tmp_path_factory.mktemp(name)
         (folder / "open_clip_config.json").write_text(json.dumps({"model_cfg": config}))
         return ["--model.clip.model", str(folder), "--model.clip.pretrained", "null"]
