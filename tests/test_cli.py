@@ -294,7 +294,7 @@ def test_missing_weights_are_refused(capsys: Capture, photo: Path) -> None:
 def test_captions_that_are_not_json_are_refused(capsys: Capture, photo: Path) -> None:
     here = photo.parent
     captions = write(here / "captions.json", "a photo of a cat")
-    clip = ("--model.clip.model", tiny.clip_folder(here / "clip"), "--model.proposer", "null")
+    clip = ("--model.clip.model", tiny.clip_folder(here / "clip"))
     data = ("--data.images", here, "--data.captions", captions)
     flags = ("--config", CONF / "toy" / "mine.yaml", *clip, *data, "--out", here / "out")
     assert f"{captions} is not JSON" in refusal(capsys, "mine", *flags)
