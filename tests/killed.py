@@ -19,7 +19,7 @@ def run(words: Sequence[object], batches: int | None = None, files: int | None =
 
     Args:
         batches: kill it when so many batches are predicted.
-        files: kill it when the file of this number is written, before it gets its name.
+        files: kill it when the file of this number in a store is written, before it gets its name.
     """
     process = CONTEXT.Process(target=_main, args=([str(word) for word in words], batches, files))
     process.start()
@@ -44,7 +44,8 @@ def _main(words: list[str], batches: int | None, files: int | None) -> None:
             os.kill(os.getpid(), signal.SIGKILL)
 
     def replace(self: Path, target: Any) -> Path:
-        counted("files", files if self.suffix == ".tmp" and "pairs" in str(self.parent) else None)
+        if target.name == "store.json" or target.suffix == ".parquet":
+            counted("files", files)
         return written(self, target)
 
     def on_predict_batch_end(self: PairsWriter, *args: Any) -> None:
