@@ -23,7 +23,6 @@ class ResumableDataModule(LabelsDataModule):
     Args:
         total_batch_size: samples per optimizer step, summed over processes and accumulated batches, so that a step is
             the same on any number of devices.
-
         num_workers: processes that read the samples.
 
     Raises:
